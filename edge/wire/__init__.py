@@ -1,0 +1,1 @@
+"""What central and a node say to each other: topics, messages, and their bytes."""

@@ -1,0 +1,68 @@
+"""Bytes to message and back. An unknown version is refused, an unknown field ignored."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, TypeVar
+
+import msgspec
+
+from edge.wire.messages import ACCEPTED_VERSIONS, Command, Document, Envelope, Message
+
+M = TypeVar("M", bound=Message)
+
+_encoder = msgspec.json.Encoder()
+# Sorted keys and no white space: the same body gives the same bytes, hence the same hash, on both sides.
+_canonical = msgspec.json.Encoder(order="deterministic")
+_envelope = msgspec.json.Decoder(Envelope)
+_command: msgspec.json.Decoder[Command] = msgspec.json.Decoder(Command)
+_decoders: dict[type[Message], msgspec.json.Decoder[Any]] = {}
+
+
+class WireError(Exception):
+    """These bytes are not a message we can read."""
+
+
+class UnknownVersionError(WireError):
+    """The message is of a version this side does not speak."""
+
+
+def encode(message: Message) -> bytes:
+    return _encoder.encode(message)
+
+
+def decode(kind: type[M], payload: bytes) -> M:
+    """Read a message of this kind; `WireError` where that is not what the bytes say."""
+    decoder = _decoders.get(kind)
+    if decoder is None:
+        decoder = _decoders[kind] = msgspec.json.Decoder(kind)
+    return _decode(decoder, payload)  # type: ignore[no-any-return]
+
+
+def decode_command(payload: bytes) -> Command:
+    return _decode(_command, payload)  # type: ignore[no-any-return]
+
+
+def _decode(decoder: msgspec.json.Decoder[Any], payload: bytes) -> Any:
+    try:
+        version = _envelope.decode(payload).v
+        if version not in ACCEPTED_VERSIONS:
+            raise UnknownVersionError(
+                f"version {version}, known are {', '.join(map(str, ACCEPTED_VERSIONS))}"
+            )
+        return decoder.decode(payload)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise WireError(str(error)) from error
+
+
+def body_digest(body: dict[str, Any]) -> str:
+    """SHA-256 of the canonical JSON of a document's body, in hex."""
+    return hashlib.sha256(_canonical.encode(body)).hexdigest()
+
+
+def document(body: dict[str, Any], *, epoch: int, version: int) -> Document:
+    return Document(epoch=epoch, version=version, sha256=body_digest(body), body=body)
+
+
+def is_intact(doc: Document) -> bool:
+    return body_digest(doc.body) == doc.sha256

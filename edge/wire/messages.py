@@ -1,0 +1,320 @@
+"""Every message of the wire, frozen and versioned.
+
+All are JSON objects with a `v` field. A reader ignores fields it does not know and refuses a version it does
+not know (`codec`). Times of day are UTC, RFC 3339, with a `Z`; durations are seconds; `*_ms` are
+milliseconds on the sender's boot-time clock. Values of a setpoint are in the device type's own unit, normally
+percent of controllable nominal AC power.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+
+WIRE_VERSION = 1
+ACCEPTED_VERSIONS = (1,)
+
+# A command must carry a token this node issued less than this long ago, on the node's own monotonic clock.
+FRESH_WINDOW_S = 15.0
+HEARTBEAT_PERIOD_S = 5.0
+# The broker publishes a node's will this long after it lost the connection.
+WILL_DELAY_S = 10
+SESSION_EXPIRY_S = 30
+KEEP_ALIVE_S = 15
+MAXIMUM_PACKET = 4 * 1024 * 1024
+RESPONSE_EXPIRY_S = 60
+HEARTBEAT_EXPIRY_S = 30
+TELEMETRY_EXPIRY_S = 300
+
+
+class Code(StrEnum):
+    """Why a command, or one device of it, was not carried out. Users read these in `not_updated`."""
+
+    RETAINED = "retained"
+    OLD_EPOCH = "old_epoch"
+    STALE = "stale"
+    SUPERSEDED = "superseded"
+    RANGE = "range"
+    EXCLUDED = "excluded"
+    OWNED_BY = "owned_by"
+    UNKNOWN_DEVICE = "unknown_device"
+    BUSY = "busy"
+    WEAR = "wear"
+    WRITE_FAILED = "write_failed"
+    READBACK_MISMATCH = "readback_mismatch"
+    # Said by central, which shares the vocabulary.
+    NODE_OFFLINE = "node_offline"
+    NOT_SENT = "not_sent"
+    UNKNOWN = "unknown"
+    NOT_DELIVERED = "not_delivered"
+
+
+# Refusals that say nothing about the command itself, only about the moment: not remembered, so that the same
+# command id may come again.
+NOT_REMEMBERED = frozenset({Code.RETAINED, Code.OLD_EPOCH, Code.STALE, Code.BUSY})
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True):
+    v: int = WIRE_VERSION
+
+
+class Envelope(msgspec.Struct, frozen=True):
+    """As much of any message as tells whether we can read the rest."""
+
+    v: int
+
+
+# --- down: commands -------------------------------------------------------------------------------------------
+
+
+class SetpointCommand(Message, frozen=True, tag_field="op", tag="setpoint", kw_only=True):
+    """Hold these devices at these values, each for `hold_s` from its arrival.
+
+    `sequence` is unique and rising over all of central; a device carries out the highest it has seen.
+    `fresh` is a token from the node's own heartbeat, or from its answer to a ping.
+    """
+
+    id: str
+    epoch: int
+    sequence: int
+    fresh: str
+    request_id: str
+    category: str
+    values: dict[str, float]
+    hold_s: float
+    reason: str = ""
+
+
+class ReleaseCommand(Message, frozen=True, tag_field="op", tag="release", kw_only=True):
+    """End the direct holds of these devices now."""
+
+    id: str
+    epoch: int
+    sequence: int
+    fresh: str
+    request_id: str
+    category: str
+    devices: tuple[str, ...]
+    reason: str = ""
+
+
+class PingCommand(Message, frozen=True, tag_field="op", tag="ping", kw_only=True):
+    """Answer with a fresh token and the four timestamps; needs no token itself."""
+
+    id: str
+    epoch: int
+    sent_wall: str
+
+
+class ResyncCommand(Message, frozen=True, tag_field="op", tag="resync", kw_only=True):
+    """Report again what is applied."""
+
+    id: str
+    epoch: int
+
+
+Command = SetpointCommand | ReleaseCommand | PingCommand | ResyncCommand
+
+
+# --- up: answers ----------------------------------------------------------------------------------------------
+
+
+class DeviceResult(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """What became of one device of a command. `code` is None where the write was confirmed."""
+
+    code: str | None = None
+    detail: str = ""
+    value: float | None = None
+    readback: float | None = None
+    holds_s: float | None = None
+
+    @property
+    def ok(self) -> bool:
+        return self.code is None
+
+    @property
+    def reason(self) -> str:
+        """As users read it: the code, then what a person can act on."""
+        return f"{self.code}: {self.detail}" if self.detail else str(self.code)
+
+
+class Stage(StrEnum):
+    ACCEPTED = "accepted"
+    DONE = "done"
+    REFUSED = "refused"
+
+
+class CommandAnswer(Message, frozen=True, kw_only=True):
+    """`accepted` once arbitrated, then `done` with every device's outcome; or `refused` as a whole."""
+
+    id: str
+    stage: Stage
+    code: str | None = None
+    detail: str = ""
+    fresh: str | None = None
+    devices: dict[str, DeviceResult] = {}
+    # ping: the other three of the four timestamps
+    sent_wall: str | None = None
+    received_wall: str | None = None
+    answered_wall: str | None = None
+
+
+# --- up: the node's state -------------------------------------------------------------------------------------
+
+
+class Presence(Message, frozen=True, kw_only=True):
+    online: bool
+    session: str
+    boot: str
+    sw: str = ""
+    versions: tuple[int, ...] = ACCEPTED_VERSIONS
+    fresh: str | None = None
+
+
+class Heartbeat(Message, frozen=True, kw_only=True):
+    session: str
+    seq: int
+    mono_ms: int
+    wall: str
+    fresh: str
+
+
+class AppliedDocument(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    v: int
+    status: str  # applied | failed
+    error: str = ""
+
+
+class Reported(Message, frozen=True, kw_only=True):
+    """What this node runs: its session and boot, the last sequence each device accepted, its documents."""
+
+    session: str
+    boot: str
+    store: str
+    epoch: int
+    manifest_version: int
+    at: str
+    clock: str
+    sequences: dict[str, int] = {}
+    documents: dict[str, AppliedDocument] = {}
+    devices_refused: dict[str, str] = {}
+
+
+class TelemetryPoint(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    t: str
+    key: str
+    value: float
+    unit: str = ""
+    q: str = "good"
+    device: str = ""
+
+
+class TelemetryBatch(Message, frozen=True, kw_only=True):
+    points: list[TelemetryPoint]
+
+
+class LogEntry(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """One line of the `control` stream.
+
+    kind `result`: what became of a command; `watchdog`: a hold ended and what was written instead; `standing`:
+    a limit found at start that this node did not set; `device_error`: somebody should look at a device.
+    """
+
+    seq: int
+    at: str
+    kind: str
+    category: str = ""
+    value: float | None = None
+    command_id: str | None = None
+    request_id: str | None = None
+    sequence: int | None = None
+    reason: str = ""
+    devices: dict[str, DeviceResult] = {}
+
+
+class LogBatch(Message, frozen=True, kw_only=True):
+    """Entries `first` to `last` of one stream of one store; acknowledged after central's commit."""
+
+    stream: str
+    store: str
+    first: int
+    last: int
+    entries: list[LogEntry]
+
+
+class LogAck(Message, frozen=True, kw_only=True):
+    stream: str
+    store: str
+    last: int
+
+
+# --- down: desired state --------------------------------------------------------------------------------------
+
+
+class ManifestEntry(msgspec.Struct, frozen=True):
+    v: int
+    sha256: str
+
+
+class Manifest(Message, frozen=True, kw_only=True):
+    """All that this node should have, and nothing else: a document that is not listed is to be dropped."""
+
+    epoch: int
+    version: int
+    docs: dict[str, ManifestEntry]
+
+
+class Document(Message, frozen=True, kw_only=True):
+    """One desired document. `sha256` is over the canonical JSON of `body`."""
+
+    epoch: int
+    version: int
+    sha256: str
+    body: dict[str, Any]
+
+
+class SiteConfig(msgspec.Struct, frozen=True, kw_only=True):
+    id: str
+    tag: str
+    curtailment_time_limit_s: float
+    cyclic_write_timeout_s: float
+    time_zone: str = "UTC"
+
+
+class DeviceConfig(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """One device of a node. Bounds and default in the device type's unit; `nameplate_kw` is its rated power."""
+
+    id: str
+    tag: str
+    category: str
+    profile: str
+    host: str = ""
+    port: int = 0
+    unit: int = 0
+    min_value: float = 0.0
+    max_value: float = 100.0
+    default_value: float = 100.0
+    nameplate_kw: float | None = None
+    excluded: bool = False
+    measured_only: bool = False
+    lifetime: str = "cyclic"
+    poll_s: float = 1.0
+    telemetry_s: float = 10.0
+
+
+class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """The body of `desired/config`. Devices stay raw: one that cannot be used is refused alone."""
+
+    site: SiteConfig
+    devices: list[dict[str, Any]]
+    profiles: dict[str, dict[str, Any]]
+
+
+class ScheduleBody(msgspec.Struct, frozen=True, kw_only=True):
+    """The body of `desired/schedule/{date}/{category}`: quarter hours of one UTC day, `HH:MM` -> value or null."""
+
+    date: str
+    category: str
+    slots: dict[str, float | None]
