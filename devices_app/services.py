@@ -22,7 +22,7 @@ class DeviceTypeFields(TypedDict, total=False):
     id: uuid.UUID
     category: str
     protocol: str
-    value_kind: str
+    value_kind: str | None
     min_value: float
     max_value: float
     default_value: float

@@ -63,7 +63,7 @@ def schedule_delete(*, schedule: Schedule) -> None:
 
 
 def _checked(slots: Slots) -> Slots:
-    """The slots as they came; `Invalid` names each that is no quarter hour or has no finite number or null."""
+    """The slots as they came; `Invalid` names each which cannot be used."""
     errors: dict[str, list[str]] = {}
     for slot, value in slots.items():
         if not SLOT.fullmatch(slot):

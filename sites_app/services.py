@@ -90,7 +90,7 @@ def node_update(*, node: Node, **changes: Unpack[NodeChanges]) -> Node:
 def token_issue(
     *, name: str, sites: Iterable[Site], value: str | None = None, token_id: uuid.UUID | None = None
 ) -> ManagementToken:
-    """Make a token which opens these sites, with a drawn value unless one is given (`selectors.token_value`)."""
+    """Make a token which opens these sites; its value is drawn unless one is given."""
     value = tokens.value_draw() if value is None else tokens.value_check(value)
     with transaction.atomic():
         token = ManagementToken(

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from django.core.management.base import BaseCommand
-from edge.profiles.loader import load_all
-from edge.profiles.model import profile_to_builtins
 
 from devices_app.services import DeviceTypeFields, device_types_sync
+from edge.profiles.loader import load_all
+from edge.profiles.model import profile_to_builtins
 
 
 class Command(BaseCommand):
@@ -20,9 +20,9 @@ class Command(BaseCommand):
             profiles[profile.name] = (
                 profile.title,
                 {
-                    "category": profile.category,
-                    "protocol": profile.protocol,
-                    "value_kind": str(profile.value_kind),
+                    "category": str(profile.category),
+                    "protocol": str(profile.protocol),
+                    "value_kind": None if profile.value_kind is None else str(profile.value_kind),
                     "min_value": profile.min_value,
                     "max_value": profile.max_value,
                     "default_value": profile.default_value,
