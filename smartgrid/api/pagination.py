@@ -18,9 +18,7 @@ MAXIMUM_LIMIT = 1000
 M = TypeVar("M", bound=Model)
 
 
-def list_response(
-    *, request: Request, rows: QuerySet[M], serializer: type[BaseSerializer[M]]
-) -> Response:
+def list_response(*, request: Request, rows: QuerySet[M], serializer: type[BaseSerializer[M]]) -> Response:
     """These rows, or the page of them which the request asks for, with `X-Total-Count` and `Link`."""
     limit = _number(request.query_params, "limit", minimum=1, maximum=MAXIMUM_LIMIT)
     offset = _number(request.query_params, "offset", minimum=0) or 0
