@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from msgspec.structs import replace
 
 from edge.drivers.errors import DeviceRefused, DeviceUnreachable
 from edge.profiles.loader import load_all
@@ -184,7 +183,7 @@ async def test_a_meter_takes_no_setpoint(bench, name):
 
 async def test_a_value_that_the_device_has_not_is_none_and_never_zero(bench):
     bench = await bench("generic_modbus_battery")
-    bench.device.machine.charge_pct = 655.35  # its raw value is the device's "no value"
+    bench.device.shown["state_of_charge"] = None
 
     readings = await bench.driver.read()
 
@@ -194,10 +193,7 @@ async def test_a_value_that_the_device_has_not_is_none_and_never_zero(bench):
 
 async def test_a_refused_block_costs_only_its_own_readings(bench):
     bench = await bench("sungrow_sg110cx")
-    energy = bench.device.profile.points["energy"]
-    del bench.device.registers.words[energy.table][energy.address]
-    # The simulated device would bring the register back when it measures.
-    bench.device.profile = replace(bench.device.profile, telemetry={"P_kW": "power"})
+    bench.device.registers.remove("energy")
 
     readings = await bench.driver.read()
 

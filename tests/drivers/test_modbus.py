@@ -15,6 +15,8 @@ from edge.profiles.loader import load_all
 from edge.profiles.model import Table
 from edge.simulators.modbus import Fault
 
+PROFILES = load_all()
+
 
 async def until(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(5):
@@ -58,7 +60,7 @@ async def test_a_cancelled_command_closes_the_line(bench):
 
 
 async def test_a_session_too_many_is_closed_and_the_first_one_stays(bench):
-    only_one = replace(load_all()["generic_modbus"], max_sessions=1)
+    only_one = replace(PROFILES["generic_modbus"], max_sessions=1)
     bench = await bench(only_one)
     await bench.driver.read()
     second = ModbusSession(
@@ -101,12 +103,16 @@ async def test_an_idle_connection_that_the_device_closes_is_noticed(bench):
 
 
 async def test_an_answer_of_the_wrong_length_breaks_the_connection(clock):
+    done = asyncio.Event()
+
     async def liar(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         request = await reader.readexactly(12)
         # One register where two were asked for.
         writer.write(request[:4] + b"\x00\x05\x01\x03\x02\x00\x2a")
         await reader.read()
         writer.close()
+        await writer.wait_closed()
+        done.set()
 
     server = await asyncio.start_server(liar, "127.0.0.1", 0)
     session = ModbusSession(
@@ -123,6 +129,8 @@ async def test_an_answer_of_the_wrong_length_breaks_the_connection(clock):
         await session.read(1, Table.HOLDING, 0, 2)
 
     assert not session.connected
+    async with asyncio.timeout(5):
+        await done.wait()
     server.close()
     await server.wait_closed()
 
@@ -268,7 +276,7 @@ async def test_meter_counts_export_positive_though_the_device_counts_import(benc
 
 
 def test_points_close_together_share_a_block():
-    points = load_all()["sma_stp60_im20"].points
+    points = PROFILES["sma_stp60_im20"].points
 
     blocks = plan_reads(points, ["power", "energy", "power_sf", "limit_pct"], max_block=125, max_gap=60)
 
@@ -276,7 +284,7 @@ def test_points_close_together_share_a_block():
 
 
 def test_no_block_is_longer_than_the_profile_allows():
-    points = load_all()["sma_stp60_im20"].points
+    points = PROFILES["sma_stp60_im20"].points
 
     blocks = plan_reads(points, ["power", "energy"], max_block=11, max_gap=60)
 
@@ -284,7 +292,7 @@ def test_no_block_is_longer_than_the_profile_allows():
 
 
 def test_tables_are_never_mixed_in_a_block():
-    points = load_all()["sungrow_sg110cx"].points
+    points = PROFILES["sungrow_sg110cx"].points
 
     blocks = plan_reads(points, ["device_type", "limit_switch"], max_block=125, max_gap=100)
 
