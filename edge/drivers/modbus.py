@@ -207,6 +207,7 @@ class ModbusDriver:
         self._generation = -1
         self._exponents: dict[str, int] = {}
         self._plans: dict[frozenset[str], list[Block]] = {}
+        self._scales = _scale_points(profile, profile.points)
         self._telemetry = frozenset(profile.telemetry.values())
         limit = profile.limit
         self._readback = frozenset(_readback_points(limit)) if limit else frozenset[str]()
@@ -375,8 +376,12 @@ class ModbusDriver:
         if refused is not None and not raw:
             raise refused
         # Scale factors first: the others need them.
-        for name in raw.keys() & _scale_points(self._profile, names):
-            self._learn_exponent(name, raw[name])
+        for name in raw.keys() & self._scales:
+            try:
+                self._learn_exponent(name, raw[name])
+            except ReadingInvalid:
+                if not tolerant:
+                    raise
         return {name: self._decode(name, raw[name]) for name in names if name in raw}
 
     def _plan(self, names: frozenset[str]) -> list[Block]:
@@ -401,7 +406,7 @@ class ModbusDriver:
     def _decode(self, name: str, registers: list[int]) -> float | str | None:
         point = self._points[name]
         if point.scale_point is not None and point.scale_point not in self._exponents:
-            # Its block was refused: a number without its scale is no value.
+            # Its block was refused, or it has no value: a number without its scale is none either.
             return None
         return decode(point, registers, exponent=self._exponent(point))
 
