@@ -1,0 +1,1 @@
+"""Device types, devices, and the configuration nodes get from them."""

@@ -1,0 +1,155 @@
+"""DeviceType and Device: fields, constraints, facts of one row."""
+
+from __future__ import annotations
+
+import uuid
+
+from django.core.validators import MaxValueValidator, MinValueValidator, RegexValidator
+from django.db import models
+from django.db.models import F, Q
+from django.utils import timezone
+
+from devices_app.choices import CATEGORY_PATTERN, Lifetime, ValueKind
+from sites_app.models import Node, Site
+
+PORTS = (1, 65535)
+UNITS = (0, 255)
+
+
+def _default_within_bounds(*, name: str) -> models.CheckConstraint:
+    return models.CheckConstraint(
+        condition=Q(min_value__lte=F("default_value")) & Q(default_value__lte=F("max_value")),
+        name=name,
+        violation_error_message="min_value, default_value and max_value must be in this order.",
+    )
+
+
+class DeviceType(models.Model):
+    """What devices of one make have in common; its profile, from `edge.profiles`, travels to the nodes."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    created_at = models.DateTimeField(default=timezone.now, editable=False)
+    name = models.CharField(max_length=200, unique=True)
+    profile = models.CharField(max_length=100)
+    category = models.CharField(max_length=64, validators=[RegexValidator(CATEGORY_PATTERN)])
+    protocol = models.CharField(max_length=32)
+    value_kind = models.CharField(max_length=32, choices=ValueKind, default=ValueKind.ACTIVE_POWER_LIMIT)
+    min_value = models.FloatField(default=0)
+    max_value = models.FloatField(default=100)
+    default_value = models.FloatField(default=100)
+    lifetime = models.CharField(max_length=16, choices=Lifetime, default=Lifetime.CYCLIC)
+    verified_on_hardware = models.BooleanField(default=False)
+    profile_body = models.JSONField(default=dict, blank=True)
+
+    class Meta:
+        constraints = [
+            models.CheckConstraint(condition=~Q(name=""), name="device_type_name_not_empty"),
+            models.CheckConstraint(condition=~Q(profile=""), name="device_type_profile_not_empty"),
+            models.CheckConstraint(
+                condition=Q(category__regex=CATEGORY_PATTERN), name="device_type_category_is_a_topic_level"
+            ),
+            models.CheckConstraint(
+                condition=Q(value_kind__in=ValueKind.values), name="device_type_value_kind_known"
+            ),
+            models.CheckConstraint(
+                condition=Q(lifetime__in=Lifetime.values), name="device_type_lifetime_known"
+            ),
+            _default_within_bounds(name="device_type_default_within_bounds"),
+        ]
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def speaks_modbus(self) -> bool:
+        return self.protocol.startswith("modbus")
+
+    @property
+    def has_limit(self) -> bool:
+        """Tell whether there is a register we may write; meters have none."""
+        return bool(self.profile_body.get("limit"))
+
+
+class Device(models.Model):
+    """One piece of hardware behind a node."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    created_at = models.DateTimeField(default=timezone.now, editable=False)
+    # The node's site, kept here because tags and control points are unique in it. The service keeps them
+    # equal.
+    site = models.ForeignKey(Site, on_delete=models.PROTECT, related_name="devices", editable=False)
+    node = models.ForeignKey(Node, on_delete=models.PROTECT, related_name="devices")
+    device_type = models.ForeignKey(DeviceType, on_delete=models.PROTECT, related_name="devices")
+    device_tag = models.CharField(max_length=64)
+    category = models.CharField(max_length=64, validators=[RegexValidator(CATEGORY_PATTERN)])
+    min_value = models.FloatField()
+    max_value = models.FloatField()
+    default_value = models.FloatField()
+    peak_power_kw = models.FloatField(null=True, blank=True)
+    meta_data = models.JSONField(default=dict, blank=True)
+    include_in_curtailment = models.BooleanField(default=True)
+    measured_only = models.BooleanField(
+        default=False, help_text="Read, never written: meters, and devices behind another's control point."
+    )
+    modbus_server_host = models.CharField(max_length=253, null=True, blank=True)
+    modbus_server_port = models.PositiveIntegerField(
+        null=True, blank=True, validators=[MinValueValidator(PORTS[0]), MaxValueValidator(PORTS[1])]
+    )
+    modbus_id = models.PositiveSmallIntegerField(
+        null=True, blank=True, validators=[MinValueValidator(UNITS[0]), MaxValueValidator(UNITS[1])]
+    )
+    lifetime = models.CharField(
+        max_length=16, choices=Lifetime, null=True, blank=True, help_text="Empty: as the device type says."
+    )
+    telemetry_s = models.FloatField(
+        default=10,
+        help_text="Seconds between two readings sent to central.",
+        validators=[MinValueValidator(1)],
+    )
+    # `host:port/unit/register` of the limit this device is controlled by: one owner in a site. Null where
+    # nothing is written.
+    control_point = models.CharField(max_length=300, null=True, editable=False)
+    # The last value the edge confirmed, and the sequence number of the request or event it came with.
+    value = models.FloatField(null=True, editable=False)
+    value_sequence = models.BigIntegerField(null=True, editable=False)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["site", "device_tag"], name="device_tag_unique_per_site"),
+            models.UniqueConstraint(fields=["site", "control_point"], name="control_point_has_one_owner"),
+            models.CheckConstraint(condition=~Q(device_tag=""), name="device_tag_not_empty"),
+            models.CheckConstraint(
+                condition=Q(category__regex=CATEGORY_PATTERN), name="device_category_is_a_topic_level"
+            ),
+            _default_within_bounds(name="device_default_within_bounds"),
+            models.CheckConstraint(
+                condition=Q(peak_power_kw__isnull=True) | Q(peak_power_kw__gt=0),
+                name="device_peak_power_positive",
+            ),
+            models.CheckConstraint(
+                condition=Q(modbus_server_port__isnull=True) | Q(modbus_server_port__range=PORTS),
+                name="device_modbus_port_in_range",
+            ),
+            models.CheckConstraint(
+                condition=Q(modbus_id__isnull=True) | Q(modbus_id__range=UNITS),
+                name="device_modbus_id_in_range",
+            ),
+            models.CheckConstraint(
+                condition=Q(lifetime__isnull=True) | Q(lifetime__in=Lifetime.values),
+                name="device_lifetime_known",
+            ),
+            models.CheckConstraint(condition=Q(telemetry_s__gte=1), name="device_telemetry_s_at_least_one"),
+            models.CheckConstraint(
+                condition=Q(measured_only=False) | Q(control_point__isnull=True),
+                name="device_measured_only_owns_no_control_point",
+            ),
+        ]
+        indexes = [models.Index(fields=["site", "category"], name="device_site_category")]
+
+    def __str__(self) -> str:
+        return self.device_tag
+
+    @property
+    def effective_lifetime(self) -> str:
+        """Its own, else its type's; needs `device_type` loaded."""
+        return self.lifetime or self.device_type.lifetime

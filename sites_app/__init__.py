@@ -1,0 +1,1 @@
+"""Sites, nodes, the documents nodes should have, and the tokens which open sites."""

@@ -1,0 +1,179 @@
+"""Site, Node, NodeDocument and ManagementToken: fields, constraints, facts of one row."""
+
+from __future__ import annotations
+
+import uuid
+import zoneinfo
+from typing import Any
+
+from django.conf import settings
+from django.core.exceptions import ValidationError
+from django.core.validators import MaxValueValidator, MinValueValidator, RegexValidator
+from django.db import models
+from django.db.models import Q
+from django.utils import timezone
+
+from edge.wire.topics import LEVEL, NodeTopics
+
+# As it must be to stand as one level of an MQTT topic.
+TOPIC_LEVEL = LEVEL.pattern
+
+CURTAILMENT_TIME_LIMIT_S = (1, 3600)
+CYCLIC_WRITE_TIMEOUT_S = (10, 86400)
+
+
+def default_tenant() -> str:
+    return str(settings.SGM_TENANT)
+
+
+def default_node_configuration() -> dict[str, Any]:
+    return {"module": "PolarisInverterCurtailment"}
+
+
+def validate_time_zone(name: str) -> None:
+    if name not in zoneinfo.available_timezones():
+        raise ValidationError(f"{name!r} is not a time zone, e.g. Europe/Amsterdam")
+
+
+class Site(models.Model):
+    """A place with energy assets, behind one or more nodes."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    created_at = models.DateTimeField(default=timezone.now, editable=False)
+    tenant_tag = models.CharField(
+        max_length=64, default=default_tenant, validators=[RegexValidator(TOPIC_LEVEL)]
+    )
+    site_tag = models.CharField(max_length=64)
+    name = models.CharField(max_length=200)
+    meta_data = models.JSONField(default=dict, blank=True)
+    curtailment_time_limit = models.PositiveIntegerField(
+        default=60,
+        help_text="Seconds a direct request holds a device unless it is renewed, 1 to 3600.",
+        validators=[
+            MinValueValidator(CURTAILMENT_TIME_LIMIT_S[0]),
+            MaxValueValidator(CURTAILMENT_TIME_LIMIT_S[1]),
+        ],
+    )
+    cyclic_write_timeout = models.PositiveIntegerField(
+        default=300,
+        help_text="Seconds between two repetitions of a setpoint, 10 to 86400.",
+        validators=[
+            MinValueValidator(CYCLIC_WRITE_TIMEOUT_S[0]),
+            MaxValueValidator(CYCLIC_WRITE_TIMEOUT_S[1]),
+        ],
+    )
+    time_zone = models.CharField(
+        max_length=64,
+        default="UTC",
+        validators=[validate_time_zone],
+        help_text="For display only: schedules are in UTC.",
+    )
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["tenant_tag", "site_tag"], name="site_tag_unique_per_tenant"),
+            models.CheckConstraint(
+                condition=Q(curtailment_time_limit__range=CURTAILMENT_TIME_LIMIT_S),
+                name="site_curtailment_time_limit_in_range",
+            ),
+            models.CheckConstraint(
+                condition=Q(cyclic_write_timeout__range=CYCLIC_WRITE_TIMEOUT_S),
+                name="site_cyclic_write_timeout_in_range",
+            ),
+            models.CheckConstraint(
+                condition=Q(tenant_tag__regex=TOPIC_LEVEL), name="site_tenant_is_a_topic_level"
+            ),
+            models.CheckConstraint(condition=~Q(site_tag=""), name="site_tag_not_empty"),
+        ]
+
+    def __str__(self) -> str:
+        return self.site_tag
+
+
+class Node(models.Model):
+    """An edge computer of a site. Its presence columns hold transitions; what is newest lives in Redis."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    created_at = models.DateTimeField(default=timezone.now, editable=False)
+    site = models.ForeignKey(Site, on_delete=models.PROTECT, related_name="nodes")
+    # Copied from the site when the node is made, and fixed for life: it is part of the node's topics.
+    tenant_tag = models.CharField(max_length=64, editable=False)
+    name = models.CharField(max_length=64)
+    meta_data = models.JSONField(default=dict, blank=True)
+    curtail_in_batch = models.BooleanField(
+        default=True, help_text="One command for all devices of a request, instead of one for each."
+    )
+    iothub = models.CharField(max_length=200, blank=True, default="")
+    configuration = models.JSONField(default=default_node_configuration, blank=True)
+
+    epoch = models.PositiveIntegerField(default=1, editable=False)
+    manifest_version = models.PositiveBigIntegerField(default=0, editable=False)
+
+    online = models.BooleanField(default=False, editable=False)
+    session = models.CharField(max_length=64, blank=True, default="", editable=False)
+    boot = models.CharField(max_length=64, blank=True, default="", editable=False)
+    presence_changed_at = models.DateTimeField(null=True, editable=False)
+    last_reported = models.JSONField(null=True, editable=False)
+    last_reported_at = models.DateTimeField(null=True, editable=False)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["tenant_tag", "name"], name="node_name_unique_per_tenant"),
+            models.CheckConstraint(condition=~Q(name=""), name="node_name_not_empty"),
+            models.CheckConstraint(
+                condition=Q(tenant_tag__regex=TOPIC_LEVEL), name="node_tenant_is_a_topic_level"
+            ),
+            models.CheckConstraint(condition=Q(epoch__gte=1), name="node_epoch_starts_at_one"),
+        ]
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def topics(self) -> NodeTopics:
+        """The node's branch of the broker's topics."""
+        return NodeTopics(self.tenant_tag, str(self.pk))
+
+
+class NodeDocument(models.Model):
+    """One document a node should have; `sites_app.documents` alone writes these."""
+
+    node = models.ForeignKey(Node, on_delete=models.CASCADE, related_name="documents")
+    name = models.CharField(max_length=200)
+    version = models.PositiveBigIntegerField()
+    sha256 = models.CharField(max_length=64)
+    body = models.JSONField()
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["node", "name"], name="node_document_name_unique"),
+            models.CheckConstraint(condition=Q(version__gte=1), name="node_document_version_positive"),
+            models.CheckConstraint(
+                condition=Q(sha256__regex=r"^[0-9a-f]{64}$"), name="node_document_sha256_is_hex"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.name} v{self.version}"
+
+
+class ManagementToken(models.Model):
+    """Opens some sites. Found by a keyed digest; kept encrypted because root may see it again."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    created_at = models.DateTimeField(default=timezone.now, editable=False)
+    name = models.CharField(max_length=200)
+    digest = models.CharField(max_length=64, unique=True, editable=False)
+    encrypted = models.TextField(editable=False)
+    sites = models.ManyToManyField(Site, related_name="management_tokens", blank=True)
+
+    class Meta:
+        constraints = [
+            models.CheckConstraint(condition=~Q(name=""), name="management_token_name_not_empty"),
+            models.CheckConstraint(
+                condition=Q(digest__regex=r"^[0-9a-f]{64}$"), name="management_token_digest_is_hex"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return self.name

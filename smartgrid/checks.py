@@ -1,0 +1,69 @@
+"""Start-up checks: what must be set before a process of central may serve."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from cryptography.fernet import Fernet
+from django.conf import settings
+from django.core.checks import CheckMessage, Error, register, run_checks
+from django.core.exceptions import ImproperlyConfigured
+
+TAG = "smartgrid"
+TOPIC_LEVEL_HINT = "Letters, digits, '-' and '_', at most 64."
+_SECRETS = ("SECRET_KEY", "SGM_TOKEN_HASH_KEY", "SGM_TOKEN_ENCRYPTION_KEYS", "SGM_ROOT_TOKENS")
+_ROOT_TOKEN_LENGTH = 24
+
+
+@register(TAG)
+def check_well_formed(**_: Any) -> Sequence[CheckMessage]:
+    """What is set must be usable; what is not set is another check's matter."""
+    from edge.wire.topics import LEVEL  # noqa: PLC0415
+
+    found: list[CheckMessage] = []
+    if not LEVEL.match(settings.SGM_TENANT):
+        found.append(Error("SGM_TENANT cannot stand in a topic.", hint=TOPIC_LEVEL_HINT, id="smartgrid.E001"))
+    for position, key in enumerate(settings.SGM_TOKEN_ENCRYPTION_KEYS, start=1):
+        try:
+            Fernet(key)
+        except ValueError:
+            found.append(
+                Error(
+                    f"Key {position} of SGM_TOKEN_ENCRYPTION_KEYS is not a Fernet key.",
+                    hint="32 random bytes in URL-safe base64.",
+                    id="smartgrid.E002",
+                )
+            )
+    for position, token in enumerate(settings.SGM_ROOT_TOKENS, start=1):
+        if len(token) < _ROOT_TOKEN_LENGTH:
+            found.append(
+                Error(
+                    f"Token {position} of SGM_ROOT_TOKENS is shorter than {_ROOT_TOKEN_LENGTH} characters.",
+                    id="smartgrid.E003",
+                )
+            )
+    return found
+
+
+@register(TAG, deploy=True)
+def check_secrets(**_: Any) -> Sequence[CheckMessage]:
+    found: list[CheckMessage] = []
+    for name in _SECRETS:
+        try:
+            missing = not getattr(settings, name)
+        except ImproperlyConfigured:
+            missing = True
+        if missing:
+            variable = name if name.startswith("SGM_") else f"SGM_{name}"
+            found.append(Error(f"{variable} is not set.", hint=f"Or {variable}_FILE.", id="smartgrid.E004"))
+    return found
+
+
+def refuse_to_serve_unless_sound() -> None:
+    """Stop a serving process at its start, with every reason at once, rather than at its first request."""
+    errors = [
+        message for message in run_checks(tags=[TAG], include_deployment_checks=True) if message.is_serious()
+    ]
+    if errors:
+        raise ImproperlyConfigured("; ".join(f"{error.msg} {error.hint or ''}".strip() for error in errors))

@@ -1,0 +1,165 @@
+"""One file for every environment: the environment decides, nothing is production-only.
+
+Every variable stands in `.env.example` with its unit, default and effect.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from smartgrid.env import (
+    env_bool,
+    env_database,
+    env_list,
+    env_secret,
+    env_secrets,
+    env_str,
+    env_url,
+)
+from smartgrid.logs import logging_config
+
+BASE_DIR = Path(__file__).resolve().parent.parent
+
+# --- the process ----------------------------------------------------------------------------------------
+
+# Empty is refused at the first use; `checks.py` says so before that.
+SECRET_KEY = env_secret("SGM_SECRET_KEY")
+DEBUG = env_bool("SGM_DEBUG", default=False)
+ALLOWED_HOSTS = env_list("SGM_ALLOWED_HOSTS", default=("127.0.0.1", "localhost"))
+CSRF_TRUSTED_ORIGINS = env_list("SGM_CSRF_TRUSTED_ORIGINS")
+SGM_GIT_VERSION = env_str("SGM_GIT_VERSION", default="unknown")
+# Behind a proxy which ends TLS and sets X-Forwarded-Proto.
+SGM_BEHIND_TLS_PROXY = env_bool("SGM_BEHIND_TLS_PROXY", default=False)
+if SGM_BEHIND_TLS_PROXY:
+    SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
+SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = SGM_BEHIND_TLS_PROXY
+
+INSTALLED_APPS = [
+    "smartgrid.apps.ConsoleConfig",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "django.contrib.staticfiles",
+    "rest_framework",
+    "smartgrid.apps.SmartgridConfig",
+    "sites_app",
+    "devices_app",
+    "schedules_app",
+]
+
+# The API needs the first four. The rest is the console's, and lazy: a request which touches neither session
+# nor user nor messages pays no query for them.
+MIDDLEWARE = [
+    "smartgrid.middleware.RequestIdMiddleware",
+    "django.middleware.security.SecurityMiddleware",
+    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+]
+
+ROOT_URLCONF = "smartgrid.urls"
+WSGI_APPLICATION = "smartgrid.wsgi.application"
+ASGI_APPLICATION = "smartgrid.asgi.application"
+# The guide's paths have no trailing slash, and a redirect would lose a PUT's body.
+APPEND_SLASH = False
+
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ],
+        },
+    },
+]
+
+LANGUAGE_CODE = "en-gb"
+USE_I18N = False
+USE_TZ = True
+TIME_ZONE = "UTC"
+
+STATIC_URL = "/static/"
+# Served from the packages themselves: nothing to collect, hence nothing to forget.
+WHITENOISE_USE_FINDERS = True
+WHITENOISE_AUTOREFRESH = False
+
+# --- database -------------------------------------------------------------------------------------------
+
+DATABASES = {"default": env_database("SGM_DATABASE_URL", default=f"sqlite:///{BASE_DIR}/var/sgm.sqlite3")}
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+AUTH_PASSWORD_VALIDATORS = [
+    {"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator", "OPTIONS": {"min_length": 12}},
+    {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
+]
+
+# --- Redis and Celery -----------------------------------------------------------------------------------
+
+SGM_REDIS_URL, _host, _port = env_url(
+    "SGM_REDIS_URL", default="redis://127.0.0.1:6379/0", schemes=("redis", "rediss"), default_port=6379
+)
+
+CELERY_BROKER_URL = SGM_REDIS_URL
+CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
+CELERY_BROKER_TRANSPORT_OPTIONS = {
+    # A request has eight seconds in all: a Redis that is down is told within one.
+    "socket_connect_timeout": 0.5,
+    "max_retries": 0,
+}
+CELERY_TASK_PUBLISH_RETRY = False
+# Answers reach the waiting view through a Redis list of ours.
+CELERY_RESULT_BACKEND = None
+CELERY_TASK_IGNORE_RESULT = True
+CELERY_TASK_SERIALIZER = "json"
+CELERY_ACCEPT_CONTENT = ["json"]
+CELERY_TIMEZONE = "UTC"
+CELERY_TASK_ACKS_LATE = False
+CELERY_TASK_DEFAULT_QUEUE = "sync"
+CELERY_TASK_QUEUES: dict[str, dict[str, str]] = {"control": {}, "sync": {}}
+CELERY_TASK_CREATE_MISSING_QUEUES = False
+CELERY_WORKER_PREFETCH_MULTIPLIER = 1
+
+# --- MQTT -----------------------------------------------------------------------------------------------
+
+SGM_MQTT_URL, SGM_MQTT_HOST, SGM_MQTT_PORT = env_url(
+    "SGM_MQTT_URL", default="mqtt://127.0.0.1:1883", schemes=("mqtt", "mqtts"), default_port=1883
+)
+SGM_MQTT_WORKER_USERNAME = env_str("SGM_MQTT_WORKER_USERNAME", default="central-worker")
+SGM_MQTT_WORKER_PASSWORD = env_secret("SGM_MQTT_WORKER_PASSWORD")
+SGM_MQTT_INBOX_USERNAME = env_str("SGM_MQTT_INBOX_USERNAME", default="central-inbox")
+SGM_MQTT_INBOX_PASSWORD = env_secret("SGM_MQTT_INBOX_PASSWORD")
+# Publish and subscribe on connections of their own, for brokers which cannot switch Nagle off.
+SGM_MQTT_SPLIT_CONNECTIONS = env_bool("SGM_MQTT_SPLIT_CONNECTIONS", default=False)
+
+# --- sites and tokens -----------------------------------------------------------------------------------
+
+SGM_TENANT = env_str("SGM_TENANT", default="tenant-123")
+# Any number may be valid at once, so that one can be rotated without a gap.
+SGM_ROOT_TOKENS = env_secrets("SGM_ROOT_TOKENS")
+SGM_TOKEN_HASH_KEY = env_secret("SGM_TOKEN_HASH_KEY")
+# The first encrypts, all decrypt.
+SGM_TOKEN_ENCRYPTION_KEYS = env_secrets("SGM_TOKEN_ENCRYPTION_KEYS")
+
+# --- the API --------------------------------------------------------------------------------------------
+
+REST_FRAMEWORK = {
+    "DEFAULT_AUTHENTICATION_CLASSES": ["smartgrid.api.authentication.BearerAndManagementToken"],
+    "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.IsAuthenticated"],
+    "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
+    "DEFAULT_PARSER_CLASSES": ["rest_framework.parsers.JSONParser"],
+    "EXCEPTION_HANDLER": "smartgrid.api.exceptions.exception_handler",
+    "UNAUTHENTICATED_USER": None,
+    "TEST_REQUEST_DEFAULT_FORMAT": "json",
+}
+# Our bodies are some hundred bytes; a schedule of 96 slots is about two thousand.
+DATA_UPLOAD_MAX_MEMORY_SIZE = 1024 * 1024
+
+LOGGING = logging_config(level=env_str("SGM_LOG_LEVEL", default="INFO").upper())

@@ -1,0 +1,27 @@
+"""Everything runs without a service, on SQLite; on PostgreSQL where SGM_TEST_DATABASE_URL names one."""
+
+from __future__ import annotations
+
+import os
+
+from cryptography.fernet import Fernet
+
+os.environ.setdefault("SGM_DATABASE_URL", os.environ.get("SGM_TEST_DATABASE_URL") or "sqlite:///:memory:")
+os.environ.setdefault(
+    "SGM_SECRET_KEY", "only for tests, and long enough to keep Django's checks content 0123456789"
+)
+
+from smartgrid.settings import *  # noqa: F403 - all of them
+
+SGM_TENANT = "tenant-123"
+SGM_ROOT_TOKENS = ["root-token-for-tests-one-0123456789", "root-token-for-tests-two-0123456789"]
+SGM_TOKEN_HASH_KEY = "hash key for tests"
+SGM_TOKEN_ENCRYPTION_KEYS = [Fernet.generate_key().decode()]
+SGM_GIT_VERSION = "v1.2.3"
+
+# In this process and without a service; tests which need the real one start it.
+CELERY_BROKER_URL = "memory://"
+CELERY_BROKER_TRANSPORT_OPTIONS = {}
+
+# A hash worth its name takes a quarter of a second for each test user.
+PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
