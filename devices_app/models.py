@@ -33,7 +33,8 @@ class DeviceType(models.Model):
     profile = models.CharField(max_length=100)
     category = models.CharField(max_length=64, validators=[RegexValidator(CATEGORY_PATTERN)])
     protocol = models.CharField(max_length=32)
-    value_kind = models.CharField(max_length=32, choices=ValueKind, default=ValueKind.ACTIVE_POWER_LIMIT)
+    # Null for what is only read.
+    value_kind = models.CharField(max_length=32, choices=ValueKind, null=True, blank=True)
     min_value = models.FloatField(default=0)
     max_value = models.FloatField(default=100)
     default_value = models.FloatField(default=100)
@@ -49,7 +50,8 @@ class DeviceType(models.Model):
                 condition=Q(category__regex=CATEGORY_PATTERN), name="device_type_category_is_a_topic_level"
             ),
             models.CheckConstraint(
-                condition=Q(value_kind__in=ValueKind.values), name="device_type_value_kind_known"
+                condition=Q(value_kind__isnull=True) | Q(value_kind__in=ValueKind.values),
+                name="device_type_value_kind_known",
             ),
             models.CheckConstraint(
                 condition=Q(lifetime__in=Lifetime.values), name="device_type_lifetime_known"

@@ -1,0 +1,57 @@
+"""The document `config`: what a node must know about its site, its devices and their profiles."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from devices_app.models import Device
+from edge.wire.messages import DeviceConfig, NodeConfig, SiteConfig
+from sites_app.documents import renderer_register
+from sites_app.models import Node, Site
+
+CONFIG = "config"
+
+
+def register() -> None:
+    renderer_register(prefix=CONFIG, render=lambda node: {CONFIG: node_config_render(node)})
+
+
+def node_config_render(node: Node) -> dict[str, Any]:
+    """The body of `desired/config`; equal rows give an equal body, hence an equal digest."""
+    site = Site.objects.get(pk=node.site_id)
+    devices = list(node.devices.select_related("device_type").order_by("device_tag"))
+    config = NodeConfig(
+        site=SiteConfig(
+            id=str(site.pk),
+            tag=site.site_tag,
+            curtailment_time_limit_s=site.curtailment_time_limit,
+            cyclic_write_timeout_s=site.cyclic_write_timeout,
+            time_zone=site.time_zone,
+        ),
+        devices=[msgspec.to_builtins(_device_config(device)) for device in devices],
+        profiles={device.device_type.profile: device.device_type.profile_body for device in devices},
+    )
+    body: dict[str, Any] = msgspec.to_builtins(config)
+    return body
+
+
+def _device_config(device: Device) -> DeviceConfig:
+    return DeviceConfig(
+        id=str(device.pk),
+        tag=device.device_tag,
+        category=device.category,
+        profile=device.device_type.profile,
+        host=device.modbus_server_host or "",
+        port=device.modbus_server_port or 0,
+        unit=device.modbus_id or 0,
+        min_value=device.min_value,
+        max_value=device.max_value,
+        default_value=device.default_value,
+        nameplate_kw=device.peak_power_kw,
+        excluded=not device.include_in_curtailment,
+        measured_only=device.measured_only,
+        lifetime=device.effective_lifetime,
+        telemetry_s=device.telemetry_s,
+    )

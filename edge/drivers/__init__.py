@@ -1,0 +1,1 @@
+"""Code that speaks to devices, one module a protocol; what is said comes from the profile."""

@@ -1,0 +1,44 @@
+"""What every driver and every session can do, whatever the protocol."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class Session(Protocol):
+    """One connection to one endpoint, shared by the devices behind it and used by one task at a time."""
+
+    @property
+    def connected(self) -> bool: ...
+
+    @property
+    def next_command_at(self) -> float:
+        """Boot-time seconds before which no command may start."""
+
+    async def connect(self) -> None:
+        """Connect anew; `DeviceUnreachable` where that is not possible."""
+
+    async def aclose(self) -> None: ...
+
+
+class Driver(Protocol):
+    """One device. Every method may raise `DeviceUnreachable`, `DeviceRefused` or `ReadingInvalid`."""
+
+    @property
+    def commands_per_write(self) -> int:
+        """The most commands a write takes once the device is prepared; each costs the profile's gap."""
+
+    @property
+    def telemetry_units(self) -> dict[str, str]: ...
+
+    async def identify(self) -> None:
+        """Refuse a device that is not of this profile, or not of this rated power."""
+
+    async def read(self) -> dict[str, float | None]:
+        """Readings by canonical key, power positive towards the grid; None where the device has no value."""
+
+    async def write(self, value: float) -> None:
+        """Set the setpoint, in the unit of the profile's value kind."""
+
+    async def read_setpoint(self) -> float | None:
+        """Read the setpoint in force; None where the profile knows no way to read it."""

@@ -1,0 +1,27 @@
+"""Protocol name -> how to open a session and a driver."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from edge.drivers.base import Driver, Session
+from edge.drivers.modbus import ModbusDriver, ModbusSession
+from edge.profiles.model import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Constructors:
+    """How to build both ends of a protocol.
+
+    `session` takes host, port, timeout_s, min_gap_s, clock and sleep; `driver` takes session, profile, unit
+    and nameplate_kw; all by keyword, as `ModbusSession` and `ModbusDriver` do.
+    """
+
+    session: Callable[..., Session]
+    driver: Callable[..., Driver]
+
+
+DRIVERS: dict[Protocol, Constructors] = {
+    Protocol.MODBUS_TCP: Constructors(session=ModbusSession, driver=ModbusDriver),
+}

@@ -1,0 +1,1 @@
+"""Device types as data: what a device is, which registers it has, how its limit is set."""

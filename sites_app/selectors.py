@@ -1,0 +1,108 @@
+"""What a principal may see of sites and nodes; `sites_visible_to` is the one door to all of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+import msgspec
+import structlog
+from django.db.models import QuerySet
+
+from sites_app import tokens
+from sites_app.models import ManagementToken, Node, Site
+from smartgrid import live
+from smartgrid.api.principal import Principal
+from smartgrid.errors import NotFound
+
+log = structlog.stdlib.get_logger(__name__)
+
+# A reading older than this is not served as current.
+CURRENT_FOR = timedelta(minutes=15)
+
+
+def sites_visible_to(principal: Principal) -> QuerySet[Site]:
+    """The sites this principal may see: all for root, else those its token names.
+
+    Every query about anything of a site starts from here.
+    """
+    sites = Site.objects.order_by("site_tag", "pk")
+    if principal.is_root:
+        return sites
+    if principal.token_id is None:
+        return sites.none()
+    return sites.filter(management_tokens=principal.token_id)
+
+
+def site_get(*, principal: Principal, site_id: UUID) -> Site:
+    """One visible site, else `NotFound`: hidden and absent look the same."""
+    site = sites_visible_to(principal).filter(pk=site_id).first()
+    if site is None:
+        raise NotFound("No such site.")
+    return site
+
+
+def nodes_visible_to(principal: Principal) -> QuerySet[Node]:
+    nodes = Node.objects.order_by("name", "pk")
+    return nodes if principal.is_root else nodes.filter(site__in=sites_visible_to(principal).order_by())
+
+
+def node_get(*, principal: Principal, node_id: UUID, site_id: UUID | None = None) -> Node:
+    """One visible node, of this site where one is given, else `NotFound`."""
+    nodes = nodes_visible_to(principal).filter(pk=node_id)
+    node = (nodes if site_id is None else nodes.filter(site_id=site_id)).first()
+    if node is None:
+        raise NotFound("No such node.")
+    return node
+
+
+def management_token_find(value: str) -> ManagementToken | None:
+    """The token with this value, found by its keyed digest; None for anything else."""
+    if not tokens.is_well_formed(value):
+        return None
+    return ManagementToken.objects.filter(digest=tokens.digest(value)).first()
+
+
+def token_value(token: ManagementToken) -> str:
+    """What its holder sends; `TokenUnreadable` where its key is gone."""
+    return tokens.decrypt(token.encrypted)
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """The latest value of one key of a site."""
+
+    key: str
+    value: float
+    at: datetime
+
+
+class _StoredMetric(msgspec.Struct):
+    value: float
+    timestamp: datetime
+
+
+def metrics_key(site_id: UUID) -> str:
+    """The Redis hash which holds a site's latest readings: key -> JSON {value, timestamp}."""
+    return f"sgm:site:{site_id}:metrics"
+
+
+def site_metrics(site: Site, *, now: datetime) -> list[Metric]:
+    """The site's readings which are still current, by key; none where Redis has none or does not answer."""
+    try:
+        stored = live.hash_read(metrics_key(site.pk))
+    except live.LiveUnavailable as error:
+        log.warning("site_metrics_unavailable", site=site.site_tag, error=str(error))
+        return []
+    metrics = []
+    for key, text in sorted(stored.items()):
+        try:
+            reading = msgspec.json.decode(text, type=_StoredMetric)
+        except msgspec.DecodeError as error:
+            log.warning("site_metric_unreadable", site=site.site_tag, key=key, error=str(error))
+            continue
+        at = reading.timestamp if reading.timestamp.tzinfo else reading.timestamp.replace(tzinfo=UTC)
+        if now - at <= CURRENT_FOR:
+            metrics.append(Metric(key=key, value=reading.value, at=at))
+    return metrics

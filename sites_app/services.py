@@ -1,0 +1,131 @@
+"""What happens to sites, nodes and management tokens."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable
+from typing import Any, TypedDict, Unpack
+
+import structlog
+from django.db import transaction
+
+from sites_app import tokens
+from sites_app.documents import node_documents_render
+from sites_app.models import ManagementToken, Node, Site
+from smartgrid.errors import Invalid
+from smartgrid.integrity import store
+
+log = structlog.stdlib.get_logger(__name__)
+
+
+class SiteChanges(TypedDict, total=False):
+    site_tag: str
+    name: str
+    meta_data: dict[str, Any]
+    curtailment_time_limit: int
+    cyclic_write_timeout: int
+    time_zone: str
+
+
+class NodeChanges(TypedDict, total=False):
+    name: str
+    meta_data: dict[str, Any]
+    curtail_in_batch: bool
+    iothub: str
+    configuration: dict[str, Any]
+
+
+class SiteFields(SiteChanges, total=False):
+    id: uuid.UUID
+    tenant_tag: str
+
+
+class NodeFields(NodeChanges, total=False):
+    id: uuid.UUID
+
+
+def site_create(**fields: Unpack[SiteFields]) -> Site:
+    """Make a site. `Invalid` for a field out of range, `Conflict` where the tenant has the tag already."""
+    site = Site(**fields)
+    store(site)
+    log.info("site_created", site=site.site_tag)
+    return site
+
+
+def site_update(*, site: Site, **changes: Unpack[SiteChanges]) -> Site:
+    """Change a site; its nodes learn of a new limit through their configuration.
+
+    A refused change, zero seconds for a watchdog among them, leaves everything as it was.
+    """
+    with transaction.atomic():
+        site = Site.objects.select_for_update().get(pk=site.pk)
+        _apply(site, changes)
+        store(site)
+        for node in site.nodes.all():
+            node_documents_render(node=node)
+    log.info("site_changed", site=site.site_tag, fields=sorted(changes))
+    return site
+
+
+def node_create(*, site: Site, **fields: Unpack[NodeFields]) -> Node:
+    """Make a node of this site, with the documents it should have from the start."""
+    with transaction.atomic():
+        node = Node(site=site, tenant_tag=site.tenant_tag, **fields)
+        store(node)
+        node_documents_render(node=node)
+    log.info("node_created", site=site.site_tag, node=node.name)
+    return node
+
+
+def node_update(*, node: Node, **changes: Unpack[NodeChanges]) -> Node:
+    with transaction.atomic():
+        node = Node.objects.select_for_update().get(pk=node.pk)
+        _apply(node, changes)
+        store(node)
+        node_documents_render(node=node)
+    log.info("node_changed", node=node.name, fields=sorted(changes))
+    return node
+
+
+def token_issue(
+    *, name: str, sites: Iterable[Site], value: str | None = None, token_id: uuid.UUID | None = None
+) -> ManagementToken:
+    """Make a token which opens these sites; its value is drawn unless one is given."""
+    value = tokens.value_draw() if value is None else tokens.value_check(value)
+    with transaction.atomic():
+        token = ManagementToken(
+            id=token_id or uuid.uuid4(),
+            name=name,
+            digest=tokens.digest(value),
+            encrypted=tokens.encrypt(value),
+        )
+        store(token)
+        token.sites.set(sites)
+    log.info("management_access_issued", id=str(token.pk), name=name)
+    return token
+
+
+def token_update(*, token: ManagementToken, name: str, sites: Iterable[Site]) -> ManagementToken:
+    """Give a token another name and other sites; its value stays."""
+    with transaction.atomic():
+        token = ManagementToken.objects.select_for_update().get(pk=token.pk)
+        token.name = name
+        store(token)
+        token.sites.set(sites)
+    log.info("management_access_changed", id=str(token.pk), name=name)
+    return token
+
+
+def token_revoke(*, token: ManagementToken) -> None:
+    """End a token: from the commit on it opens nothing."""
+    token_id = str(token.pk)
+    token.delete()
+    log.info("management_access_revoked", id=token_id)
+
+
+def _apply(row: Site | Node, changes: SiteChanges | NodeChanges) -> None:
+    allowed = (SiteChanges if isinstance(row, Site) else NodeChanges).__optional_keys__
+    for field, value in changes.items():
+        if field not in allowed:
+            raise Invalid.field(field, "cannot be changed")
+        setattr(row, field, value)

@@ -1,0 +1,15 @@
+"""Celery tasks: fetch, call, return. Each may run twice without harm."""
+
+from __future__ import annotations
+
+from celery import shared_task
+
+from sites_app.publishing import node_publish
+
+
+@shared_task(name="sites_app.tasks.publish_desired")  # type: ignore[untyped-decorator]
+def publish_desired(node_id: str, names: list[str] | None = None) -> None:
+    # Here, so that a web process which only queues this task does not load the broker's client.
+    from sites_app.node_link import node_link  # noqa: PLC0415
+
+    node_publish(node_id=node_id, names=names, link=node_link())

@@ -1,0 +1,59 @@
+"""Redis: what is newest about sites and nodes. The only module which imports the redis library.
+
+Everything here may be lost at any time and comes back by itself; what must last is in the database.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import cast
+
+import redis
+from django.conf import settings
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from smartgrid.errors import Unavailable
+
+CONNECT_TIMEOUT_S = 0.5
+ANSWER_TIMEOUT_S = 1.0
+
+
+class LiveUnavailable(Unavailable):
+    """Redis does not answer."""
+
+    code = "live_unavailable"
+
+
+@cache
+def client() -> redis.Redis:
+    """This process's connections to Redis; threads share them.
+
+    A command which outlasts a second raises: callers who block on a list set their own timeout.
+    """
+    return redis.Redis.from_url(
+        settings.SGM_REDIS_URL,
+        decode_responses=True,
+        socket_connect_timeout=CONNECT_TIMEOUT_S,
+        socket_timeout=ANSWER_TIMEOUT_S,
+        socket_keepalive=True,
+        # One more try at once, for a connection which died while it lay in the pool.
+        retry=Retry(NoBackoff(), 1),
+        retry_on_error=[redis.ConnectionError],
+    )
+
+
+def hash_read(key: str) -> dict[str, str]:
+    """All fields of a hash, empty where there is none; `LiveUnavailable` where Redis does not answer."""
+    try:
+        return cast("dict[str, str]", client().hgetall(key))
+    except redis.RedisError as error:
+        raise LiveUnavailable(f"Redis does not answer: {error}") from error
+
+
+def ping() -> None:
+    """Raise `LiveUnavailable` unless Redis answers."""
+    try:
+        client().ping()
+    except redis.RedisError as error:
+        raise LiveUnavailable(f"Redis does not answer: {error}") from error
