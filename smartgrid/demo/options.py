@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from django.core.exceptions import ImproperlyConfigured
+
+from smartgrid.env import env_int, env_str
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -16,10 +18,10 @@ class DemoError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class DemoOptions:
-    """`port` of the API and the console, 0 for any free one; `time_limit_s` of both demo sites; where data lives.
+    """The port of API and console (0: any free one), the time limit of both sites, where data lives.
 
-    `broker` and `redis` are `system` (what is on PATH, else what comes with the demo) or name what comes with
-    the demo: `iotcore`, `bundled`.
+    `broker` and `redis` are `system` (what is on PATH, else what comes with the demo) or name what comes
+    with the demo: `iotcore`, `bundled`.
     """
 
     port: int
@@ -29,30 +31,22 @@ class DemoOptions:
     redis: str = "system"
 
 
-def demo_options(environ: Mapping[str, str] = os.environ) -> DemoOptions:
-    """Read `SGM_PORT`, `SGM_TIME_LIMIT`, `SGM_VAR`, `SGM_DEMO_BROKER`, `SGM_DEMO_REDIS`; `DemoError` if bad."""
-    return DemoOptions(
-        port=_whole_number(environ, "SGM_PORT", default=8000, least=0, most=65535),
-        time_limit_s=_whole_number(environ, "SGM_TIME_LIMIT", default=60, least=1, most=3600),
-        var=Path(environ.get("SGM_VAR") or ROOT / "var").expanduser().resolve(),
-        broker=_choice(environ, "SGM_DEMO_BROKER", ("system", "iotcore")),
-        redis=_choice(environ, "SGM_DEMO_REDIS", ("system", "bundled")),
-    )
-
-
-def _whole_number(environ: Mapping[str, str], name: str, *, default: int, least: int, most: int) -> int:
-    text = environ.get(name) or str(default)
+def demo_options() -> DemoOptions:
+    """Read SGM_PORT, SGM_TIME_LIMIT, SGM_VAR, SGM_DEMO_BROKER, SGM_DEMO_REDIS; `DemoError` if one is bad."""
     try:
-        number = int(text)
-    except ValueError:
-        number = least - 1
-    if not least <= number <= most:
-        raise DemoError(f"{name} is {text!r}: a whole number from {least} to {most} is wanted")
-    return number
+        return DemoOptions(
+            port=env_int("SGM_PORT", default=8000, minimum=0, maximum=65535),
+            time_limit_s=env_int("SGM_TIME_LIMIT", default=60, minimum=1, maximum=3600),
+            var=Path(env_str("SGM_VAR", default=str(ROOT / "var"))).expanduser().resolve(),
+            broker=_choice("SGM_DEMO_BROKER", ("system", "iotcore")),
+            redis=_choice("SGM_DEMO_REDIS", ("system", "bundled")),
+        )
+    except ImproperlyConfigured as error:
+        raise DemoError(str(error)) from error
 
 
-def _choice(environ: Mapping[str, str], name: str, choices: tuple[str, ...]) -> str:
-    text = environ.get(name) or choices[0]
+def _choice(name: str, choices: tuple[str, ...]) -> str:
+    text = env_str(name, default=choices[0])
     if text not in choices:
-        raise DemoError(f"{name} is {text!r}: one of {', '.join(choices)} is wanted")
+        raise DemoError(f"{name} is {text!r}; expected {' or '.join(choices)}")
     return text

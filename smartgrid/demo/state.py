@@ -16,7 +16,7 @@ from typing import Any
 
 from smartgrid.demo.options import DemoError
 
-# All that `make demo-reset` removes. By name, because SGM_VAR may point at a directory with other things in it.
+# All that `make demo-reset` removes. By name, because SGM_VAR may be a directory with other things in it.
 OWNED = (
     "beat",
     "broker",
@@ -106,6 +106,8 @@ def demo_secrets(var: Path, *, node_names: tuple[str, ...]) -> dict[str, str]:
         "root_token": f"root_{secrets.token_hex(16)}",
         "client_id": f"demo-{secrets.token_hex(6)}",
         "client_secret": secrets.token_urlsafe(32),
+        # As central draws those of its clients.
+        "site_token": f"tok_{secrets.token_hex(16)}",
         "admin_password": secrets.token_urlsafe(12),
         "redis_password": secrets.token_hex(24),
         "mqtt_central-worker": secrets.token_hex(24),

@@ -18,6 +18,8 @@ LEASH = Path(__file__).with_name("leash.py")
 
 # How often we look whether a process has ended.
 WATCH_PERIOD_S = 0.2
+# The same where somebody waits for it.
+LOOK_AGAIN_S = 0.02
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 30.0
 # A process that ran this long before it fell starts again after the first pause.
@@ -33,8 +35,8 @@ class ProcessFailedError(Exception):
 class ProcessSpec:
     """One process. Those of a higher stage are stopped before those of a lower one.
 
-    `death_signal` is what the kernel sends it when the supervisor dies unexpectedly. SIGKILL is sure; a process
-    that has children of its own gets SIGTERM, so that it can take them along.
+    `death_signal` is what the kernel sends it when the supervisor dies unexpectedly. SIGKILL is sure; a
+    process that has children of its own gets SIGTERM, so that it can take them along.
     """
 
     name: str
@@ -74,16 +76,14 @@ class Supervisor:
 
     def start(self, spec: ProcessSpec) -> None:
         """Start a process and keep it running until `stop`."""
-        self._children[spec.name] = _Child(
-            spec=spec, process=self._spawn(spec), started_s=time.monotonic()
-        )
+        self._children[spec.name] = _Child(spec=spec, process=self._spawn(spec), started_s=time.monotonic())
 
     async def run_once(self, spec: ProcessSpec) -> None:
         """Run a process to its end; `ProcessFailedError` with the end of its log where that is not 0."""
         child = _Child(spec=spec, process=self._spawn(spec), started_s=time.monotonic())
         try:
-            while child.process.poll() is None:
-                await asyncio.sleep(0.02)
+            while child.process.poll() is None:  # noqa: ASYNC110 - only the kernel knows
+                await asyncio.sleep(LOOK_AGAIN_S)
         finally:
             # Also when we are cancelled half-way: nothing may go on writing behind our back.
             _kill_group(child)
@@ -118,12 +118,12 @@ class Supervisor:
                     with contextlib.suppress(ProcessLookupError):
                         child.process.terminate()
             deadline_s = time.monotonic() + self.grace_s
-            while (
+            while (  # noqa: ASYNC110 - the same
                 any(child.process.poll() is None for child in members)
                 and time.monotonic() < deadline_s
                 and not self._hurry
             ):
-                await asyncio.sleep(0.02)
+                await asyncio.sleep(LOOK_AGAIN_S)
             for child in members:
                 if child.process.poll() is None and not self._hurry:
                     self.say(f"{child.spec.name} did not end within {self.grace_s:g} s: killed")
