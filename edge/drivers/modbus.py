@@ -223,6 +223,10 @@ class ModbusDriver:
         return max(_commands(limit.set), _commands(limit.release or ()))
 
     @property
+    def commands_per_poll(self) -> int:
+        return len(self._plan(self._telemetry)) + len(self._plan(self._readback))
+
+    @property
     def telemetry_units(self) -> dict[str, str]:
         return self._profile.telemetry_units
 
