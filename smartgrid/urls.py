@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 from django.contrib import admin
-from django.urls import path
+from django.urls import include, path
 from django.views.generic import RedirectView
 
+from smartgrid.health import healthz, readyz
+
 urlpatterns = [
+    path("healthz", healthz),
+    path("readyz", readyz),
     path("admin", RedirectView.as_view(url="/admin/")),
     path("admin/", admin.site.urls),
+    path("v1/", include("smartgrid.api.urls")),
 ]
+
+handler400 = "smartgrid.api.views.bad_request"
+handler403 = "smartgrid.api.views.forbidden"
+handler404 = "smartgrid.api.views.not_found"
+handler500 = "smartgrid.api.views.server_error"

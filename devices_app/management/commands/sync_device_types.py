@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from django.core.management.base import BaseCommand
@@ -27,7 +28,8 @@ class Command(BaseCommand):
                     "max_value": profile.max_value,
                     "default_value": profile.default_value,
                     "verified_on_hardware": profile.verified_on_hardware,
-                    "profile_body": profile_to_builtins(profile),
+                    # As it comes back from the database: lists, no tuples.
+                    "profile_body": json.loads(json.dumps(profile_to_builtins(profile))),
                 },
             )
         done = device_types_sync(profiles)

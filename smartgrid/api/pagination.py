@@ -1,0 +1,69 @@
+"""Lists as bare arrays: all of it unless `limit` or `offset` say otherwise; headers tell what lies beyond."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from django.db.models import Model, QuerySet
+from django.http import QueryDict
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.serializers import BaseSerializer
+
+from smartgrid.errors import Invalid
+
+MAXIMUM_LIMIT = 1000
+
+
+M = TypeVar("M", bound=Model)
+
+
+def list_response(
+    *, request: Request, rows: QuerySet[M], serializer: type[BaseSerializer[M]]
+) -> Response:
+    """These rows, or the page of them which the request asks for, with `X-Total-Count` and `Link`."""
+    limit = _number(request.query_params, "limit", minimum=1, maximum=MAXIMUM_LIMIT)
+    offset = _number(request.query_params, "offset", minimum=0) or 0
+    if limit is None and not offset:
+        found = list(rows)
+        total = len(found)
+    else:
+        total = rows.count()
+        found = list(rows[offset : None if limit is None else offset + limit])
+    headers = {"X-Total-Count": str(total)}
+    if links := _links(request, limit=limit, offset=offset, total=total):
+        headers["Link"] = links
+    shown = serializer(found, many=True)  # type: ignore[arg-type]  # the stubs know only one row
+    return Response(shown.data, headers=headers)
+
+
+def _number(query: QueryDict, name: str, *, minimum: int, maximum: int | None = None) -> int | None:
+    text = query.get(name)
+    if text is None:
+        return None
+    expected = f"{minimum} or more" if maximum is None else f"{minimum} to {maximum}"
+    if not (text.isascii() and text.isdigit() and len(text) < 10):  # noqa: PLR2004 - fits a database's integer
+        raise Invalid.field(name, f"a whole number is expected, {expected}")
+    value = int(text)
+    if value < minimum or (maximum is not None and value > maximum):
+        raise Invalid.field(name, f"{expected} is expected")
+    return value
+
+
+def _links(request: Request, *, limit: int | None, offset: int, total: int) -> str:
+    if limit is None:
+        return ""
+    pages: list[tuple[str, int]] = []
+    if offset > 0:
+        pages.append(("first", 0))
+        pages.append(("prev", max(0, offset - limit)))
+    if offset + limit < total:
+        pages.append(("next", offset + limit))
+    return ", ".join(f'<{_address(request, limit=limit, offset=at)}>; rel="{rel}"' for rel, at in pages)
+
+
+def _address(request: Request, **page: Any) -> str:
+    query = request.query_params.copy()
+    for name, value in page.items():
+        query[name] = str(value)
+    return request.build_absolute_uri(f"{request.path}?{query.urlencode()}")
