@@ -1,7 +1,7 @@
 """The embedded token issuer: client credentials for those who run no identity provider of their own.
 
-Clients and their hashed secrets are applications of django-oauth-toolkit, and oauthlib judges the grant; of the
-toolkit's own views none is mounted. Tokens are signed and forgotten: no row is written for one.
+Clients and their hashed secrets are applications of django-oauth-toolkit, and oauthlib judges the grant; of
+the toolkit's own views none is mounted. Tokens are signed and forgotten: no row is written for one.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class ClientValidator(OAuth2Validator):  # type: ignore[misc] # the toolkit has 
     """The toolkit's judgement of clients, in even time, with one audience, no scopes and no stored tokens."""
 
     def authenticate_client(self, request: OAuthRequest, *_: Any, **__: Any) -> bool:
-        """Tell whether id and secret of the body belong together; an unknown id takes as long as a wrong secret."""
+        """Tell whether id and secret belong together; an unknown id takes as long as a wrong secret."""
         is_known = bool(self._authenticate_request_body(request))
         if not is_known and request.client is None:
             check_password(request.client_secret or "", _decoy())
@@ -96,12 +96,12 @@ class ClientValidator(OAuth2Validator):  # type: ignore[misc] # the toolkit has 
     def get_default_scopes(self, *_: Any, **__: Any) -> list[str]:
         return []
 
-    def validate_scopes(self, client_id: str, scopes: list[str], *_: Any, **__: Any) -> bool:
+    def validate_scopes(self, _client_id: str, scopes: list[str], *_: Any, **__: Any) -> bool:
         # There are none: what a caller may see hangs on its management token.
         return not scopes
 
     def save_bearer_token(self, *_: Any, **__: Any) -> None:
-        """Keep nothing: the signature is the proof, and a table of tokens would only be something to steal."""
+        """Keep nothing: the signature is the proof, and a table of tokens only something to steal."""
 
 
 @lru_cache(maxsize=1)
@@ -109,7 +109,7 @@ def _decoy() -> str:
     return make_password(secrets.token_urlsafe(), hasher=HASHER)
 
 
-# --- keys and clients -----------------------------------------------------------------------------------------
+# --- keys and clients ---------------------------------------------------------------------------------------
 
 
 def issuer_key_create(path: Path) -> None:
@@ -120,7 +120,7 @@ def issuer_key_create(path: Path) -> None:
     pem = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-    # Written beside it and linked into place: of two that start at once one key wins, and no half of one is read.
+    # Linked into place when it is whole: of two that start at once one wins, and no half of a key is read.
     descriptor, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # 0600 by its own promise
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -140,8 +140,8 @@ def issuer_client_create(
 ) -> tuple[str, str]:
     """Enter a client and return (client_id, client_secret); the secret is stored hashed and shown only here.
 
-    What is not given is drawn at random. An existing `client_id` gets the given name and secret instead. A given
-    secret shorter than 32 characters is refused (ValueError): its hash is not made for words.
+    What is not given is drawn at random. An existing `client_id` gets the given name and secret instead. A
+    given secret shorter than 32 characters is refused (ValueError): its hash is not made for words.
     """
     client_id = client_id or secrets.token_urlsafe(24)
     client_secret = client_secret or secrets.token_urlsafe(48)
@@ -172,7 +172,7 @@ def _signing_keys() -> tuple[SigningKey, ...]:
 
 
 @lru_cache(maxsize=2)
-def _signing_keys_of(path: Path, modified_ns: int, inode: int) -> tuple[SigningKey, ...]:
+def _signing_keys_of(path: Path, *_version: int) -> tuple[SigningKey, ...]:
     return tuple(signing_keys_read(path))
 
 
@@ -193,7 +193,7 @@ def _access_token_sign(request: OAuthRequest) -> str:
     return jwt.encode(claims, key.private, algorithm="RS256", headers={"kid": key.kid})
 
 
-# --- the endpoints --------------------------------------------------------------------------------------------
+# --- the endpoints ------------------------------------------------------------------------------------------
 
 
 @csrf_exempt
@@ -287,14 +287,14 @@ def _body(request: HttpRequest) -> bytes:
 
 
 def _basic_credentials(request: HttpRequest) -> tuple[str, str] | None:
-    """Id and secret of HTTP Basic, each form-encoded as RFC 6749, section 2.3.1 wants it; None without header."""
+    """Id and secret of HTTP Basic, each form-encoded (RFC 6749, section 2.3.1); None without the header."""
     header = request.META.get("HTTP_AUTHORIZATION", "")
     if not header:
         return None
     scheme, _, encoded = header.partition(" ")
+    if scheme.lower() != "basic":
+        raise TokenRequestRefused("The Authorization header is not HTTP Basic.")
     try:
-        if scheme.lower() != "basic":
-            raise ValueError(scheme)
         client_id, colon, client_secret = base64.b64decode(encoded, validate=True).decode().partition(":")
     except (binascii.Error, ValueError) as error:
         raise TokenRequestRefused("The Authorization header is not HTTP Basic.") from error
@@ -306,7 +306,7 @@ def _basic_credentials(request: HttpRequest) -> tuple[str, str] | None:
 
 
 def _refuse_unstorable(parameters: Mapping[str, str]) -> None:
-    # NUL cannot stand in a database's text, a lone surrogate not in UTF-8: both would end in an error of ours.
+    # NUL cannot stand in a database's text, nor a lone surrogate in UTF-8: both would be errors of ours.
     for name, value in parameters.items():
         if "\0" in name + value or not (name + value).isascii():
             raise TokenRequestRefused("Parameters are of printable ASCII.")

@@ -38,12 +38,11 @@ CLIENT_ID_LENGTH_MAX = 255
 
 # RFC 9068 names `at+jwt`; most issuers still write `JWT`, or nothing.
 _TYPES = frozenset({None, "jwt", "at+jwt", "application/at+jwt"})
-# What issuers use: UUIDs, hex, base64 in both alphabets. Nothing that reads as a URL or climbs a path; the id is
-# only ever a key of a dict, so this guards the issuer against needless fetches.
+# What issuers use: UUIDs, hex, base64 in both alphabets. Nothing that reads as a URL or climbs a path; the id
+# is only ever a key of a dict, so this guards the issuer against needless fetches.
 _KID = re.compile(r"[A-Za-z0-9_+/=-]{1,128}|[A-Za-z0-9_.=-]{1,128}")
 _COMPACT_JWS = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
-_SITE_TOKEN = re.compile(r"tok_[0-9a-f]{32}")
-_BEARER_ERROR = "smartgrid.bearer_error"
+_BEARER_ERROR = "sgm.bearer_error"
 
 
 class BearerRefused(Exception):  # noqa: N818 - states the fault
@@ -94,9 +93,9 @@ class BearerAndManagementToken(BaseAuthentication):
 def bearer_verify(token: str, *, issuers: Mapping[str, TrustedIssuer]) -> Mapping[str, Any]:
     """The claims of a token which a trusted issuer signed for us and which is valid now; else BearerRefused.
 
-    RS256 alone (RFC 8725, section 3.1): an algorithm is ours to choose and never the token's. Only the `kid` is
-    taken from its header; `jku`, `x5u` and `jwk` in it are ignored. Verified tokens are not cached: verifying
-    takes a tenth of a millisecond, and what is not kept cannot be served too long.
+    RS256 alone (RFC 8725, section 3.1): an algorithm is ours to choose and never the token's. Only the `kid`
+    is taken from its header; `jku`, `x5u` and `jwk` in it are ignored. Verified tokens are not cached:
+    verifying takes a tenth of a millisecond, and what is not kept cannot be served too long.
     """
     if len(token) > BEARER_LENGTH_MAX or not _COMPACT_JWS.fullmatch(token):
         raise BearerRefused("The bearer token is malformed.")
@@ -155,8 +154,8 @@ def _kid_of(header: Mapping[str, Any]) -> str:
 def _issuer_of(payload: Mapping[str, Any]) -> str:
     """The issuer a token names, once its times have the types the standard gives them.
 
-    RFC 7519, section 2, NumericDate: PyJWT would take `true` for one second past the epoch, and a text for its
-    number.
+    RFC 7519, section 2, NumericDate: PyJWT would take `true` for one second past the epoch, and a text for
+    its number.
     """
     for claim in ("exp", "nbf", "iat"):
         value = payload.get(claim)
@@ -180,11 +179,11 @@ def _client_id(claims: Mapping[str, Any]) -> str:
 
 
 def _bearer_of(request: Request) -> str:
-    header = request.META.get("HTTP_AUTHORIZATION", "")
-    if not header.strip():
+    header = str(request.META.get("HTTP_AUTHORIZATION", "")).strip()
+    if not header:
         raise BearerRefused("The Authorization header is missing.", code="bearer_missing")
     scheme, _, token = header.partition(" ")
-    # WSGI servers join a repeated header with a comma, which no token holds: two are refused, not chosen from.
+    # Servers join a repeated header with a comma, which no token holds: two are refused, not chosen from.
     if scheme.lower() != "bearer":
         raise BearerRefused("The Authorization header holds no bearer token.", code="bearer_missing")
     return token.strip(" ")
@@ -199,14 +198,16 @@ def _principal_of_token(request: Request, *, client_id: str) -> Principal:
     if len(value) <= MANAGEMENT_TOKEN_LENGTH_MAX:
         if _is_root_token(value):
             return Principal(client_id=client_id, token_id=None, is_root=True)
-        if _SITE_TOKEN.fullmatch(value) and (token := management_token_find(value)) is not None:
+        if (token := management_token_find(value)) is not None:
             return Principal(client_id=client_id, token_id=token.pk, is_root=False)
     raise AuthenticationFailed("The management token is not valid.", code="management_token_invalid")
 
 
 def _is_root_token(value: str) -> bool:
-    # All are compared, and by all their bytes: the time taken tells neither which one matched nor how much of it.
-    matches = [hmac.compare_digest(value.encode(), root.encode()) for root in settings.SGM_ROOT_TOKENS if root]
+    # All are compared, and by all their bytes: the time taken tells neither which matched nor how much of it.
+    matches = [
+        hmac.compare_digest(value.encode(), root.encode()) for root in settings.SGM_ROOT_TOKENS if root
+    ]
     return any(matches)
 
 
@@ -233,7 +234,9 @@ def _issuers_built(
         found[issuer.issuer] = issuer
     if key_file:
         if own_url in found:
-            raise ImproperlyConfigured(f"SGM_ISSUERS: {own_url} is the embedded issuer's (SGM_ISSUER_KEY_FILE)")
+            raise ImproperlyConfigured(
+                f"SGM_ISSUERS: {own_url} is the embedded issuer's (SGM_ISSUER_KEY_FILE)"
+            )
         keys = KeyCache(name=own_url, fetch=partial(keys_fetch_signing_file, Path(key_file)))
         found[own_url] = TrustedIssuer(issuer=own_url, audience=own_audience, keys=keys)
     return found
@@ -246,16 +249,14 @@ def _issuer_build(entry: object) -> TrustedIssuer:
     )
     if not isinstance(entry, dict) or not entry.keys() <= {"issuer", "audience", "jwks_url", "jwks_file"}:
         raise ImproperlyConfigured(expected)
-    texts = {name: value for name, value in entry.items() if value is not None}
-    issuer, audience = texts.get("issuer"), texts.get("audience")
-    url, file = texts.get("jwks_url"), texts.get("jwks_file")
-    if (
-        not all(isinstance(value, str) and value for value in texts.values())
-        or not issuer
-        or not audience
-        or bool(url) == bool(file)
-        or (url and not url.startswith(("http://", "https://")))
-    ):
+    if not all(isinstance(value, str) for value in entry.values() if value is not None):
+        raise ImproperlyConfigured(expected)
+    issuer, audience, url, file = (
+        entry.get(name) or "" for name in ("issuer", "audience", "jwks_url", "jwks_file")
+    )
+    if not issuer or not audience or bool(url) == bool(file):
+        raise ImproperlyConfigured(expected)
+    if url and not url.startswith(("http://", "https://")):
         raise ImproperlyConfigured(expected)
     fetch = partial(keys_fetch_url, url) if url else partial(keys_fetch_file, Path(file))
     return TrustedIssuer(issuer=issuer, audience=audience, keys=KeyCache(name=issuer, fetch=fetch))

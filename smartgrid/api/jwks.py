@@ -6,7 +6,6 @@ import base64
 import hashlib
 import http.client
 import json
-import logging
 import threading
 import time
 import urllib.error
@@ -17,12 +16,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import structlog
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, RSAPublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from jwt import PyJWK
 from jwt.exceptions import PyJWTError
 
-logger = logging.getLogger(__name__)
+log = structlog.stdlib.get_logger(__name__)
 
 Keys = Mapping[str, RSAPublicKey]
 
@@ -129,17 +129,17 @@ class KeyCache:
         except FetchFailed as error:
             if self._failing_since is None:
                 self._failing_since = self._clock()
-                logger.warning("keys of issuer %s cannot be fetched: %s", self._name, error)
+                log.warning("issuer_keys_unreachable", issuer=self._name, error=str(error))
             return
         now = self._clock()
         self._held = (keys, now)
         if self._failing_since is not None:
-            logger.info("keys of issuer %s fetched again after %.0f s", self._name, now - self._failing_since)
+            log.info("issuer_keys_back", issuer=self._name, after_s=round(now - self._failing_since))
             self._failing_since = None
 
 
 def keys_parse(document: bytes) -> Keys:
-    """RSA verification keys of a JWKS document by `kid`; others in it are passed over, none at all is a failure."""
+    """RSA verification keys of a JWKS document by `kid`; others are passed over, none at all is a failure."""
     try:
         content = json.loads(document)
     except (ValueError, RecursionError) as error:
@@ -192,7 +192,7 @@ def keys_fetch_url(url: str) -> Keys:
     document = bytearray()
     try:
         with _opener.open(url, timeout=CONNECT_TIMEOUT_S) as response:
-            # The socket's timeout counts from each byte; an issuer that trickles is held to the deadline here.
+            # The socket's timeout counts from each byte; who trickles is held to the deadline here.
             while chunk := response.read1(16 * 1024):
                 document += chunk
                 if len(document) > SIZE_LIMIT_BYTES:
@@ -227,7 +227,7 @@ class SigningKey:
 
 
 def signing_keys_read(path: Path) -> list[SigningKey]:
-    """The RSA keys of a PEM file in their order: the first signs, all verify. OSError or ValueError if unusable."""
+    """The RSA keys of a PEM file in order: the first signs, all verify. OSError or ValueError if unusable."""
     end = b"-----END PRIVATE KEY-----"
     blocks = [block + end for block in path.read_bytes().split(end)[:-1]]
     keys = [load_pem_private_key(block.strip(), password=None) for block in blocks]

@@ -15,5 +15,5 @@ class IsRoot(BasePermission):
     message = "This needs a root management token."
     code = "root_token_required"
 
-    def has_permission(self, request: Request, view: APIView) -> bool:
+    def has_permission(self, request: Request, view: APIView) -> bool:  # noqa: ARG002 - DRF's signature
         return principal_of(request).is_root

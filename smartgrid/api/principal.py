@@ -13,8 +13,8 @@ from rest_framework.request import Request
 class Principal:
     """A caller whose two credentials hold.
 
-    `client_id` names the program, by its issuer's word. `token_id` is the site management token whose sites it
-    may see; None with a root token, which sees all.
+    `client_id` names the program, by its issuer's word. `token_id` is the site management token whose sites
+    it may see; None with a root token, which sees all.
     """
 
     client_id: str
