@@ -127,8 +127,7 @@ def demo_access_ensure(
     from sites_app.services import token_issue  # noqa: PLC0415
     from smartgrid.issuer import issuer_client_create, issuer_key_create  # noqa: PLC0415
 
-    if not key.exists():
-        issuer_key_create(key)
+    issuer_key_create(key)
     issuer_client_create(name=CLIENT_NAME, client_id=client_id, client_secret=client_secret)
     if not ManagementToken.objects.filter(pk=SITE_TOKEN_ID).exists():
         token_issue(

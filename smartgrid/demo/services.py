@@ -84,7 +84,8 @@ class DemoSettings:
             "SGM_TOKEN_HASH_KEY": self.secrets["token_hash_key"],
             "SGM_TOKEN_ENCRYPTION_KEYS": self.secrets["token_encryption_key"],
             "SGM_ISSUER_KEY_FILE": str(self.issuer_key),
-            "SGM_ISSUERS": self.issuer_url,
+            "SGM_ISSUER_URL": self.issuer_url,
+            "SGM_AUDIENCE": AUDIENCE,
             "SGM_GIT_VERSION": git_version(),
         }
 
