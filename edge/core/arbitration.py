@@ -23,12 +23,12 @@ from edge.core.commands import (
     WriteClass,
 )
 from edge.core.cyclic import InForce, WriteReason, write_due
-from edge.core.events import Event, FallbackEntered, LapseCause, SetpointChanged
+from edge.core.events import Event, FallbackEntered, FallbackReached, LapseCause, SetpointChanged
 from edge.core.image import ProcessImage
 from edge.core.instant import Instant
 from edge.core.quantities import Bound, apply_bounds
 from edge.core.schedule import NO_SCHEDULE, Schedule, slot_end, value_at
-from edge.core.watchdog import has_lapsed, shorten
+from edge.core.watchdog import MAX_TIME_LIMIT_S, MIN_TIME_LIMIT_S, has_lapsed, is_time_limit, shorten
 
 # Without a trusted clock the value in force is kept this long, then the default is taken.
 UNTRUSTED_CLOCK_GRACE_S = 900.0
@@ -41,6 +41,9 @@ class DeviceSettings:
     Values are in the device type's unit, normally percent of controllable nominal AC power. `time_limit_s` is
     the site's curtailment_time_limit; `tolerance` the greatest difference between a value and its read-back
     that still counts as written. `bounds` come on top of the device's own minimum and maximum.
+
+    Settings nobody could act on are refused with `ValueError`: a number that is not finite, a range without
+    a value in it, a time limit outside its bounds. `decide` may then promise never to raise.
     """
 
     tag: str
@@ -57,13 +60,25 @@ class DeviceSettings:
     period_s: float = 300.0
     tolerance: float = 0.5
 
+    def __post_init__(self) -> None:
+        for name in ("minimum", "maximum", "default_value", "period_s", "tolerance"):
+            if not math.isfinite(getattr(self, name)):
+                raise ValueError(f"{self.tag}: {name} is not a finite number")
+        if self.minimum > self.maximum:
+            raise ValueError(f"{self.tag}: minimum {self.minimum:g} is above maximum {self.maximum:g}")
+        if not is_time_limit(self.time_limit_s):
+            raise ValueError(
+                f"{self.tag}: time limit {self.time_limit_s:g} s is not in"
+                f" {MIN_TIME_LIMIT_S:g} to {MAX_TIME_LIMIT_S:g} s"
+            )
+
     @property
     def is_controlled(self) -> bool:
         return not self.excluded and self.owned_by is None
 
     @property
-    def safety(self) -> tuple[Bound, ...]:
-        return (Bound("device", self.minimum, self.maximum), *self.bounds)
+    def own_range(self) -> Bound:
+        return Bound("device", self.minimum, self.maximum)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +141,7 @@ def decide(state: DeviceState, image: ProcessImage, now: Instant) -> tuple[Devic
         return state, Decision(settings.tag, None, events=tuple(events))
 
     wish, source, until_boottime_s, until_utc = _wish(state, hold, image, now)
-    allowed = apply_bounds(wish, settings.safety)
+    allowed = apply_bounds(wish, settings.bounds, device=settings.own_range)
     resolved = (allowed.value, source)
     if resolved != state.resolved:
         events.append(SetpointChanged(settings.tag, allowed.value, source))
@@ -144,6 +159,11 @@ def decide(state: DeviceState, image: ProcessImage, now: Instant) -> tuple[Devic
     if in_force is None and write is None:
         # The device holds the resolved value already: adopted, not written.
         in_force = InForce(allowed.value, now.boottime_s, confirmed=True)
+    if lapse is not None and write is None:
+        # A request for what the device falls back to lapses like any other, but leaves nothing to write: no
+        # write will ever confirm it, so it ends here.
+        events.append(FallbackReached(settings.tag, lapse.hold, lapse.cause, allowed.value))
+        lapse = None
     decision = Decision(
         tag=settings.tag,
         value=allowed.value,
@@ -173,7 +193,8 @@ def _wish(
         # Rule 17: without a trusted clock nobody knows which slot it is. What is in force stays for a while.
         grace_ends = untrusted_since + UNTRUSTED_CLOCK_GRACE_S
         if (
-            now.boottime_s <= grace_ends
+            math.isfinite(grace_ends)
+            and now.boottime_s <= grace_ends
             and state.resolved is not None
             and state.resolved[1] is Source.SCHEDULE
         ):
@@ -228,7 +249,13 @@ def release(state: DeviceState, order: Order) -> tuple[DeviceState, Refusal | No
 
 
 def reconfigure(state: DeviceState, settings: DeviceSettings) -> DeviceState:
-    """Take new settings. A new limit may shorten a running hold, never lengthen it."""
+    """Take new settings. A new limit may shorten a running hold, never lengthen it.
+
+    A device that comes under control, for the first time or again, is read before it is written.
+    """
+    if settings.is_controlled and not state.settings.is_controlled:
+        # Meanwhile it was somebody else's to write.
+        state = contact_renewed(state)
     hold = state.hold
     if hold is not None:
         hold = shorten(hold, time_limit_s=settings.time_limit_s)

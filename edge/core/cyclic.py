@@ -6,6 +6,7 @@ register is written again every period; one that wears, or may, only when its re
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -45,6 +46,9 @@ def write_due(
     now_boottime_s: float,
 ) -> WriteReason | None:
     """Tell why this value is to be written now; None where it is not."""
+    if readback is not None and not math.isfinite(readback):
+        # NaN compares as if it agreed with everything: a reading that is no number is no reading.
+        readback = None
     differs = readback is None or abs(readback - value) > tolerance
     if in_force is None:
         return WriteReason.FOUND if differs else None

@@ -24,6 +24,19 @@ class FallbackEntered:
 
 
 @dataclass(frozen=True, slots=True)
+class FallbackReached:
+    """A fallback that needs no write: the device already holds `value`, confirmed.
+
+    Where one is needed, the confirmed write tells instead (`arbitration.written`).
+    """
+
+    tag: str
+    hold: Hold
+    cause: LapseCause
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
 class SetpointChanged:
     """The array resolves to another value, or to the same one for another reason."""
 
@@ -32,4 +45,4 @@ class SetpointChanged:
     source: Source
 
 
-Event = FallbackEntered | SetpointChanged
+Event = FallbackEntered | FallbackReached | SetpointChanged

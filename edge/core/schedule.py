@@ -6,6 +6,7 @@ of a longer stretch; a missing or null slot means the device's default.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
@@ -35,5 +36,7 @@ def slot_end(utc: datetime) -> datetime:
 
 
 def value_at(schedule: Schedule, utc: datetime) -> float | None:
+    """The value of the slot this moment lies in; None where it is missing, or is not a finite number."""
     day = schedule.days.get(utc.date())
-    return None if day is None else day.get(slot_key(utc))
+    value = None if day is None else day.get(slot_key(utc))
+    return value if value is not None and math.isfinite(value) else None
