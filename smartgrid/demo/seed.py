@@ -131,7 +131,7 @@ def demo_access_ensure(
     issuer_client_create(name=CLIENT_NAME, client_id=client_id, client_secret=client_secret)
     if not ManagementToken.objects.filter(pk=SITE_TOKEN_ID).exists():
         token_issue(
-            id=SITE_TOKEN_ID,
+            token_id=SITE_TOKEN_ID,
             name=SITE_TOKEN_NAME,
             sites=[Site.objects.get(pk=SITE_A.id)],
             value=site_token,
