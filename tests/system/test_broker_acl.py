@@ -168,8 +168,8 @@ async def test_response_properties_pass_the_broker(broker: Broker):
     async with client(broker, "central-worker") as central, client(broker, topics.node) as listener:
         await listener.subscribe(topics.commands, qos=1)
         properties = Properties(PacketTypes.PUBLISH)
-        properties.ResponseTopic = topics.response("worker-1")
-        properties.CorrelationData = b"42"
+        properties.ResponseTopic = topics.response("worker-1")  # type: ignore[attr-defined]
+        properties.CorrelationData = b"42"  # type: ignore[attr-defined]
         await central.publish(topics.command("ping"), b"{}", qos=1, properties=properties)
         async with asyncio.timeout(ANSWER_S):
             message = await anext(aiter(listener.messages))
