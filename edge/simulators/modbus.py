@@ -62,6 +62,7 @@ class SimulatedRegisters:
         self.words: dict[Table, dict[int, int]] = {table: {} for table in Table}
         self._writable: dict[int, str] = {}
         self._write_only: set[int] = set()
+        self._absent: set[str] = set()
         for table in Table:
             points = sorted(
                 (point for point in profile.points.values() if point.table is table),
@@ -98,7 +99,17 @@ class SimulatedRegisters:
         registers = [words[address] for address in range(point.address, point.end)]
         return decode(point, registers, exponent=self._exponent(point))
 
+    def remove(self, name: str) -> None:
+        """Be a model that lacks this point."""
+        point = self._points[name]
+        self._absent.add(name)
+        for address in range(point.address, point.end):
+            self.words[point.table].pop(address, None)
+            self._writable.pop(address, None)
+
     def set(self, name: str, value: float | str | None) -> None:
+        if name in self._absent:
+            return
         point = self._points[name]
         registers = encode(point, value, exponent=self._exponent(point))
         self.words[point.table].update(zip(range(point.address, point.end), registers, strict=True))
@@ -167,6 +178,8 @@ class SimulatedDevice:
         self.sessions_refused = 0
         self.writes: Counter[str] = Counter()
 
+        # What a point shows whatever the machine does; None is the device's "no value".
+        self.shown: dict[str, float | None] = {}
         self.fault = Fault.NONE
         self.delay_s = 0.0
         self._sessions: set[_ModbusConnection] = set()
@@ -344,7 +357,9 @@ class SimulatedDevice:
             "V_Wind_m/s": machine.site.weather.wind_ms(now - machine.site.started_at),
         }
         for key, name in self.profile.telemetry.items():
-            if key in values:
+            if name in self.shown:
+                self.registers.set(name, self.shown[name])
+            elif key in values:
                 self.registers.set(name, values[key] + self._energy_base_kwh.get(name, 0.0))
 
     async def _listen(self) -> None:

@@ -13,6 +13,7 @@ from edge.simulators.modbus import SimulatedDevice
 from edge.simulators.plant import Site
 
 NAMEPLATE_KW = 60.0
+PROFILES = load_all()
 
 
 @dataclass
@@ -60,7 +61,7 @@ async def bench(clock: SharedClock) -> AsyncIterator[BenchFactory]:
             profile: Profile | str, *, connect: bool = True, timeout_s: float = 2.0, unit: int | None = None
         ) -> Bench:
             if isinstance(profile, str):
-                profile = load_all()[profile]
+                profile = PROFILES[profile]
             device = SimulatedDevice(
                 profile=profile,
                 unit=profile.default_unit,
