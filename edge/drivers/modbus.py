@@ -150,7 +150,8 @@ class ModbusSession:
         except ConnectionException as error:
             self._drop()
             raise DeviceUnreachable(
-                f"{self.endpoint} closed the connection; another controller may hold its only session"
+                f"the connection to {self.endpoint} broke: another controller may hold its only session, the"
+                " device may have restarted, or it does not speak Modbus"
             ) from error
         except ModbusException as error:
             self._drop()
@@ -435,4 +436,6 @@ def _shown(value: float | str | tuple[float | str, ...] | None) -> str:
         return "no value"
     if isinstance(value, tuple):
         return " or ".join(_shown(one) for one in value)
-    return repr(value) if isinstance(value, str) else f"{value:g}"
+    if isinstance(value, str):
+        return repr(value)
+    return str(int(value)) if value == int(value) else f"{value:g}"

@@ -34,8 +34,8 @@ async def test_gapless_device_takes_one_request_to_write_and_one_to_read_back(be
 
 
 async def test_a_late_answer_is_never_taken_for_the_next_ones(bench, clock):
-    bench = await bench("generic_modbus", timeout_s=0.05)
-    await bench.device.set_fault(Fault.DELAY, delay_s=0.1)
+    bench = await bench("generic_modbus", timeout_s=0.2)
+    await bench.device.set_fault(Fault.DELAY, delay_s=0.3)
     with pytest.raises(DeviceUnreachable, match="no answer"):
         await bench.driver.read_setpoint()
     await bench.device.set_fault(Fault.NONE)
@@ -73,7 +73,7 @@ async def test_a_session_too_many_is_closed_and_the_first_one_stays(bench):
     )
 
     await second.connect()
-    with pytest.raises(DeviceUnreachable, match=r"closed the connection|not connected"):
+    with pytest.raises(DeviceUnreachable, match=r"connection to .* broke|not connected"):
         await second.read(1, Table.HOLDING, 32, 1)
 
     assert bench.device.sessions_refused == 1
@@ -89,7 +89,7 @@ async def test_a_connection_lost_under_a_command_is_noticed_before_the_timeout(b
     await bench.device.set_fault(Fault.REFUSE)
 
     async with asyncio.timeout(5):
-        with pytest.raises(DeviceUnreachable, match="closed the connection"):
+        with pytest.raises(DeviceUnreachable, match=r"connection to .* broke"):
             await task
     assert not bench.session.connected
 
@@ -102,13 +102,21 @@ async def test_an_idle_connection_that_the_device_closes_is_noticed(bench):
     await until(lambda: not bench.session.connected)
 
 
-async def test_an_answer_of_the_wrong_length_breaks_the_connection(clock):
+@pytest.mark.parametrize(
+    ("answer", "complaint"),
+    [
+        (b"\x00\x05\x01\x03\x02\x00\x2a", "with something else"),  # one register where two were asked for
+        (b"\x00\x05\x01\x04\x02\x00\x2a", "with something else"),  # another function's answer
+        (b"\x00\x03\x01\x55\x00", r"connection to .* broke"),  # no function at all
+        (b"\x00\x07\x01\x03\x04\x00", "no answer"),  # half a frame
+    ],
+)
+async def test_a_broken_answer_closes_the_line(clock, answer, complaint):
     done = asyncio.Event()
 
     async def liar(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         request = await reader.readexactly(12)
-        # One register where two were asked for.
-        writer.write(request[:4] + b"\x00\x05\x01\x03\x02\x00\x2a")
+        writer.write(request[:4] + answer)
         await reader.read()
         writer.close()
         await writer.wait_closed()
@@ -118,14 +126,14 @@ async def test_an_answer_of_the_wrong_length_breaks_the_connection(clock):
     session = ModbusSession(
         host="127.0.0.1",
         port=server.sockets[0].getsockname()[1],
-        timeout_s=2.0,
+        timeout_s=0.5,
         min_gap_s=0,
         clock=clock,
         sleep=clock.sleep,
     )
     await session.connect()
 
-    with pytest.raises(DeviceUnreachable, match="with something else"):
+    with pytest.raises(DeviceUnreachable, match=complaint):
         await session.read(1, Table.HOLDING, 0, 2)
 
     assert not session.connected
@@ -136,7 +144,7 @@ async def test_an_answer_of_the_wrong_length_breaks_the_connection(clock):
 
 
 async def test_a_wrong_unit_is_not_answered(bench):
-    bench = await bench("generic_modbus", timeout_s=0.05, unit=9)
+    bench = await bench("generic_modbus", timeout_s=0.2, unit=9)
 
     with pytest.raises(DeviceUnreachable, match="unit 9"):
         await bench.driver.read()
@@ -147,7 +155,7 @@ async def test_a_command_that_comes_too_early_is_not_answered(bench):
     impatient = ModbusSession(
         host=bench.device.host,
         port=bench.device.port,
-        timeout_s=0.05,
+        timeout_s=0.2,
         min_gap_s=0,
         clock=bench.clock,
         sleep=bench.clock.sleep,
