@@ -285,11 +285,6 @@ def written(state: DeviceState, value: float, now: Instant, *, confirmed: bool) 
     return replace(state, in_force=in_force, lapse=lapse)
 
 
-def settled(state: DeviceState) -> DeviceState:
-    """The fallback of a lapsed hold needed no write: the device holds it already."""
-    return replace(state, lapse=None)
-
-
 def explain(decision: Decision) -> str:
     """The reason in one sentence, as the log and the operator read it."""
     if decision.value is None or decision.source is None:

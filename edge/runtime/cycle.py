@@ -15,8 +15,8 @@ import structlog
 
 from edge.core import arbitration
 from edge.core.arbitration import Decision, DeviceSettings, DeviceState
-from edge.core.commands import DirectRequest, Order, Refusal
-from edge.core.events import FallbackEntered, LapseCause
+from edge.core.commands import DirectRequest, Hold, Order, Refusal
+from edge.core.events import FallbackEntered, FallbackReached, LapseCause
 from edge.core.image import EMPTY, ProcessImage
 from edge.core.instant import Instant
 from edge.core.schedule import Schedule, value_at
@@ -47,8 +47,8 @@ class _LapseGroup:
 
     category: str
     value: float
+    hold: Hold
     cause: LapseCause
-    request_id: str
     waiting: set[str]
     results: dict[str, DeviceResult] = field(default_factory=dict)
 
@@ -66,7 +66,7 @@ class Unit:
     ticket_value: float = 0.0
     waiters: list[tuple[Order, asyncio.Future[DeviceResult]]] = field(default_factory=list)
     lapse_group: _LapseGroup | None = None
-    fallback_owed: LapseCause | None = None
+    fallback_owed: FallbackEntered | None = None
     kept: Kept = field(default_factory=Kept)
     readings: dict[str, Reading] = field(default_factory=dict)
     reachable: bool | None = None
@@ -130,15 +130,20 @@ class Cycle:
         now = self._clock.now()
         quality = self._clock.quality()
         fallbacks: list[tuple[Unit, FallbackEntered]] = []
+        reached: list[tuple[Unit, FallbackReached]] = []
         decided: list[Unit] = []
         for unit in units:
             image = replace(unit.image, clock=quality)
             unit.state, unit.decision = arbitration.decide(unit.state, image, now)
             decided.append(unit)
-            fallbacks += [
-                (unit, event) for event in unit.decision.events if isinstance(event, FallbackEntered)
-            ]
+            for event in unit.decision.events:
+                if isinstance(event, FallbackEntered):
+                    fallbacks.append((unit, event))
+                elif isinstance(event, FallbackReached):
+                    reached.append((unit, event))
         self._enter_fallbacks(fallbacks)
+        for unit, event in reached:
+            self._lapse_result(unit, DeviceResult(value=event.value, readback=unit.image.readback))
         self._keep(decided)
         for unit in decided:
             self._ask_line(unit, now)
@@ -160,10 +165,6 @@ class Cycle:
         elif unit.waiters:
             # The same value again: the hold is renewed, and the device is asked rather than believed.
             self._submit(unit, decision.value, verify=True)
-        elif unit.state.lapse is not None:
-            unit.state = arbitration.settled(unit.state)
-            self._lapse_result(unit, DeviceResult(value=decision.value, readback=unit.image.readback))
-            self._keep([unit])
         unit.bus.reserve(unit.settings.tag, self._known_write_at(unit, decision, now))
 
     def _submit(self, unit: Unit, value: float, *, verify: bool) -> None:
@@ -379,22 +380,20 @@ class Cycle:
     # --- fallback -----------------------------------------------------------------------------------
 
     def _enter_fallbacks(self, fallbacks: list[tuple[Unit, FallbackEntered]]) -> None:
-        groups: dict[tuple[str, float, LapseCause, str], _LapseGroup] = {}
+        groups: dict[tuple[str, float, LapseCause], _LapseGroup] = {}
         for unit, event in fallbacks:
             value = unit.decision.value if unit.decision is not None else None
-            log.warning(
-                "direct request has lapsed",
-                device=event.tag,
-                request_id=event.hold.request_id,
-                fallback=value,
-            )
+            request_id = event.hold.request_id
+            log.warning("direct request has lapsed", device=event.tag, request_id=request_id, fallback=value)
             self._supersede(unit)
-            if value is None or unit.state.lapse is None:
+            if value is None:
                 continue
-            key = (unit.settings.category, value, event.cause, event.hold.request_id)
-            group = groups.setdefault(key, _LapseGroup(*key, waiting=set()))
+            group = groups.setdefault(
+                (request_id, value, event.cause),
+                _LapseGroup(unit.settings.category, value, event.hold, event.cause, waiting=set()),
+            )
             group.waiting.add(event.tag)
-            unit.lapse_group, unit.fallback_owed = group, event.cause
+            unit.lapse_group, unit.fallback_owed = group, event
 
     def take_up_lapses(self) -> None:
         """After a restart: fallbacks that were owed when the process ended are owed still, and are logged."""
@@ -421,10 +420,11 @@ class Cycle:
                 self._log_lapse(group)
         elif unit.fallback_owed is not None and result.ok:
             # It failed before, and is confirmed now.
-            late = _LapseGroup(
-                unit.settings.category, result.value or 0.0, unit.fallback_owed, "", set(), {tag: result}
+            event = unit.fallback_owed
+            value = result.value if result.value is not None else unit.settings.default_value
+            self._log_lapse(
+                _LapseGroup(unit.settings.category, value, event.hold, event.cause, set(), {tag: result})
             )
-            self._log_lapse(late)
         if result.ok:
             unit.fallback_owed = None
 
@@ -436,7 +436,8 @@ class Cycle:
                 kind="watchdog",
                 category=group.category,
                 value=group.value,
-                request_id=group.request_id or None,
+                request_id=group.hold.request_id,
+                sequence=group.hold.order[1],
                 reason=group.cause.value,
                 devices=group.results,
             )

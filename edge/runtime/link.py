@@ -60,6 +60,7 @@ UPLOAD_DELAY_S = 0.4
 UPLOAD_BATCH = 200
 ACK_TIMEOUT_S = 10.0
 REPORT_PERIOD_S = 10.0
+REPORT_ANYWAY_S = 60.0
 TELEMETRY_PERIOD_S = 5.0
 # Commands under way at once; more answer `busy`.
 MAX_UNDER_WAY = 256
@@ -218,7 +219,9 @@ class Link:
 
     async def _report(self, session: Session) -> None:
         while True:
-            await self._report_wanted.wait()
+            # Now and then without a change too: a report proves what this node did *not* accept.
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._report_wanted.wait(), REPORT_ANYWAY_S)
             self._report_wanted.clear()
             clock = "trusted" if self._clock.quality().untrusted_since_s is None else "unsynced"
             report = Reported(
@@ -287,7 +290,8 @@ class Link:
                     self._command(message)
                 elif leaf == f"desired/{MANIFEST}":
                     self._desired.take_manifest(codec.decode(Manifest, message.payload))
-                elif kind == "desired":
+                elif kind == "desired" and message.payload:
+                    # (An empty one was taken away; the manifest says what that means.)
                     self._desired.take(name, codec.decode(Document, message.payload))
                 elif leaf == "logack":
                     self._log_ack(codec.decode(LogAck, message.payload))
