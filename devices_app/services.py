@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import uuid
 from typing import Any, TypedDict, Unpack
 
@@ -148,11 +147,6 @@ def device_value_confirm(*, device: Device, value: float, sequence: int | None) 
 
 
 def _device_store(device: Device) -> None:
-    for field in ("min_value", "max_value", "default_value", "peak_power_kw", "telemetry_s"):
-        number = getattr(device, field)
-        # Such a number would pass a comparison in one database and fail it in another.
-        if isinstance(number, float) and not math.isfinite(number):
-            raise Invalid.field(field, "must be a finite number")
     device.modbus_server_host = (device.modbus_server_host or "").strip().lower() or None
     device.lifetime = device.lifetime or None
     if device.device_type.speaks_modbus and not (

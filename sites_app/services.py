@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterable
+from datetime import datetime
 from typing import Any, TypedDict, Unpack
 
 import structlog
 from django.db import transaction
+from django.utils import timezone
 
 from sites_app import tokens
 from sites_app.documents import node_documents_render
 from sites_app.models import ManagementToken, Node, Site
+from sites_app.presence import HEARTBEAT_LIMIT_S, central_now, presence_read
 from smartgrid.errors import Invalid
 from smartgrid.integrity import store
 
@@ -129,3 +132,39 @@ def _apply(row: Site | Node, changes: SiteChanges | NodeChanges) -> None:
         if field not in allowed:
             raise Invalid.field(field, "cannot be changed")
         setattr(row, field, value)
+
+
+def node_presence_record(*, node_id: uuid.UUID, online: bool, session: str, boot: str) -> bool:
+    """Note that a node came or went. False where that was known: the database holds transitions only.
+
+    An offline message of a former session tells nothing about the present one.
+    """
+    now = timezone.now()
+    nodes = Node.objects.filter(pk=node_id)
+    if online:
+        changed = nodes.exclude(online=True, session=session).update(
+            online=True, session=session, boot=boot, presence_changed_at=now
+        )
+    else:
+        changed = nodes.filter(online=True, session=session).update(online=False, presence_changed_at=now)
+    if changed:
+        log.info("node_online" if online else "node_offline", node=str(node_id), session=session)
+    return bool(changed)
+
+
+def node_reported_record(*, node: Node, reported: dict[str, Any], at: datetime) -> None:
+    """Keep the newest report of a node."""
+    Node.objects.filter(pk=node.pk).update(last_reported=reported, last_reported_at=at)
+
+
+def nodes_silent_mark() -> int:
+    """Note as offline the nodes whose heartbeats have stopped, whatever their will said. How many."""
+    online = list(Node.objects.filter(online=True))
+    if not online:
+        return 0
+    presence = presence_read(node.pk for node in online)
+    now = central_now()
+    silent = [node.pk for node in online if now - presence[node.pk].hb_at >= HEARTBEAT_LIMIT_S]
+    return Node.objects.filter(pk__in=silent, online=True).update(
+        online=False, presence_changed_at=timezone.now()
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -19,6 +20,7 @@ def store(row: models.Model) -> None:
     `Invalid` names the fields which are wrong, `Conflict` says what it duplicates. A duplicate which another
     transaction stored in between is a `Conflict` too.
     """
+    _refuse_rounding(row)
     try:
         row.full_clean(validate_unique=False, validate_constraints=False)
     except ValidationError as error:
@@ -30,6 +32,20 @@ def store(row: models.Model) -> None:
         raise refusal_from(error, row=row) from error
     with conflicts(_name(row)):
         row.save()
+
+
+def _refuse_rounding(row: models.Model) -> None:
+    """Numbers are stored as given or not at all: Django would make 1 of 1.5 and of True."""
+    for field in row._meta.concrete_fields:  # noqa: SLF001 - Django's documented name for it
+        value = getattr(row, field.attname)
+        if isinstance(field, models.IntegerField) and (
+            isinstance(value, bool) or (isinstance(value, float) and not value.is_integer())
+        ):
+            raise Invalid.field(field.name, "a whole number is expected")
+        if isinstance(field, models.FloatField) and (
+            isinstance(value, bool) or (isinstance(value, float) and not math.isfinite(value))
+        ):
+            raise Invalid.field(field.name, "a finite number is expected")
 
 
 def invalid_from(error: ValidationError) -> Invalid:

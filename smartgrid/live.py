@@ -57,3 +57,58 @@ def ping() -> None:
         client().ping()
     except redis.RedisError as error:
         raise LiveUnavailable(f"Redis does not answer: {error}") from error
+
+
+def hashes_read(keys: list[str]) -> list[dict[str, str]]:
+    """Several hashes in one round trip, in the order asked for."""
+    try:
+        pipe = client().pipeline(transaction=False)
+        for key in keys:
+            pipe.hgetall(key)
+        return cast("list[dict[str, str]]", pipe.execute())
+    except redis.RedisError as error:
+        raise LiveUnavailable(f"Redis does not answer: {error}") from error
+
+
+def hash_write(key: str, fields: dict[str, str], *, expires_s: int) -> None:
+    """Set these fields, leaving others; the hash is gone after `expires_s` without another write."""
+    try:
+        pipe = client().pipeline(transaction=False)
+        pipe.hset(key, mapping=fields)
+        pipe.expire(key, expires_s)
+        pipe.execute()
+    except redis.RedisError as error:
+        raise LiveUnavailable(f"Redis does not answer: {error}") from error
+
+
+def list_push(key: str, value: str, *, expires_s: int) -> None:
+    """Add to the end of a list that somebody may be waiting on."""
+    try:
+        pipe = client().pipeline(transaction=False)
+        pipe.rpush(key, value)
+        pipe.expire(key, expires_s)
+        pipe.execute()
+    except redis.RedisError as error:
+        raise LiveUnavailable(f"Redis does not answer: {error}") from error
+
+
+@cache
+def _waiting_client() -> redis.Redis:
+    """Connections for those who block: the server ends the wait, not the socket."""
+    return redis.Redis.from_url(
+        settings.SGM_REDIS_URL,
+        decode_responses=True,
+        socket_connect_timeout=CONNECT_TIMEOUT_S,
+        socket_timeout=None,
+        socket_keepalive=True,
+        retry=Retry(NoBackoff(), 0),
+    )
+
+
+def list_wait(key: str, *, timeout_s: float) -> str | None:
+    """Take the first of a list, waiting for one at most `timeout_s`; None where none came."""
+    try:
+        found = _waiting_client().blpop([key], timeout=max(0.01, timeout_s))
+    except redis.RedisError as error:
+        raise LiveUnavailable(f"Redis does not answer: {error}") from error
+    return None if found is None else cast("tuple[str, str]", found)[1]

@@ -46,6 +46,7 @@ INSTALLED_APPS = [
     "sites_app",
     "devices_app",
     "schedules_app",
+    "control_app",
 ]
 
 # The API needs the first four. The rest is the console's, and lazy: a request which touches neither session

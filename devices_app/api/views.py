@@ -55,5 +55,8 @@ class DeviceCategoriesApi(APIView):
         site = site_get(principal=principal, site_id=site_id)
         grouped = selectors.devices_by_category(principal=principal, site_id=site.pk)
         return Response(
-            {category: [DeviceOutput(device).data for device in devices] for category, devices in grouped.items()}
+            {
+                category: [DeviceOutput(device).data for device in devices]
+                for category, devices in grouped.items()
+            }
         )

@@ -29,6 +29,10 @@ class Driver(Protocol):
         """The most commands a write takes once the device is prepared; each costs the profile's gap."""
 
     @property
+    def commands_per_poll(self) -> int:
+        """What reading the telemetry and the setpoint takes together."""
+
+    @property
     def telemetry_units(self) -> dict[str, str]: ...
 
     async def identify(self) -> None:

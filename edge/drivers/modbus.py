@@ -150,7 +150,8 @@ class ModbusSession:
         except ConnectionException as error:
             self._drop()
             raise DeviceUnreachable(
-                f"{self.endpoint} closed the connection; another controller may hold its only session"
+                f"the connection to {self.endpoint} broke: another controller may hold its only session, the"
+                " device may have restarted, or it does not speak Modbus"
             ) from error
         except ModbusException as error:
             self._drop()
@@ -207,6 +208,7 @@ class ModbusDriver:
         self._generation = -1
         self._exponents: dict[str, int] = {}
         self._plans: dict[frozenset[str], list[Block]] = {}
+        self._scales = _scale_points(profile, profile.points)
         self._telemetry = frozenset(profile.telemetry.values())
         limit = profile.limit
         self._readback = frozenset(_readback_points(limit)) if limit else frozenset[str]()
@@ -221,6 +223,10 @@ class ModbusDriver:
         if limit is None:
             return 0
         return max(_commands(limit.set), _commands(limit.release or ()))
+
+    @property
+    def commands_per_poll(self) -> int:
+        return len(self._plan(self._telemetry)) + len(self._plan(self._readback))
 
     @property
     def telemetry_units(self) -> dict[str, str]:
@@ -371,8 +377,12 @@ class ModbusDriver:
         if refused is not None and not raw:
             raise refused
         # Scale factors first: the others need them.
-        for name in raw.keys() & _scale_points(self._profile, names):
-            self._learn_exponent(name, raw[name])
+        for name in raw.keys() & self._scales:
+            try:
+                self._learn_exponent(name, raw[name])
+            except ReadingInvalid:
+                if not tolerant:
+                    raise
         return {name: self._decode(name, raw[name]) for name in names if name in raw}
 
     def _plan(self, names: frozenset[str]) -> list[Block]:
@@ -397,7 +407,7 @@ class ModbusDriver:
     def _decode(self, name: str, registers: list[int]) -> float | str | None:
         point = self._points[name]
         if point.scale_point is not None and point.scale_point not in self._exponents:
-            # Its block was refused: a number without its scale is no value.
+            # Its block was refused, or it has no value: a number without its scale is none either.
             return None
         return decode(point, registers, exponent=self._exponent(point))
 
@@ -426,4 +436,6 @@ def _shown(value: float | str | tuple[float | str, ...] | None) -> str:
         return "no value"
     if isinstance(value, tuple):
         return " or ".join(_shown(one) for one in value)
-    return repr(value) if isinstance(value, str) else f"{value:g}"
+    if isinstance(value, str):
+        return repr(value)
+    return str(int(value)) if value == int(value) else f"{value:g}"

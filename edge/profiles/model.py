@@ -292,9 +292,8 @@ def _convert(data: Any, kind: type[T], *, key: str) -> T:
         return msgspec.convert(data, kind)
     except msgspec.ValidationError as error:
         # "Expected `int`, got `str` - at `$.limit.set[0]`", or "- at `key` in `$.limit`" of a key itself.
-        message, _, path = str(error).rpartition("`$")
-        message = (message or str(error)).removesuffix(" - at ")
-        inner = path.rstrip("`").lstrip(".")
+        message, _, place = str(error).partition(" - at `")
+        inner = place.rpartition("$")[2].rstrip("`").lstrip(".")
         raise ProfileError(
             key=".".join(part for part in (key, inner) if part) or "profile", expectation=message
         ) from error

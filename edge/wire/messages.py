@@ -66,7 +66,7 @@ class Envelope(msgspec.Struct, frozen=True):
     v: int
 
 
-# --- down: commands -------------------------------------------------------------------------------------------
+# --- down: commands -------------------------------------------------------------------------------
 
 
 class SetpointCommand(Message, frozen=True, tag_field="op", tag="setpoint", kw_only=True):
@@ -118,7 +118,7 @@ class ResyncCommand(Message, frozen=True, tag_field="op", tag="resync", kw_only=
 Command = SetpointCommand | ReleaseCommand | PingCommand | ResyncCommand
 
 
-# --- up: answers ----------------------------------------------------------------------------------------------
+# --- up: answers ----------------------------------------------------------------------------------
 
 
 class DeviceResult(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -161,7 +161,7 @@ class CommandAnswer(Message, frozen=True, kw_only=True):
     answered_wall: str | None = None
 
 
-# --- up: the node's state -------------------------------------------------------------------------------------
+# --- up: the node's state -------------------------------------------------------------------------
 
 
 class Presence(Message, frozen=True, kw_only=True):
@@ -218,8 +218,9 @@ class TelemetryBatch(Message, frozen=True, kw_only=True):
 class LogEntry(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """One line of the `control` stream.
 
-    kind `result`: what became of a command; `watchdog`: a hold ended and what was written instead; `standing`:
-    a limit found at start that this node did not set; `device_error`: somebody should look at a device.
+    kind `result`: what became of a command; `watchdog`: a hold ended and what was written instead;
+    `standing`: a limit found at start that this node did not set; `device_error`: somebody should look at a
+    device.
     """
 
     seq: int
@@ -250,7 +251,7 @@ class LogAck(Message, frozen=True, kw_only=True):
     last: int
 
 
-# --- down: desired state --------------------------------------------------------------------------------------
+# --- down: desired state --------------------------------------------------------------------------
 
 
 class ManifestEntry(msgspec.Struct, frozen=True):
@@ -284,7 +285,7 @@ class SiteConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DeviceConfig(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """One device of a node. Bounds and default in the device type's unit; `nameplate_kw` is its rated power."""
+    """One device of a node. Bounds and default in the type's own unit; `nameplate_kw` is its rated power."""
 
     id: str
     tag: str
@@ -313,7 +314,7 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ScheduleBody(msgspec.Struct, frozen=True, kw_only=True):
-    """The body of `desired/schedule/{date}/{category}`: quarter hours of one UTC day, `HH:MM` -> value or null."""
+    """The body of `desired/schedule/{date}/{category}`: one UTC day, `HH:MM` -> value, or null: default."""
 
     date: str
     category: str

@@ -29,7 +29,9 @@ class SiteDetailApi(APIView):
     def get(self, request: Request, site_id: UUID) -> Response:
         site = selectors.site_get(principal=principal_of(request), site_id=site_id)
         metrics = selectors.site_metrics(site, now=timezone.now())
-        return Response({**SiteOutput(site).data, "metrics": [MetricOutput(metric).data for metric in metrics]})
+        return Response(
+            {**SiteOutput(site).data, "metrics": [MetricOutput(metric).data for metric in metrics]}
+        )
 
 
 class NodeListApi(APIView):

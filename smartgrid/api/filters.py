@@ -33,5 +33,3 @@ def filtered(*, request: Request, rows: QuerySet[M], by: type[FilterSet]) -> Que
         raise Invalid(f"{field}: {texts[0]}", errors=errors)
     queryset: QuerySet[M] = chosen.qs
     return queryset
-
-

@@ -19,11 +19,19 @@ M = TypeVar("M", bound=Model)
 
 
 def list_response(
-    *, request: Request, rows: QuerySet[M], serializer: type[BaseSerializer[M]]
+    *,
+    request: Request,
+    rows: QuerySet[M],
+    serializer: type[BaseSerializer[M]],
+    default_limit: int | None = None,
 ) -> Response:
-    """These rows, or the page of them which the request asks for, with `X-Total-Count` and `Link`."""
-    limit = _number(request.query_params, "limit", minimum=1, maximum=MAXIMUM_LIMIT)
-    offset = _number(request.query_params, "offset", minimum=0) or 0
+    """These rows, or the page of them which the request asks for, with `X-Total-Count` and `Link`.
+
+    Without a limit in the request, `default_limit`; None: all.
+    """
+    asked = whole_number(request.query_params, "limit", minimum=1, maximum=MAXIMUM_LIMIT)
+    limit = default_limit if asked is None else asked
+    offset = whole_number(request.query_params, "offset", minimum=0) or 0
     if limit is None and not offset:
         found = list(rows)
         total = len(found)
@@ -37,7 +45,8 @@ def list_response(
     return Response(shown.data, headers=headers)
 
 
-def _number(query: QueryDict, name: str, *, minimum: int, maximum: int | None = None) -> int | None:
+def whole_number(query: QueryDict, name: str, *, minimum: int, maximum: int | None = None) -> int | None:
+    """A query parameter as a whole number in these bounds; None where it is absent, `Invalid` otherwise."""
     text = query.get(name)
     if text is None:
         return None

@@ -1,0 +1,72 @@
+# `make help` lists what there is. Everything runs in a virtual environment of its own, made when it is needed.
+
+VENV ?= .venv
+RUN := $(VENV)/bin/python
+# The first of these that is Python 3.11 or newer.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
+	command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' && echo $$p && break; \
+	done)
+# Pip's chatter about itself and its cache helps nobody here.
+PIP := $(RUN) -m pip --disable-pip-version-check --quiet install
+
+PYTEST := $(RUN) -m pytest
+# Django's own commands need a key and a database, whatever they do with them.
+DJANGO := SGM_SECRET_KEY=only-for-checks SGM_DATABASE_URL=sqlite:///:memory: $(RUN) manage.py
+
+.DEFAULT_GOAL := help
+.PHONY: help demo demo-reset test test-quick test-all lint types migrations-check check services bench-latency
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
+
+demo: $(VENV)/.demo-installed ## run the whole system with simulated devices, until Ctrl-C
+	@exec $(RUN) -m smartgrid.demo
+
+demo-reset: $(VENV)/.demo-installed ## forget all that the demo has kept; the next `make demo` begins anew
+	@$(RUN) -m smartgrid.demo reset
+
+test: $(VENV)/.dev-installed services ## the suite with real services on SQLite, its database part on PostgreSQL too
+	$(RUN) -m tests.servers postgres $(PYTEST) -q --only-database -m "not system"
+	$(PYTEST)
+
+test-quick: $(VENV)/.dev-installed ## what needs no service, under a minute
+	$(PYTEST) -m "not services and not system"
+
+test-all: test ## `make test` and the long runs
+	$(RUN) -m tests.servers postgres $(PYTEST) --only-database
+
+lint: $(VENV)/.dev-installed ## style, format, and who may import whom
+	$(RUN) -m ruff check
+	$(RUN) -m ruff format --check
+	$(VENV)/bin/lint-imports --no-cache
+
+types: $(VENV)/.dev-installed ## mypy, strict, tests included
+	SGM_SECRET_KEY=only-for-checks $(RUN) -m mypy .
+
+migrations-check: $(VENV)/.dev-installed ## Django's checks, and that no migration is missing
+	$(DJANGO) check
+	$(DJANGO) makemigrations --check --dry-run
+
+check: lint types migrations-check test ## exactly what CI runs
+
+bench-latency: $(VENV)/.dev-installed services ## from a PUT to the register, beside the floor of the same run
+	@exec $(RUN) -m bench.latency
+
+services: # Redis, mosquitto and PostgreSQL for the tests, installed where they are missing and we may
+	@.ci/services
+
+# --- environments: a stamp each, so that later starts find nothing to do ---------------------------------------
+
+$(VENV)/bin/python:
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: set PYTHON=/path/to/python" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo-installed: requirements.txt requirements-demo.txt edge/requirements.txt | $(VENV)/bin/python
+	@echo "Installing what the demo needs ..."
+	@$(PIP) -r requirements-demo.txt
+	@touch $@
+
+$(VENV)/.dev-installed: requirements-dev.txt $(VENV)/.demo-installed | $(VENV)/bin/python
+	@echo "Installing what tests and checks need ..."
+	@$(PIP) -r requirements-dev.txt
+	@touch $@

@@ -1,0 +1,56 @@
+"""Requests and logs in the console: to read. Nobody edits what has happened."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.contrib import admin
+from django.db.models import Model
+from django.http import HttpRequest
+
+from control_app.models import ControlCommand, ControlLog, ControlRequest, DeviceErrorLog
+
+
+class ReadOnlyAdmin(admin.ModelAdmin[Any]):
+    """A record: seen, not touched."""
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
+        return False
+
+
+@admin.register(ControlRequest)
+class ControlRequestAdmin(ReadOnlyAdmin):
+    list_display = ("created_at", "site", "category", "value", "status", "client_id")
+    list_filter = ("status", "category", "site")
+    list_select_related = ("site",)
+    date_hierarchy = "created_at"
+
+
+@admin.register(ControlCommand)
+class ControlCommandAdmin(ReadOnlyAdmin):
+    list_display = ("sequence", "node", "state", "deadline", "values")
+    list_filter = ("state", "node")
+    list_select_related = ("node",)
+
+
+@admin.register(ControlLog)
+class ControlLogAdmin(ReadOnlyAdmin):
+    list_display = ("created_at", "site", "category", "value", "status", "watchdog", "reason")
+    list_filter = ("watchdog", "status", "category", "site")
+    list_select_related = ("site",)
+    date_hierarchy = "created_at"
+
+
+@admin.register(DeviceErrorLog)
+class DeviceErrorLogAdmin(ReadOnlyAdmin):
+    list_display = ("timestamp", "device", "error")
+    list_filter = ("device__site",)
+    list_select_related = ("device",)
+    search_fields = ("device__device_tag", "error")
+    date_hierarchy = "timestamp"

@@ -1,0 +1,243 @@
+"""From a recorded command to the node and back: the worker's side of a request.
+
+The view records a command, queues it and waits on a Redis list. The worker claims the row before it publishes:
+no row, no publish, so a task that waited too long writes nothing. Answers come to the process that sent the
+command; one consumer thread passes them on to whoever waits. What nobody waits for any longer is not lost: the
+node's control log brings it (inbox).
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+import uuid
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cache
+from typing import Any
+
+import msgspec
+import structlog
+from django.utils import timezone
+
+from control_app.models import CommandState, ControlCommand
+from edge.wire import codec
+from edge.wire.codec import WireError
+from edge.wire.messages import Code, CommandAnswer, PingCommand, SetpointCommand, Stage
+from edge.wire.topics import NodeTopics
+from sites_app.node_link import LinkUnavailable, MqttNodeLink, SendUnconfirmed, node_link
+from smartgrid import live
+
+log = structlog.stdlib.get_logger(__name__)
+
+# What the caller of a control request is promised: an answer within this time.
+DEADLINE_S = 8.0
+# Older than this, the newest token may die on the way: the node is asked for another one first.
+TOKEN_GOOD_FOR_S = 8.0
+PING_TIMEOUT_S = 2.0
+# A command refused as stale may be sent once more with the token of the refusal, this soon after its claim.
+RESEND_WITHIN_S = 3.0
+# Answers are passed on this long after a claim; later ones come with the control log.
+FORGET_AFTER_S = 60.0
+ANSWERS_KEPT_S = 60
+
+
+class Order(msgspec.Struct, frozen=True, kw_only=True):
+    """One command as it travels through the queue to a worker; the database row decides whether it is sent."""
+
+    command_id: str
+    request_id: str
+    sequence: int
+    epoch: int
+    tenant: str
+    node: str
+    category: str
+    values: dict[str, float]
+    hold_s: float
+    fresh: str
+    fresh_at: float
+    deadline: datetime
+    reason: str = ""
+
+    def command(self, *, fresh: str) -> SetpointCommand:
+        return SetpointCommand(
+            id=self.command_id,
+            epoch=self.epoch,
+            sequence=self.sequence,
+            fresh=fresh,
+            request_id=self.request_id,
+            category=self.category,
+            values=self.values,
+            hold_s=self.hold_s,
+            reason=self.reason,
+        )
+
+
+class Note(msgspec.Struct, frozen=True, kw_only=True):
+    """What a waiting view is told of one command: a node's answer, or why there will be none."""
+
+    command_id: str
+    answer: CommandAnswer | None = None
+    not_sent: str = ""
+    lost: str = ""
+
+
+_encode = msgspec.json.Encoder().encode
+_note = msgspec.json.Decoder(Note)
+
+
+def answers_key(request_id: str) -> str:
+    return f"sgm:answers:{request_id}"
+
+
+def note_read(text: str) -> Note:
+    return _note.decode(text)
+
+
+def _tell(request_id: str, note: Note) -> None:
+    try:
+        live.list_push(answers_key(request_id), _encode(note).decode(), expires_s=ANSWERS_KEPT_S)
+    except live.LiveUnavailable as error:
+        # The view will call it unknown, and the control log will tell.
+        log.error("answer_not_passed_on", command=note.command_id, error=str(error))  # noqa: TRY400
+
+
+@dataclass(slots=True)
+class _Pending:
+    order: Order
+    claimed_at: float
+    resent: bool = False
+
+
+@dataclass(slots=True)
+class _Ping:
+    answered: threading.Event = field(default_factory=threading.Event)
+    fresh: str | None = None
+
+
+class Dispatcher:
+    """The sending side of one worker process."""
+
+    def __init__(self, link: MqttNodeLink) -> None:
+        self._link = link
+        self._pending: dict[str, _Pending] = {}
+        self._pings: dict[str, _Ping] = {}
+        self._arrived: queue.SimpleQueue[tuple[NodeTopics, bytes]] = queue.SimpleQueue()
+        link.results(lambda topics, payload: self._arrived.put((topics, payload)))
+        threading.Thread(target=self._consume, name="answers", daemon=True).start()
+
+    def dispatch(self, order: Order) -> None:
+        """Send a command, if it is still wanted and the broker is there."""
+        topics = NodeTopics(order.tenant, order.node)
+        if not self._link.is_up:
+            self._not_sent(order, CommandState.QUEUED, "the message broker is not connected")
+            return
+        fresh = order.fresh
+        if time.time() - order.fresh_at > TOKEN_GOOD_FOR_S:
+            fresh = self._ping(topics, epoch=order.epoch) or order.fresh
+        now = timezone.now()
+        claimed = ControlCommand.objects.filter(
+            pk=order.sequence, state=CommandState.QUEUED, deadline__gt=now
+        ).update(state=CommandState.SENT)
+        if not claimed:
+            log.info("command_not_claimed", command=order.command_id)
+            return
+        self._forget_old()
+        self._pending[order.command_id] = _Pending(order, time.monotonic())
+        ttl_s = (order.deadline - now).total_seconds()
+        try:
+            self._send(topics, order, fresh=fresh, ttl_s=ttl_s)
+        except LinkUnavailable as error:
+            self._not_sent(order, CommandState.SENT, error.detail)
+        except SendUnconfirmed as error:
+            log.warning("command_unconfirmed", command=order.command_id, error=error.detail)
+            _tell(order.request_id, Note(command_id=order.command_id, lost=error.detail))
+
+    def _send(self, topics: NodeTopics, order: Order, *, fresh: str, ttl_s: float) -> None:
+        payload = codec.encode(order.command(fresh=fresh))
+        self._link.send(topics, "setpoint", payload, command_id=order.command_id, ttl_s=ttl_s)
+
+    def _not_sent(self, order: Order, state: CommandState, why: str) -> None:
+        ControlCommand.objects.filter(pk=order.sequence, state=state).update(state=CommandState.NOT_SENT)
+        _tell(order.request_id, Note(command_id=order.command_id, not_sent=why))
+
+    def _ping(self, topics: NodeTopics, *, epoch: int) -> str | None:
+        """Ask a node for a fresh token; None where it does not answer in time."""
+        ping_id = uuid.uuid4().hex
+        ping = self._pings[ping_id] = _Ping()
+        command = PingCommand(id=ping_id, epoch=epoch, sent_wall=timezone.now().isoformat())
+        try:
+            self._link.send(
+                topics, "ping", codec.encode(command), command_id=ping_id, ttl_s=PING_TIMEOUT_S
+            )
+            ping.answered.wait(PING_TIMEOUT_S)
+        except (LinkUnavailable, SendUnconfirmed):
+            return None
+        finally:
+            del self._pings[ping_id]
+        return ping.fresh
+
+    def _forget_old(self) -> None:
+        horizon = time.monotonic() - FORGET_AFTER_S
+        for command_id, pending in list(self._pending.items()):
+            # Oldest first: a dict keeps the order of its keys.
+            if pending.claimed_at > horizon:
+                break
+            self._pending.pop(command_id, None)
+
+    # --- answers ----------------------------------------------------------------------------------
+
+    def _consume(self) -> None:
+        while True:
+            topics, payload = self._arrived.get()
+            try:
+                self._answered(topics, codec.decode(CommandAnswer, payload))
+            except WireError as error:
+                log.warning("answer_not_understood", node=topics.node, error=str(error))
+            except Exception:  # the top of this thread: it must live as long as the process
+                log.exception("answer_failed", node=topics.node)
+
+    def _answered(self, topics: NodeTopics, answer: CommandAnswer) -> None:
+        ping = self._pings.get(answer.id)
+        if ping is not None:
+            ping.fresh = answer.fresh
+            ping.answered.set()
+            return
+        pending = self._pending.get(answer.id)
+        if pending is None:
+            return
+        if pending.order.node != topics.node:
+            log.error("answer_from_another_node", node=topics.node, command=answer.id)
+            return
+        if answer.stage is Stage.REFUSED and answer.code == Code.STALE and self._resend(topics, pending, answer):
+            return
+        _tell(pending.order.request_id, Note(command_id=answer.id, answer=answer))
+        if answer.stage is not Stage.ACCEPTED:
+            self._pending.pop(answer.id, None)
+
+    def _resend(self, topics: NodeTopics, pending: _Pending, answer: CommandAnswer) -> bool:
+        """Once, the same id, soon after its claim: the token had died on the way, nobody wrote anything."""
+        soon = time.monotonic() - pending.claimed_at < RESEND_WITHIN_S
+        if pending.resent or not soon or answer.fresh is None:
+            return False
+        pending.resent = True
+        try:
+            self._send(topics, pending.order, fresh=answer.fresh, ttl_s=RESEND_WITHIN_S)
+        except (LinkUnavailable, SendUnconfirmed):
+            return False
+        return True
+
+
+@cache
+def dispatcher() -> Dispatcher:
+    """This process's dispatcher, with its link."""
+    return Dispatcher(node_link())
+
+
+def order_encode(order: Order) -> dict[str, Any]:
+    return msgspec.to_builtins(order)  # type: ignore[no-any-return]
+
+
+def order_decode(raw: dict[str, Any]) -> Order:
+    return msgspec.convert(raw, Order)

@@ -1,0 +1,163 @@
+"""Control requests, the commands they become, and the append-only logs."""
+
+from __future__ import annotations
+
+import uuid
+
+from django.db import models
+from django.db.models import Q
+from django.utils import timezone
+
+from devices_app.models import Device
+from sites_app.models import Node, Site
+
+
+class Status(models.TextChoices):
+    SUCCESS = "success"
+    PARTIAL = "partial"
+    FAILED = "failed"
+
+
+class ControlRequest(models.Model):
+    """What a client asked for. `result` is what it was told, or what was proved later."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    created_at = models.DateTimeField(default=timezone.now, editable=False)
+    site = models.ForeignKey(Site, on_delete=models.PROTECT, related_name="control_requests")
+    category = models.CharField(max_length=64)
+    value = models.FloatField()
+    # None: all of the category.
+    device_tags = models.JSONField(null=True)
+    reason = models.CharField(max_length=500, blank=True, default="")
+    client_id = models.CharField(max_length=200)
+    token_id = models.UUIDField(null=True)
+    deadline = models.DateTimeField()
+    # Null while it is under way.
+    status = models.CharField(max_length=16, choices=Status, null=True)
+    result = models.JSONField(null=True)
+
+    class Meta:
+        constraints = [
+            models.CheckConstraint(
+                condition=Q(status__isnull=True) | Q(status__in=Status.values),
+                name="control_request_status_known",
+            ),
+            models.CheckConstraint(
+                condition=Q(status__isnull=True, result__isnull=True)
+                | Q(status__isnull=False, result__isnull=False),
+                name="control_request_result_with_status",
+            ),
+        ]
+        indexes = [models.Index(fields=["deadline"], condition=Q(status=None), name="control_request_open")]
+
+    def __str__(self) -> str:
+        return f"{self.category} at {self.value:g}"
+
+
+class CommandState(models.TextChoices):
+    """Where a command is. `unknown` waits for the node's own word; the last four are final."""
+
+    QUEUED = "queued"
+    SENT = "sent"
+    UNKNOWN = "unknown"
+    DONE = "done"
+    REFUSED = "refused"
+    NOT_SENT = "not_sent"
+    NOT_DELIVERED = "not_delivered"
+
+
+class ControlCommand(models.Model):
+    """One command to one node. Its number is the sequence that orders all of central's commands."""
+
+    sequence = models.BigAutoField(primary_key=True)
+    id = models.UUIDField(default=uuid.uuid4, unique=True, editable=False)
+    request = models.ForeignKey(ControlRequest, on_delete=models.CASCADE, related_name="commands")
+    node = models.ForeignKey(Node, on_delete=models.CASCADE, related_name="commands")
+    epoch = models.PositiveIntegerField()
+    # device tag -> value
+    values = models.JSONField()
+    deadline = models.DateTimeField()
+    state = models.CharField(max_length=16, choices=CommandState, default=CommandState.QUEUED)
+    # device tag -> {code, detail, value, readback}
+    result = models.JSONField(null=True)
+
+    class Meta:
+        constraints = [
+            models.CheckConstraint(
+                condition=Q(state__in=CommandState.values), name="control_command_state_known"
+            ),
+        ]
+        indexes = [
+            models.Index(
+                fields=["node", "sequence"],
+                condition=Q(state__in=["queued", "sent", "unknown"]),
+                name="control_command_open",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"command {self.sequence}"
+
+
+class ControlLog(models.Model):
+    """One line of the control log: append-only, what was asked for or what the watchdog did, and the result."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    created_at = models.DateTimeField(default=timezone.now, editable=False)
+    site = models.ForeignKey(Site, on_delete=models.PROTECT, related_name="control_logs")
+    node = models.ForeignKey(Node, on_delete=models.SET_NULL, null=True, related_name="control_logs")
+    request = models.ForeignKey(ControlRequest, on_delete=models.SET_NULL, null=True, related_name="logs")
+    status = models.CharField(max_length=16, choices=Status)
+    category = models.CharField(max_length=64)
+    watchdog = models.BooleanField(default=False)
+    value = models.FloatField(null=True)
+    result = models.JSONField()
+    reason = models.CharField(max_length=500, blank=True, default="")
+
+    class Meta:
+        constraints = [
+            models.CheckConstraint(condition=Q(status__in=Status.values), name="control_log_status_known"),
+        ]
+        indexes = [
+            models.Index(fields=["-created_at"], name="control_log_newest"),
+            models.Index(fields=["site", "-created_at"], name="control_log_site_newest"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.category}: {self.status}"
+
+
+class DeviceErrorLog(models.Model):
+    """Something about a device that a person should look at. Append-only."""
+
+    id = models.BigAutoField(primary_key=True)
+    timestamp = models.DateTimeField(default=timezone.now, editable=False)
+    device = models.ForeignKey(Device, on_delete=models.CASCADE, related_name="error_logs")
+    error = models.TextField()
+
+    class Meta:
+        indexes = [models.Index(fields=["device", "timestamp"], name="device_error_log_device_time")]
+
+    def __str__(self) -> str:
+        return self.error
+
+
+class NodeStream(models.Model):
+    """How far a node's log stream is in the database, so that a batch that comes twice is taken once.
+
+    `store` is the node's own database: a replaced one begins its numbers anew.
+    """
+
+    id = models.BigAutoField(primary_key=True)
+    node = models.ForeignKey(Node, on_delete=models.CASCADE, related_name="streams")
+    stream = models.CharField(max_length=32)
+    store = models.CharField(max_length=64)
+    last = models.PositiveBigIntegerField(default=0)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["node", "stream", "store"], name="node_stream_unique"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.stream} up to {self.last}"

@@ -1,0 +1,97 @@
+"""Which devices a request reaches, and why the others are not: decided before anything is sent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from uuid import UUID
+
+from devices_app.models import Device
+from edge.wire.messages import Code
+from sites_app.models import Node, Site
+from sites_app.presence import NodePresence
+from smartgrid.errors import Invalid, NotFound
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """Devices to command by node, and the reason for each device that is not commanded."""
+
+    by_node: dict[UUID, list[Device]]
+    nodes: dict[UUID, Node]
+    refused: dict[str, str]
+
+
+def reason(code: Code, detail: str) -> str:
+    """As `not_updated` tells it: the code for programs, then a sentence for people."""
+    return f"{code}: {detail}"
+
+
+def targets_select(
+    *, site: Site, category: str, device_tags: Sequence[str] | None, value: float
+) -> Targets:
+    """Choose the devices of a request.
+
+    `NotFound` where the site has no device of this category; `Invalid` where the value is outside the range
+    of every device it could reach. Outside some: those answer `range`.
+    """
+    devices = {
+        device.device_tag: device
+        for device in Device.objects.filter(site=site, category=category)
+        .select_related("node")
+        .order_by("device_tag")
+    }
+    if not devices:
+        raise NotFound(f"This site has no device of category {category!r}.")
+    refused: dict[str, str] = {}
+    chosen = _chosen(devices, device_tags, category, refused)
+    controllable: list[Device] = []
+    for device in chosen:
+        if not device.include_in_curtailment:
+            detail = "include_in_curtailment is off for this device"
+            refused[device.device_tag] = reason(Code.EXCLUDED, detail)
+        elif device.measured_only:
+            detail = "this device is only measured"
+            refused[device.device_tag] = reason(Code.EXCLUDED, detail)
+        else:
+            controllable.append(device)
+    in_range = [device for device in controllable if device.min_value <= value <= device.max_value]
+    if controllable and not in_range:
+        low = min(device.min_value for device in controllable)
+        high = max(device.max_value for device in controllable)
+        raise Invalid.field("value", f"{value:g} is outside the range of every device, {low:g} to {high:g}")
+    for device in controllable:
+        if device not in in_range:
+            detail = f"allowed is {device.min_value:g} to {device.max_value:g}"
+            refused[device.device_tag] = reason(Code.RANGE, detail)
+    by_node: dict[UUID, list[Device]] = {}
+    for device in in_range:
+        by_node.setdefault(device.node_id, []).append(device)
+    return Targets(by_node, {device.node_id: device.node for device in in_range}, refused)
+
+
+def _chosen(
+    devices: Mapping[str, Device], tags: Iterable[str] | None, category: str, refused: dict[str, str]
+) -> list[Device]:
+    if tags is None:
+        # What is only measured is not asked for by a category; where nothing else is there, it is named.
+        controlled = [device for device in devices.values() if not device.measured_only]
+        return controlled or list(devices.values())
+    chosen = {}
+    for tag in tags:
+        if tag in devices:
+            chosen[tag] = devices[tag]
+        else:
+            refused[tag] = reason(Code.UNKNOWN_DEVICE, f"no device of category {category!r} has this tag here")
+    return list(chosen.values())
+
+
+def offline_nodes(
+    targets: Targets, presence: Mapping[UUID, NodePresence], *, now: float
+) -> dict[UUID, str]:
+    """Nodes that are known not to listen, and why: their devices are answered at once, nothing queues."""
+    return {
+        node_id: presence[node_id].why_not(now=now)
+        for node_id in targets.by_node
+        if not presence[node_id].is_reachable(now=now)
+    }

@@ -1,0 +1,22 @@
+"""Celery tasks of control: fetch, call, return."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery import shared_task
+
+from control_app.dispatch import dispatcher, order_decode
+from control_app.services import requests_settle
+
+
+@shared_task(name="control_app.tasks.dispatch_command", queue="control")  # type: ignore[untyped-decorator]
+def dispatch_command(order: dict[str, Any]) -> None:
+    """Send one command; the claim of its row makes a second run harmless."""
+    dispatcher().dispatch(order_decode(order))
+
+
+@shared_task(name="control_app.tasks.settle_requests")  # type: ignore[untyped-decorator]
+def settle_requests() -> None:
+    """Close requests whose view did not live to do so."""
+    requests_settle()

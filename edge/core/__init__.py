@@ -1,0 +1,1 @@
+"""The arbitration core: pure functions that tell what a device is to be held at, and why."""

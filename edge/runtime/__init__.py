@@ -1,0 +1,1 @@
+"""A node: what runs on a site computer."""

@@ -1,0 +1,404 @@
+"""One bus per endpoint: one session, one queue, the profile's minimum gap kept.
+
+All writes come before all read-backs, those before polls. At most one write per device waits: a newer one
+takes its place. A write whose moment is known reserves its line: no poll starts whose gap would still run
+then. A dead device keeps nobody waiting who is on another endpoint, and costs those on its own at most its
+timeout (design, rule 19).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Awaitable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import structlog
+
+from edge.drivers.base import Driver, Session
+from edge.drivers.errors import DeviceRefused, DeviceUnreachable, DriverError, ReadingInvalid
+from edge.runtime.clock import Clock
+from edge.wire.messages import Code
+
+log = structlog.get_logger()
+
+# While a write is owed, or for this long after the loss, a bare connect is tried every second.
+RECONNECT_EAGERLY_FOR_S = 600.0
+RECONNECT_S = 1.0
+RECONNECT_SLOWEST_S = 300.0
+# A write whose read-back differs is tried this often before its caller hears of it.
+TRIES = 3
+RETRY_S = 1.0
+RETRY_SLOWEST_S = 300.0
+# What one poll command may take on a healthy line, on top of the gap, when room is kept for a known write.
+POLL_ALLOWANCE_S = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class WriteOutcome:
+    """How one write ended. `code` is None where the device confirmed it."""
+
+    ticket: int
+    value: float
+    code: Code | None = None
+    detail: str = ""
+    readback: float | None = None
+    still_trying: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PollResult:
+    """What a poll read: telemetry by canonical key, and the setpoint in force as the device tells it."""
+
+    readings: dict[str, float | None]
+    readback: float | None
+
+
+class Listener(Protocol):
+    """Who hears of a device. Called from the bus's own task; must not block."""
+
+    def contact(self, tag: str, *, standing: float | None) -> None: ...
+
+    def lost(self, tag: str, *, reason: str) -> None: ...
+
+    def wrote(self, tag: str, outcome: WriteOutcome) -> None: ...
+
+    def polled(self, tag: str, result: PollResult) -> None: ...
+
+
+class PollPreempted(Exception):  # noqa: N818 - not an error: the line is wanted for a write
+    """A poll gave way in the gap between two of its commands."""
+
+
+@dataclass(slots=True)
+class _Write:
+    ticket: int
+    value: float
+    verify: bool
+    tries: int = 0
+    not_before: float = 0.0
+    told: bool = False
+    resent: bool = False
+
+
+@dataclass(slots=True)
+class _Member:
+    """One device of the endpoint."""
+
+    tag: str
+    driver: Driver
+    poll_s: float
+    tolerance: float
+    settable: bool
+    known: bool = False  # identified and read since the session came up
+    refused: str = ""
+    reachable: bool | None = None
+    write: _Write | None = None
+    written: _Write | None = None  # on the device, to be read back
+    poll_due: float = 0.0
+    contact_due: float = 0.0
+    contact_tries: int = 0
+    reserved: dict[str, float] = field(default_factory=dict)
+
+
+class Bus:
+    """The line to one endpoint and the devices on it."""
+
+    def __init__(self, *, name: str, clock: Clock, listener: Listener, min_gap_s: float) -> None:
+        self.name = name
+        self._clock = clock
+        self._listener = listener
+        self._min_gap_s = min_gap_s
+        self._endpoint: Session | None = None
+        self._members: dict[str, _Member] = {}
+        self._wake = asyncio.Event()
+        self._tickets = 0
+        self._lost_at: float | None = None
+        self._connect_due = 0.0
+        self._connect_wait = RECONNECT_S
+        self._polling = False
+
+    def attach(self, endpoint: Session) -> None:
+        self._endpoint = endpoint
+
+    def add(self, tag: str, driver: Driver, *, poll_s: float, tolerance: float, settable: bool) -> None:
+        """Put a device on this line.
+
+        `tolerance`: how far a read-back may be from the value written. `settable`: it has a setpoint at all;
+        a meter has none.
+        """
+        # A line with a gap is kept three quarters free, so that a write seldom waits for a poll's gap.
+        poll_s = max(poll_s, 4 * self._min_gap_s * driver.commands_per_poll)
+        self._members[tag] = _Member(tag, driver, poll_s, tolerance, settable)
+        self._wake.set()
+
+    # --- what the cycle asks for ----------------------------------------------------------------------
+
+    def write(self, tag: str, value: float, *, verify: bool) -> int:
+        """Ask for a value to be written; returns the ticket under which its outcome is told.
+
+        A waiting write of the device is replaced. `verify`: the device should hold the value already; read it
+        first, and write only if it does not.
+        """
+        member = self._members[tag]
+        self._tickets += 1
+        member.write = _Write(self._tickets, value, verify)
+        member.written = None
+        member.contact_due = 0.0
+        if self._endpoint is not None and not self._endpoint.connected:
+            self._connect_due = min(self._connect_due, self._clock.boottime_s() + RECONNECT_S)
+        self._wake.set()
+        return self._tickets
+
+    def withdraw(self, tag: str) -> None:
+        """Nothing is owed to this device any more."""
+        self._members[tag].write = None
+
+    def reserve(self, tag: str, at_boottime_s: float | None) -> None:
+        """A write will be wanted at this moment: keep the line free for it."""
+        member = self._members[tag]
+        member.reserved = {} if at_boottime_s is None else {"next": at_boottime_s}
+
+    # --- the line ---------------------------------------------------------------------------------
+
+    async def gap(self, seconds: float) -> None:
+        """Wait for the profile's minimum gap. A poll gives way here as soon as a write wants the line."""
+        if not self._polling:
+            await self._clock.sleep(seconds)
+            return
+        ends = self._clock.boottime_s() + seconds
+        while (left := ends - self._clock.boottime_s()) > 0:
+            if self._line_is_wanted(ends):
+                raise PollPreempted
+            await self._pause(left)
+        if self._line_is_wanted(ends):
+            raise PollPreempted
+
+    def _line_is_wanted(self, poll_starts: float) -> bool:
+        busy_until = poll_starts + POLL_ALLOWANCE_S + self._min_gap_s
+        now = self._clock.boottime_s()
+        for member in self._members.values():
+            if member.written is not None or (member.write is not None and member.write.not_before <= now):
+                return True
+            if self._min_gap_s > 0 and any(now < at < busy_until for at in member.reserved.values()):
+                return True
+        return False
+
+    async def _pause(self, seconds: float) -> None:
+        """Sleep, or until somebody wants something."""
+        self._wake.clear()
+        timer = asyncio.ensure_future(self._clock.sleep(seconds))
+        waker = asyncio.ensure_future(self._wake.wait())
+        try:
+            await asyncio.wait({timer, waker}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            timer.cancel()
+            waker.cancel()
+
+    async def run(self) -> None:
+        """Serve the line for the life of the node."""
+        assert self._endpoint is not None
+        try:
+            while True:
+                await self._turn(self._endpoint)
+        finally:
+            await self._endpoint.aclose()
+
+    async def _turn(self, endpoint: Session) -> None:
+        now = self._clock.boottime_s()
+        if not endpoint.connected:
+            if now < self._connect_due:
+                await self._pause(min(self._connect_due - now, 60.0))
+            else:
+                await self._connect(endpoint)
+            return
+        job, due = self._next(now)
+        if job is None:
+            await self._pause(max(0.0, min(due - now, 60.0)))
+            return
+        try:
+            await job
+        except DeviceUnreachable as error:
+            # Raised by the session itself: it is closed now, and every device behind it is out of reach.
+            self._session_lost(str(error))
+
+    def _next(self, now: float) -> tuple[Awaitable[object] | None, float]:
+        """The next job of the line, or when there will be one."""
+        due = math.inf
+        for member in self._members.values():
+            if member.write is not None:
+                if member.write.not_before <= now:
+                    return self._write(member, member.write), now
+                due = min(due, member.write.not_before)
+        for member in self._members.values():
+            if member.written is not None:
+                return self._read_back(member, member.written), now
+        for member in self._members.values():
+            moment = member.poll_due if member.known else member.contact_due
+            if moment <= now and not self._line_is_wanted(now):
+                return (self._poll(member) if member.known else self._contact(member)), now
+            # Held back by a reserved line: look again when the reservation is due.
+            due = min(due, max(moment, now + self._min_gap_s) if moment <= now else moment)
+        return None, due
+
+    async def _connect(self, endpoint: Session) -> None:
+        try:
+            await endpoint.connect()
+        except DeviceUnreachable as error:
+            self._session_lost(str(error))
+            return
+        self._lost_at = None
+        self._connect_wait = RECONNECT_S
+        for member in self._members.values():
+            # Another session may lead to a device that has restarted meanwhile.
+            member.known, member.contact_due = False, 0.0
+
+    def _session_lost(self, reason: str) -> None:
+        now = self._clock.boottime_s()
+        if self._lost_at is None:
+            self._lost_at = now
+        owed = any(
+            member.write is not None or member.written is not None for member in self._members.values()
+        )
+        if owed or now - self._lost_at < RECONNECT_EAGERLY_FOR_S:
+            self._connect_wait = RECONNECT_S
+        else:
+            self._connect_wait = min(self._connect_wait * 2, RECONNECT_SLOWEST_S)
+        self._connect_due = now + self._connect_wait
+        for member in self._members.values():
+            member.known = False
+            if member.written is not None:
+                # Written but not confirmed: owed again, unless a newer write has taken its place.
+                member.write = member.write or member.written
+                member.written = None
+            if member.write is not None:
+                self._failed(member, member.write, Code.WRITE_FAILED, reason)
+                member.write.not_before = 0.0
+            self._tell_lost(member, reason)
+
+    def _tell_lost(self, member: _Member, reason: str) -> None:
+        if member.reachable is not False:
+            member.reachable = False
+            self._listener.lost(member.tag, reason=reason)
+
+    # --- jobs -----------------------------------------------------------------------------------
+
+    async def _contact(self, member: _Member) -> bool:
+        """Identify the device and read what stands in it. Nothing is written before that succeeds."""
+        try:
+            await member.driver.identify()
+            standing = await member.driver.read_setpoint() if member.settable else None
+        except (DeviceRefused, ReadingInvalid) as error:
+            member.refused = str(error)
+            member.contact_tries += 1
+            wait = min(RETRY_S * 2**member.contact_tries, RETRY_SLOWEST_S)
+            member.contact_due = self._clock.boottime_s() + wait
+            self._tell_lost(member, str(error))
+            return False
+        member.known, member.refused, member.contact_tries = True, "", 0
+        member.reachable = True
+        self._listener.contact(member.tag, standing=standing)
+        return True
+
+    async def _write(self, member: _Member, write: _Write) -> None:
+        if not member.known:
+            if not await self._contact(member):
+                self._retry(member, write, Code.WRITE_FAILED, member.refused)
+                return
+            if member.write is not write:
+                # What the device was found to hold may have changed what is wanted.
+                return
+        try:
+            if write.verify and await self._holds(member, write):
+                return
+            await member.driver.write(write.value)
+        except DeviceRefused as error:
+            self._retry(member, write, Code.WRITE_FAILED, str(error))
+            return
+        except DeviceUnreachable:
+            if not write.resent and member.write is write:
+                # The session may have been dead before we used it (a device closes idle ones without a word):
+                # one immediate try on a new one before anybody hears of it.
+                write.resent = True
+                await self._reopen()
+                return
+            raise
+        if member.write is write:
+            member.write = None
+            member.written = write
+
+    async def _reopen(self) -> None:
+        assert self._endpoint is not None
+        await self._endpoint.aclose()
+        await self._connect(self._endpoint)
+
+    async def _holds(self, member: _Member, write: _Write) -> bool:
+        """Confirm a value the device should hold already; False where it does not."""
+        readback = await member.driver.read_setpoint()
+        if readback is None or abs(readback - write.value) > member.tolerance:
+            return False
+        if member.write is write:
+            member.write = None
+        self._listener.wrote(member.tag, WriteOutcome(write.ticket, write.value, readback=readback))
+        return True
+
+    async def _read_back(self, member: _Member, write: _Write) -> None:
+        try:
+            readback = await member.driver.read_setpoint()
+        except (DeviceRefused, ReadingInvalid) as error:
+            member.written = None
+            self._retry(member, write, Code.READBACK_MISMATCH, f"the value cannot be read back: {error}")
+            return
+        if member.written is not write:
+            return
+        member.written = None
+        if readback is not None and abs(readback - write.value) > member.tolerance:
+            detail = f"wrote {write.value:g}, the device reads {readback:g}"
+            self._retry(member, write, Code.READBACK_MISMATCH, detail)
+            return
+        self._listener.wrote(member.tag, WriteOutcome(write.ticket, write.value, readback=readback))
+
+    def _retry(self, member: _Member, write: _Write, code: Code, detail: str) -> None:
+        """The device answered, and not as wanted: try again, ever more slowly, unless a newer write waits."""
+        if member.write is not None and member.write is not write:
+            return
+        write.tries += 1
+        write.verify = False
+        wait = RETRY_S if write.tries < TRIES else min(RETRY_S * 2.0**write.tries, RETRY_SLOWEST_S)
+        write.not_before = self._clock.boottime_s() + wait
+        member.write = write
+        if code is Code.WRITE_FAILED or write.tries >= TRIES:
+            self._failed(member, write, code, detail)
+
+    def _failed(self, member: _Member, write: _Write, code: Code, detail: str) -> None:
+        """Tell the first failure of a write; the tries after it are told when one succeeds."""
+        if write.told:
+            return
+        write.told = True
+        outcome = WriteOutcome(write.ticket, write.value, code=code, detail=detail, still_trying=True)
+        self._listener.wrote(member.tag, outcome)
+
+    async def _poll(self, member: _Member) -> None:
+        now = self._clock.boottime_s()
+        # From the due moment rather than from now, so that a late poll does not shift all later ones.
+        member.poll_due = (
+            max(member.poll_due + member.poll_s, now) if member.poll_due else now + member.poll_s
+        )
+        self._polling = True
+        try:
+            readings = await member.driver.read()
+            readback = await member.driver.read_setpoint() if member.settable else None
+        except PollPreempted:
+            member.poll_due = now
+            return
+        except DriverError as error:
+            if isinstance(error, DeviceUnreachable):
+                raise
+            self._tell_lost(member, str(error))
+            return
+        finally:
+            self._polling = False
+        if member.reachable is False:
+            member.reachable = True
+        self._listener.polled(member.tag, PollResult(readings, readback))

@@ -1,0 +1,130 @@
+"""From documents to settings: what `desired/config` and the schedules mean for this node's devices."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date
+
+import msgspec
+
+from edge.core.arbitration import DeviceSettings
+from edge.core.commands import Lifetime, WriteClass
+from edge.core.cyclic import MAX_PERIOD_S, MIN_PERIOD_S
+from edge.core.schedule import Schedule
+from edge.core.watchdog import MAX_TIME_LIMIT_S, MIN_TIME_LIMIT_S, is_time_limit
+from edge.profiles.model import Profile, ProfileError, Protocol, profile_from_builtins
+from edge.runtime.documents import CONFIG, SCHEDULES, DocumentRefused
+from edge.wire.messages import DeviceConfig, Document, NodeConfig, ScheduleBody, SiteConfig
+
+DEFAULT_TOLERANCE = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """One usable device of the configuration."""
+
+    config: DeviceConfig
+    profile: Profile
+    settings: DeviceSettings
+
+    @property
+    def endpoint(self) -> tuple[Protocol, str, int]:
+        return (self.profile.protocol, self.config.host, self.config.port)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The whole configuration: usable devices by tag, and why the others are not."""
+
+    site: SiteConfig
+    devices: dict[str, Planned]
+    refused: dict[str, str]
+
+
+def plan(body: Mapping[str, object]) -> Plan:
+    """Read a configuration; one bad device is refused alone, `DocumentRefused` where nothing can be used."""
+    try:
+        config = msgspec.convert(body, NodeConfig)
+    except msgspec.ValidationError as error:
+        raise DocumentRefused(f"config: {error}") from error
+    site = config.site
+    if not is_time_limit(site.curtailment_time_limit_s):
+        raise DocumentRefused(
+            f"curtailment_time_limit {site.curtailment_time_limit_s:g} s: expected"
+            f" {MIN_TIME_LIMIT_S:g} to {MAX_TIME_LIMIT_S:g}; the previous one stays"
+        )
+    if not MIN_PERIOD_S <= site.cyclic_write_timeout_s <= MAX_PERIOD_S:
+        raise DocumentRefused(
+            f"cyclic_write_timeout {site.cyclic_write_timeout_s:g} s: expected {MIN_PERIOD_S:g} to"
+            f" {MAX_PERIOD_S:g}"
+        )
+    devices: dict[str, Planned] = {}
+    refused: dict[str, str] = {}
+    for number, raw in enumerate(config.devices):
+        name = str(raw.get("tag", f"device {number}"))
+        try:
+            planned = _device(raw, config)
+            if planned.config.tag in devices:
+                raise DocumentRefused("a second device has this tag")  # noqa: TRY301
+        except DocumentRefused as error:
+            refused[name] = str(error)
+        else:
+            devices[planned.config.tag] = planned
+    return Plan(site, devices, refused)
+
+
+def _device(raw: dict[str, object], config: NodeConfig) -> Planned:
+    try:
+        device = msgspec.convert(raw, DeviceConfig)
+        profile = profile_from_builtins(config.profiles[device.profile])
+    except KeyError as error:
+        raise DocumentRefused(f"profile {error} is not in the configuration") from error
+    except (msgspec.ValidationError, ProfileError) as error:
+        raise DocumentRefused(str(error)) from error
+    bounds = (device.min_value, device.default_value, device.max_value)
+    if not all(math.isfinite(value) for value in bounds) or list(bounds) != sorted(bounds):
+        raise DocumentRefused("expected finite min_value <= default_value <= max_value")
+    limit = profile.limit
+    measured_only = device.measured_only or limit is None
+    settings = DeviceSettings(
+        tag=device.tag,
+        category=device.category,
+        minimum=device.min_value,
+        maximum=device.max_value,
+        default_value=device.default_value,
+        time_limit_s=config.site.curtailment_time_limit_s,
+        excluded=device.excluded or measured_only,
+        lifetime=Lifetime(device.lifetime) if device.lifetime in set(Lifetime) else Lifetime.CYCLIC,
+        write_class=WriteClass(limit.write_class.value) if limit is not None else WriteClass.UNKNOWN,
+        period_s=config.site.cyclic_write_timeout_s,
+        tolerance=limit.tolerance if limit is not None else DEFAULT_TOLERANCE,
+    )
+    return Planned(device, profile, settings)
+
+
+def schedules(documents: Mapping[str, Document]) -> dict[str, Schedule]:
+    """All applied schedules by category."""
+    days: dict[str, dict[date, dict[str, float]]] = {}
+    for name, doc in documents.items():
+        if name.startswith(SCHEDULES):
+            body = schedule_body(doc)
+            slots = {key: value for key, value in body.slots.items() if value is not None}
+            days.setdefault(body.category, {})[date.fromisoformat(body.date)] = slots
+    return {category: Schedule(by_date) for category, by_date in days.items()}
+
+
+def schedule_body(doc: Document) -> ScheduleBody:
+    """Read a schedule document; `DocumentRefused` where it is none."""
+    try:
+        body = msgspec.convert(doc.body, ScheduleBody)
+        date.fromisoformat(body.date)
+    except (msgspec.ValidationError, ValueError) as error:
+        raise DocumentRefused(f"schedule: {error}") from error
+    if not all(value is None or math.isfinite(value) for value in body.slots.values()):
+        raise DocumentRefused("schedule: expected finite values or null")
+    return body
+
+
+__all__ = ["CONFIG", "Plan", "Planned", "plan", "schedule_body", "schedules"]

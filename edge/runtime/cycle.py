@@ -1,0 +1,494 @@
+"""Read, decide, write: the cycle of a node, and what each command and outcome does to it.
+
+Every value that reaches a device is one that `edge.core.decide` returned. Timers only wake the cycle; each
+turn re-evaluates every device, so that a lost timer costs a second and no more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+
+import structlog
+
+from edge.core import arbitration
+from edge.core.arbitration import Decision, DeviceSettings, DeviceState
+from edge.core.commands import DirectRequest, Hold, Order, Refusal
+from edge.core.events import FallbackEntered, FallbackReached, LapseCause
+from edge.core.image import EMPTY, ProcessImage
+from edge.core.instant import Instant
+from edge.core.schedule import Schedule, value_at
+from edge.runtime.bus import Bus, PollResult, WriteOutcome
+from edge.runtime.clock import Clock, wall
+from edge.runtime.store import Kept, Store
+from edge.wire.messages import Code, DeviceResult, LogEntry, ReleaseCommand, SetpointCommand
+
+log = structlog.get_logger()
+
+PERIOD_S = 1.0
+CONTROL_STREAM = "control"
+# A hold counts as lapsed strictly after its end; waking this much later spares a second look.
+AFTER_END_S = 0.002
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One value a device told, at a moment of this node's clocks; None where it has no value to tell."""
+
+    value: float | None
+    at: Instant
+
+
+@dataclass(slots=True)
+class _LapseGroup:
+    """Holds of one category that ended together and fall back to the same value: one entry in the log."""
+
+    category: str
+    value: float
+    hold: Hold
+    cause: LapseCause
+    waiting: set[str]
+    results: dict[str, DeviceResult] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Unit:
+    """One device under control: its array, its line, and who waits for it."""
+
+    state: DeviceState
+    bus: Bus
+    can_write: bool
+    image: ProcessImage = EMPTY
+    decision: Decision | None = None
+    ticket: int | None = None
+    ticket_value: float = 0.0
+    waiters: list[tuple[Order, asyncio.Future[DeviceResult]]] = field(default_factory=list)
+    lapse_group: _LapseGroup | None = None
+    fallback_owed: FallbackEntered | None = None
+    kept: Kept = field(default_factory=Kept)
+    readings: dict[str, Reading] = field(default_factory=dict)
+    reachable: bool | None = None
+    lost_at: float = 0.0
+
+    @property
+    def settings(self) -> DeviceSettings:
+        return self.state.settings
+
+
+@dataclass(slots=True)
+class Accepted:
+    """A command after arbitration: what was refused at once, and what is under way."""
+
+    refused: dict[str, DeviceResult]
+    waiting: dict[str, asyncio.Future[DeviceResult]]
+
+    async def results(self) -> dict[str, DeviceResult]:
+        """Every device's outcome, each as soon as its first try has ended."""
+        return self.refused | {tag: await future for tag, future in self.waiting.items()}
+
+
+class Cycle:
+    """All devices of a node."""
+
+    def __init__(self, *, clock: Clock, store: Store, logged: Callable[[], None]) -> None:
+        self.units: dict[str, Unit] = {}
+        self._clock = clock
+        self._store = store
+        self._logged = logged
+        self._wake = asyncio.Event()
+        self._next_look = 0.0
+
+    # --- the turn -----------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Turn for the life of the node. An error ends the process: nothing runs without its watchdog."""
+        due = self._clock.boottime_s()
+        while True:
+            self.turn()
+            due = max(due + PERIOD_S, self._clock.boottime_s())
+            while (left := min(due, self._next_look) - self._clock.boottime_s()) > 0:
+                self._wake.clear()
+                await self._sleep(left)
+
+    async def _sleep(self, seconds: float) -> None:
+        timer = asyncio.ensure_future(self._clock.sleep(seconds))
+        waker = asyncio.ensure_future(self._wake.wait())
+        try:
+            await asyncio.wait({timer, waker}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            timer.cancel()
+            waker.cancel()
+
+    def turn(self) -> None:
+        """Evaluate every device once."""
+        self.evaluate(self.units.values())
+
+    def evaluate(self, units: Iterable[Unit]) -> None:
+        """Decide for these devices, keep what must be kept, then ask the lines for what is to be written."""
+        now = self._clock.now()
+        quality = self._clock.quality()
+        fallbacks: list[tuple[Unit, FallbackEntered]] = []
+        reached: list[tuple[Unit, FallbackReached]] = []
+        decided: list[Unit] = []
+        for unit in units:
+            image = replace(unit.image, clock=quality)
+            unit.state, unit.decision = arbitration.decide(unit.state, image, now)
+            decided.append(unit)
+            for event in unit.decision.events:
+                if isinstance(event, FallbackEntered):
+                    fallbacks.append((unit, event))
+                elif isinstance(event, FallbackReached):
+                    reached.append((unit, event))
+        self._enter_fallbacks(fallbacks)
+        for unit, event in reached:
+            self._lapse_result(unit, DeviceResult(value=event.value, readback=unit.image.readback))
+        self._keep(decided)
+        for unit in decided:
+            self._ask_line(unit, now)
+        self._plan_next_look(now)
+
+    def _ask_line(self, unit: Unit, now: Instant) -> None:
+        """Bring the line to what was decided: at most one write waits, always of the resolved value."""
+        decision = unit.decision
+        if decision is None or decision.value is None or not unit.can_write:
+            if unit.ticket is not None:
+                unit.ticket = None
+                unit.bus.withdraw(unit.settings.tag)
+            return
+        if unit.ticket is not None:
+            if unit.ticket_value != decision.value:
+                self._submit(unit, decision.value, verify=False)
+        elif decision.write is not None:
+            self._submit(unit, decision.value, verify=False)
+        elif unit.waiters:
+            # The same value again: the hold is renewed, and the device is asked rather than believed.
+            self._submit(unit, decision.value, verify=True)
+        unit.bus.reserve(unit.settings.tag, self._known_write_at(unit, decision, now))
+
+    def _submit(self, unit: Unit, value: float, *, verify: bool) -> None:
+        unit.ticket_value = value
+        unit.ticket = unit.bus.write(unit.settings.tag, value, verify=verify)
+
+    @staticmethod
+    def _known_write_at(unit: Unit, decision: Decision, now: Instant) -> float | None:
+        """When the array will change by itself to another value, on the boot-time clock."""
+        if decision.until_boottime_s is not None:
+            return decision.until_boottime_s
+        if decision.until_utc is None:
+            return None
+        following = value_at(unit.state.schedule, decision.until_utc)
+        if (unit.settings.default_value if following is None else following) == decision.wish:
+            return None
+        return now.boottime_s + (decision.until_utc - now.utc).total_seconds()
+
+    def _plan_next_look(self, now: Instant) -> None:
+        ends = [
+            unit.decision.until_boottime_s + AFTER_END_S
+            for unit in self.units.values()
+            if unit.decision is not None and unit.decision.until_boottime_s is not None
+        ]
+        slots = [
+            now.boottime_s + (unit.decision.until_utc - now.utc).total_seconds()
+            for unit in self.units.values()
+            if unit.decision is not None and unit.decision.until_utc is not None
+        ]
+        # Never in the past: what is due is evaluated by the next turn, not by spinning.
+        self._next_look = max(
+            min(ends + slots, default=now.boottime_s + PERIOD_S), now.boottime_s + AFTER_END_S
+        )
+        self._wake.set()
+
+    def _keep(self, units: Iterable[Unit]) -> None:
+        """Write to disk what a restart must find, where it changed."""
+        changed = []
+        for unit in units:
+            kept = Kept(self._clock.boot_id, unit.state.hold, unit.state.last_order, unit.state.lapse)
+            if kept != unit.kept:
+                unit.kept = kept
+                changed.append((unit.settings.tag, kept))
+        if changed:
+            self._store.keep(changed)
+
+    # --- commands -----------------------------------------------------------------------------------
+
+    def accept_setpoint(self, command: SetpointCommand) -> Accepted:
+        """Arbitrate a command over its devices. The caller persists its answer in the same transaction."""
+        now = self._clock.now()
+
+        def admit(unit: Unit, tag: str) -> Refusal | None:
+            request = DirectRequest(
+                order=(command.epoch, command.sequence),
+                request_id=command.request_id,
+                value=command.values[tag],
+                hold_s=command.hold_s,
+            )
+            unit.state, refusal = arbitration.admit(unit.state, request, now)
+            return refusal
+
+        return self._accept(command.values, (command.epoch, command.sequence), admit)
+
+    def accept_release(self, command: ReleaseCommand) -> Accepted:
+        order = (command.epoch, command.sequence)
+
+        def release(unit: Unit, _tag: str) -> Refusal | None:
+            unit.state, refusal = arbitration.release(unit.state, order)
+            return refusal
+
+        return self._accept(command.devices, order, release)
+
+    def _accept(
+        self, tags: Iterable[str], order: Order, apply: Callable[[Unit, str], Refusal | None]
+    ) -> Accepted:
+        accepted = Accepted({}, {})
+        taken: list[Unit] = []
+        for tag in tags:
+            unit = self.units.get(tag)
+            if unit is None:
+                accepted.refused[tag] = DeviceResult(
+                    code=Code.UNKNOWN_DEVICE, detail="this node has no such device"
+                )
+                continue
+            refusal = apply(unit, tag)
+            if refusal is not None:
+                accepted.refused[tag] = DeviceResult(code=refusal.value, detail=_why_refused(refusal, unit))
+                continue
+            self._supersede(unit)
+            future: asyncio.Future[DeviceResult] = asyncio.get_running_loop().create_future()
+            unit.waiters.append((order, future))
+            accepted.waiting[tag] = future
+            taken.append(unit)
+        self.evaluate(taken)
+        return accepted
+
+    @staticmethod
+    def _supersede(unit: Unit) -> None:
+        """Whoever still waits for an older request of this device hears that a newer one took its place."""
+        for _, future in unit.waiters:
+            if not future.done():
+                detail = "a newer request came before this one was confirmed"
+                future.set_result(DeviceResult(code=Code.SUPERSEDED, detail=detail))
+        unit.waiters.clear()
+
+    # --- what the lines tell (bus.Listener) --------------------------------------------------------
+
+    def contact(self, tag: str, *, standing: float | None) -> None:
+        """A device was identified and read for the first time on this session."""
+        unit = self.units.get(tag)
+        if unit is None:
+            return
+        if unit.reachable is False:
+            away = self._clock.boottime_s() - unit.lost_at
+            log.info("device is back", device=tag, away_s=round(away, 1))
+        unit.reachable = True
+        unit.state = arbitration.contact_renewed(unit.state)
+        unit.image = replace(unit.image, readback=standing)
+        if unit.ticket is not None and standing is not None:
+            decision = unit.decision
+            if (
+                decision is not None
+                and decision.value is not None
+                and self._agrees(unit, decision.value, standing)
+            ):
+                # It holds what was about to be written.
+                unit.bus.withdraw(tag)
+                self.wrote(tag, WriteOutcome(unit.ticket, decision.value, readback=standing))
+                return
+        self._note_standing(unit, standing)
+        self.evaluate([unit])
+
+    def _note_standing(self, unit: Unit, standing: float | None) -> None:
+        """Rule 18: a limit found in the device that this node did not set is logged with its value."""
+        wanted = unit.decision.value if unit.decision is not None else None
+        settings = unit.settings
+        if standing is None or wanted is None or self._agrees(unit, settings.default_value, standing):
+            return
+        if unit.state.lapse is not None or self._agrees(unit, wanted, standing):
+            return
+        log.warning("device holds a limit this node did not set", device=settings.tag, value=standing)
+        self._append(
+            LogEntry(
+                seq=0,
+                at=wall(self._clock.now().utc),
+                kind="standing",
+                category=settings.category,
+                value=standing,
+                reason="found at first contact, not set by this node",
+                devices={settings.tag: DeviceResult(value=standing)},
+            )
+        )
+
+    def lost(self, tag: str, *, reason: str) -> None:
+        unit = self.units.get(tag)
+        if unit is None:
+            return
+        if unit.reachable is not False:
+            unit.lost_at = self._clock.boottime_s()
+            log.warning("device is out of reach", device=tag, reason=reason)
+            self._device_error(unit, reason)
+        unit.reachable = False
+        unit.image = replace(unit.image, readback=None)
+
+    def wrote(self, tag: str, outcome: WriteOutcome) -> None:
+        unit = self.units.get(tag)
+        if unit is None or outcome.ticket != unit.ticket:
+            return
+        now = self._clock.now()
+        confirmed = outcome.code is None
+        unit.state = arbitration.written(unit.state, outcome.value, now, confirmed=confirmed)
+        if confirmed:
+            unit.ticket = None
+            if outcome.readback is not None:
+                unit.image = replace(unit.image, readback=outcome.readback)
+        result = self._result(unit, outcome, now)
+        if not confirmed:
+            log.error("write is not confirmed", device=tag, value=outcome.value, reason=result.reason)
+            self._device_error(unit, result.reason)
+        self._lapse_result(unit, result)
+        self._keep([unit])
+        for _, future in unit.waiters:
+            if not future.done():
+                future.set_result(result)
+        unit.waiters.clear()
+
+    def polled(self, tag: str, result: PollResult) -> None:
+        unit = self.units.get(tag)
+        if unit is None:
+            return
+        unit.reachable = True
+        now = self._clock.now()
+        unit.image = replace(unit.image, readback=result.readback)
+        unit.readings = {key: Reading(value, now) for key, value in result.readings.items()}
+
+    @staticmethod
+    def _agrees(unit: Unit, value: float, readback: float) -> bool:
+        return abs(value - readback) <= unit.settings.tolerance
+
+    def _result(self, unit: Unit, outcome: WriteOutcome, now: Instant) -> DeviceResult:
+        hold = unit.state.hold
+        left = None if hold is None else max(0.0, hold.ends_boottime_s - now.boottime_s)
+        detail = outcome.detail
+        if outcome.still_trying:
+            detail += "; still trying"
+            if left is not None:
+                detail += f" until {now.utc + timedelta(seconds=left):%H:%M:%S}Z, release to cancel"
+        return DeviceResult(
+            code=outcome.code, detail=detail, value=outcome.value, readback=outcome.readback, holds_s=left
+        )
+
+    # --- fallback -----------------------------------------------------------------------------------
+
+    def _enter_fallbacks(self, fallbacks: list[tuple[Unit, FallbackEntered]]) -> None:
+        groups: dict[tuple[str, float, LapseCause], _LapseGroup] = {}
+        for unit, event in fallbacks:
+            value = unit.decision.value if unit.decision is not None else None
+            request_id = event.hold.request_id
+            log.warning("direct request has lapsed", device=event.tag, request_id=request_id, fallback=value)
+            self._supersede(unit)
+            if value is None:
+                continue
+            group = groups.setdefault(
+                (request_id, value, event.cause),
+                _LapseGroup(unit.settings.category, value, event.hold, event.cause, waiting=set()),
+            )
+            group.waiting.add(event.tag)
+            unit.lapse_group, unit.fallback_owed = group, event
+
+    def take_up_lapses(self) -> None:
+        """After a restart: fallbacks that were owed when the process ended are owed still, and are logged."""
+        now = self._clock.now()
+        owing = [
+            unit for unit in self.units.values() if unit.state.lapse is not None and unit.lapse_group is None
+        ]
+        events = []
+        for unit in owing:
+            lapse = unit.state.lapse
+            assert lapse is not None
+            unit.state, unit.decision = arbitration.decide(unit.state, unit.image, now)
+            events.append((unit, FallbackEntered(unit.settings.tag, lapse.hold, lapse.cause)))
+        self._enter_fallbacks(events)
+
+    def _lapse_result(self, unit: Unit, result: DeviceResult) -> None:
+        """Note what became of a fallback; log it once every device of its group has been tried."""
+        tag, group = unit.settings.tag, unit.lapse_group
+        if group is not None:
+            group.waiting.discard(tag)
+            group.results[tag] = result
+            unit.lapse_group = None
+            if not group.waiting:
+                self._log_lapse(group)
+        elif unit.fallback_owed is not None and result.ok:
+            # It failed before, and is confirmed now.
+            event = unit.fallback_owed
+            value = result.value if result.value is not None else unit.settings.default_value
+            self._log_lapse(
+                _LapseGroup(unit.settings.category, value, event.hold, event.cause, set(), {tag: result})
+            )
+        if result.ok:
+            unit.fallback_owed = None
+
+    def _log_lapse(self, group: _LapseGroup) -> None:
+        self._append(
+            LogEntry(
+                seq=0,
+                at=wall(self._clock.now().utc),
+                kind="watchdog",
+                category=group.category,
+                value=group.value,
+                request_id=group.hold.request_id,
+                sequence=group.hold.order[1],
+                reason=group.cause.value,
+                devices=group.results,
+            )
+        )
+
+    def _device_error(self, unit: Unit, error: str) -> None:
+        self._append(
+            LogEntry(
+                seq=0,
+                at=wall(self._clock.now().utc),
+                kind="device_error",
+                category=unit.settings.category,
+                devices={unit.settings.tag: DeviceResult(code="device_error", detail=error)},
+            )
+        )
+
+    def _append(self, entry: LogEntry) -> None:
+        self._store.append(CONTROL_STREAM, entry)
+        self._logged()
+
+    # --- configuration ------------------------------------------------------------------------------
+
+    def drop(self, tag: str) -> None:
+        """A device leaves this node, or its line is built anew; nobody waits for it any longer."""
+        unit = self.units.pop(tag)
+        for _, future in unit.waiters:
+            if not future.done():
+                detail = "the device's configuration changed while the request was under way"
+                future.set_result(DeviceResult(code=Code.WRITE_FAILED, detail=detail))
+
+    def set_schedules(self, schedules: dict[str, Schedule]) -> None:
+        """Give every device its category's days; what they change shows at the next evaluation."""
+        for unit in self.units.values():
+            schedule = schedules.get(unit.settings.category, Schedule())
+            unit.state = replace(unit.state, schedule=schedule)
+        self.turn()
+
+    @property
+    def sequences(self) -> dict[str, int]:
+        """The last accepted sequence of each device."""
+        return {tag: unit.state.last_order[1] for tag, unit in self.units.items() if unit.state.last_order[1]}
+
+
+def _why_refused(refusal: Refusal, unit: Unit) -> str:
+    settings = unit.settings
+    match refusal:
+        case Refusal.RANGE:
+            return f"allowed is {settings.minimum:g} to {settings.maximum:g}"
+        case Refusal.EXCLUDED:
+            return "include_in_curtailment is off for this device"
+        case Refusal.OWNED_BY:
+            return f"{settings.owned_by} controls this device"
+        case Refusal.SUPERSEDED:
+            return "a later request for this device was accepted before"

@@ -1,0 +1,184 @@
+"""What a node keeps on disk, so that a restart forgets nothing it promised.
+
+SQLite in WAL mode with synchronous=NORMAL: a killed process loses nothing that was committed. A power cut may
+lose the last commits, and needs no more: it is a reboot, which drops every hold anyway (ADR 0004). Documents
+are files of their own, written temp, fsync, rename.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import tempfile
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import msgspec
+
+from edge.core.arbitration import Lapse
+from edge.core.commands import Hold, Order
+from edge.wire.messages import Document, LogEntry, Manifest
+
+REMEMBER_COMMANDS = timedelta(hours=24)
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS device (tag TEXT PRIMARY KEY, kept BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS command (id TEXT PRIMARY KEY, at TEXT NOT NULL, answer BLOB) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS command_at ON command (at);
+CREATE TABLE IF NOT EXISTS outbox (
+    stream TEXT NOT NULL, seq INTEGER NOT NULL, entry BLOB NOT NULL, PRIMARY KEY (stream, seq)
+) WITHOUT ROWID;
+"""
+
+
+class Kept(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What of a device's state must survive a restart; a hold's end counts on the clock of `boot`."""
+
+    boot: str = ""
+    hold: Hold | None = None
+    last_order: Order = (0, 0)
+    lapse: Lapse | None = None
+
+
+class Store:
+    """One node's state directory. Not for two processes at once: the bus lock decides who may write it."""
+
+    def __init__(self, directory: Path) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self.directory = directory
+        self._documents = directory / "documents"
+        self._documents.mkdir(exist_ok=True)
+        self._db = sqlite3.connect(directory / "node.sqlite3", isolation_level=None)
+        self._db.execute("PRAGMA journal_mode=WAL")
+        self._db.execute("PRAGMA synchronous=NORMAL")
+        self._db.execute("PRAGMA busy_timeout=2000")
+        self._db.executescript(_SCHEMA)
+        self.store_id = self._meta("store_id") or self._set_meta("store_id", uuid.uuid4().hex)
+        self._encode = msgspec.json.Encoder().encode
+        self._kept = msgspec.json.Decoder(Kept)
+        self._entry = msgspec.json.Decoder(LogEntry)
+
+    def close(self) -> None:
+        self._db.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All or nothing. Not nested."""
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
+
+    def _meta(self, key: str) -> str | None:
+        row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+        return None if row is None else str(row[0])
+
+    def _set_meta(self, key: str, value: str) -> str:
+        self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+        return value
+
+    # --- devices ------------------------------------------------------------------------------------
+
+    def devices(self) -> dict[str, Kept]:
+        return {
+            tag: self._kept.decode(kept) for tag, kept in self._db.execute("SELECT tag, kept FROM device")
+        }
+
+    def keep(self, devices: Iterable[tuple[str, Kept]]) -> None:
+        self._db.executemany(
+            "INSERT OR REPLACE INTO device VALUES (?, ?)",
+            [(tag, self._encode(kept)) for tag, kept in devices],
+        )
+
+    def forget_device(self, tag: str) -> None:
+        self._db.execute("DELETE FROM device WHERE tag = ?", (tag,))
+
+    # --- commands -----------------------------------------------------------------------------------
+
+    def answer_to(self, command_id: str) -> tuple[bool, bytes | None]:
+        """Whether this command is known, and its answer so far."""
+        row = self._db.execute("SELECT answer FROM command WHERE id = ?", (command_id,)).fetchone()
+        return (False, None) if row is None else (True, row[0])
+
+    def remember(self, command_id: str, *, at: datetime, answer: bytes) -> None:
+        self._db.execute(
+            "INSERT OR REPLACE INTO command VALUES (?, ?, ?)", (command_id, at.isoformat(), answer)
+        )
+
+    def forget_old_commands(self, now: datetime) -> None:
+        self._db.execute("DELETE FROM command WHERE at < ?", ((now - REMEMBER_COMMANDS).isoformat(),))
+
+    # --- outbox -------------------------------------------------------------------------------------
+
+    def append(self, stream: str, entry: LogEntry) -> int:
+        """Put an entry at the end of a stream, numbered without gaps; its number."""
+        key = f"seq:{stream}"
+        seq = int(self._meta(key) or 0) + 1
+        entry = msgspec.structs.replace(entry, seq=seq)
+        self._db.execute("INSERT INTO outbox VALUES (?, ?, ?)", (stream, seq, self._encode(entry)))
+        self._set_meta(key, str(seq))
+        return seq
+
+    def waiting(self, stream: str, *, limit: int) -> list[LogEntry]:
+        rows = self._db.execute(
+            "SELECT entry FROM outbox WHERE stream = ? ORDER BY seq LIMIT ?", (stream, limit)
+        )
+        return [self._entry.decode(entry) for (entry,) in rows]
+
+    def acknowledged(self, stream: str, *, last: int) -> None:
+        """Central has committed everything up to `last`."""
+        self._db.execute("DELETE FROM outbox WHERE stream = ? AND seq <= ?", (stream, last))
+
+    # --- documents ----------------------------------------------------------------------------------
+
+    def manifest(self) -> Manifest | None:
+        path = self.directory / "manifest.json"
+        return msgspec.json.decode(path.read_bytes(), type=Manifest) if path.exists() else None
+
+    def keep_manifest(self, manifest: Manifest) -> None:
+        _replace(self.directory / "manifest.json", msgspec.json.encode(manifest))
+
+    def documents(self) -> dict[str, Document]:
+        found = {}
+        for path in self._documents.glob("*.json"):
+            try:
+                found[path.stem.replace("~", "/")] = msgspec.json.decode(path.read_bytes(), type=Document)
+            except msgspec.DecodeError:
+                # Not ours, or damaged: the manifest will bring it again.
+                continue
+        return found
+
+    def keep_document(self, name: str, doc: Document) -> None:
+        _replace(self._document_path(name), msgspec.json.encode(doc))
+
+    def drop_document(self, name: str) -> None:
+        self._document_path(name).unlink(missing_ok=True)
+
+    def _document_path(self, name: str) -> Path:
+        return self._documents / f"{name.replace('/', '~')}.json"
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all, also across a power cut."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".new-")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(temporary, path)  # noqa: PTH104 - the atomic step deserves its plain name
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)

@@ -1,0 +1,223 @@
+"""The only place where central touches the broker.
+
+The link is small (`send`, `results`, `put_desired`, and what nodes say unasked), so that another backend can
+stand behind it. Here it is one MQTT 5 session for the life of the process, in a thread of its own: a dead
+session is opened anew, and nothing is queued for it meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import threading
+import uuid
+from collections.abc import Callable
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from functools import cache
+from typing import Protocol
+
+import structlog
+from django.conf import settings
+
+from edge.wire.session import Broker, Incoming, LinkDown, Session, open_session
+from edge.wire.topics import NodeTopics, owner, responses_to
+from smartgrid.errors import Unavailable
+
+log = structlog.stdlib.get_logger(__name__)
+
+RECONNECT_S = 0.5
+PUBLISH_TIMEOUT_S = 2.0
+FIRST_CONNECT_TIMEOUT_S = 0.6
+
+
+class LinkUnavailable(Unavailable):
+    """There is no session with the broker: nothing was sent."""
+
+    code = "link_unavailable"
+
+
+class SendUnconfirmed(Unavailable):
+    """The broker did not confirm: it may have been sent, or not."""
+
+    code = "send_unconfirmed"
+
+
+class NodeLink(Protocol):
+    """How central reaches its nodes."""
+
+    def send(self, topics: NodeTopics, op: str, payload: bytes, *, command_id: str, ttl_s: float) -> None:
+        """Send a command that is worthless after `ttl_s`; its answers come to the link's `results`."""
+
+    def put_desired(self, topics: NodeTopics, name: str, payload: bytes) -> None:
+        """Leave a desired document for the node, replacing the one of that name; empty: take it away."""
+
+
+class BrokerConnection:
+    """One session with the broker, kept open in a thread; `on_message` is called there and must not block."""
+
+    def __init__(
+        self,
+        broker: Broker,
+        *,
+        identifier: str,
+        subscriptions: tuple[str, ...],
+        on_message: Callable[[Incoming], None],
+        on_connect: Callable[[], None] | None = None,
+    ) -> None:
+        self._broker = broker
+        self._identifier = identifier
+        self._subscriptions = subscriptions
+        self._on_message = on_message
+        self._on_connect = on_connect
+        self._session: Session | None = None
+        self._connected = threading.Event()
+        self._loop = asyncio.new_event_loop()
+        self._stop = asyncio.Event()
+        self._thread = threading.Thread(target=self._run, name=f"broker {identifier}", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Say good-bye to the broker and end the thread."""
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join(timeout=5)
+
+    @property
+    def is_connected(self) -> bool:
+        return self._connected.is_set()
+
+    def wait_connected(self, timeout_s: float) -> bool:
+        return self._connected.wait(timeout_s)
+
+    def publish(
+        self,
+        topic: str,
+        payload: bytes,
+        *,
+        qos: int = 1,
+        retain: bool = False,
+        expiry_s: int | None = None,
+        response_topic: str | None = None,
+        correlation: bytes | None = None,
+    ) -> None:
+        """Publish and return when the broker has taken it over.
+
+        `LinkUnavailable`: nothing was sent. `SendUnconfirmed`: the session died, or the broker took longer
+        than two seconds, with the message on its way.
+        """
+        session = self._session
+        if session is None:
+            raise LinkUnavailable("There is no connection to the message broker.")
+        sending = session.publish(
+            topic,
+            payload,
+            qos=qos,
+            retain=retain,
+            expiry_s=expiry_s,
+            response_topic=response_topic,
+            correlation=correlation,
+        )
+        future = asyncio.run_coroutine_threadsafe(sending, self._loop)
+        try:
+            future.result(PUBLISH_TIMEOUT_S)
+        except (LinkDown, FutureTimeoutError) as error:
+            raise SendUnconfirmed(f"The message broker did not confirm: {error}") from error
+
+    def _run(self) -> None:
+        self._loop.run_until_complete(self._keep_open())
+
+    async def _keep_open(self) -> None:
+        stopping = asyncio.ensure_future(self._stop.wait())
+        while not self._stop.is_set():
+            serving = asyncio.ensure_future(self._serve())
+            await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            serving.cancel()
+            try:
+                await serving
+            except LinkDown as error:
+                log.warning("broker_connection_lost", client=self._identifier, error=str(error))
+            except asyncio.CancelledError:
+                return
+            await asyncio.wait({stopping}, timeout=RECONNECT_S)
+
+    async def _serve(self) -> None:
+        # A client id of its own for each session: nothing of a former one is taken over.
+        identifier = f"{self._identifier}-{uuid.uuid4().hex[:8]}"
+        async with open_session(self._broker, identifier=identifier) as session:
+            if self._subscriptions:
+                await session.subscribe(*self._subscriptions)
+            self._session = session
+            self._connected.set()
+            log.info("broker_connection_up", client=identifier)
+            if self._on_connect is not None:
+                self._on_connect()
+            try:
+                async for message in session.messages():
+                    self._on_message(message)
+            finally:
+                self._session = None
+                self._connected.clear()
+
+
+def broker_for(username: str, password: str) -> Broker:
+    """The configured broker, as this central process."""
+    return Broker(
+        settings.SGM_MQTT_HOST,
+        settings.SGM_MQTT_PORT,
+        username or None,
+        password or None,
+        split=settings.SGM_MQTT_SPLIT_CONNECTIONS,
+    )
+
+
+class MqttNodeLink:
+    """The link of a Celery worker process: it sends, and hears the answers addressed to it."""
+
+    def __init__(self, broker: Broker) -> None:
+        self.worker = uuid.uuid4().hex
+        self._on_result: Callable[[NodeTopics, bytes], None] | None = None
+        self._connection = BrokerConnection(
+            broker,
+            identifier=f"worker-{self.worker[:12]}",
+            subscriptions=(responses_to(self.worker),),
+            on_message=self._message,
+        )
+        self._connection.start()
+
+    def stop(self) -> None:
+        self._connection.stop()
+
+    def results(self, on_result: Callable[[NodeTopics, bytes], None]) -> None:
+        """Hear the answers: called in the link's thread with the node whose topic it came on."""
+        self._on_result = on_result
+
+    @property
+    def is_up(self) -> bool:
+        """Tell whether a command could be sent now; just after the start, wait a moment for the session."""
+        return self._connection.is_connected or self._connection.wait_connected(FIRST_CONNECT_TIMEOUT_S)
+
+    def send(self, topics: NodeTopics, op: str, payload: bytes, *, command_id: str, ttl_s: float) -> None:
+        self._connection.publish(
+            topics.command(op),
+            payload,
+            expiry_s=max(1, round(ttl_s)),
+            response_topic=topics.response(self.worker),
+            correlation=command_id.encode(),
+        )
+
+    def put_desired(self, topics: NodeTopics, name: str, payload: bytes) -> None:
+        self._connection.publish(topics.document(name), payload, retain=True)
+
+    def _message(self, message: Incoming) -> None:
+        found = owner(message.topic)
+        if found is not None and self._on_result is not None:
+            self._on_result(found[0], message.payload)
+
+
+@cache
+def node_link() -> MqttNodeLink:
+    """This process's link, opened at the first use."""
+    link = MqttNodeLink(broker_for(settings.SGM_MQTT_WORKER_USERNAME, settings.SGM_MQTT_WORKER_PASSWORD))
+    atexit.register(link.stop)
+    return link

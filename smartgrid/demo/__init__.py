@@ -1,0 +1,1 @@
+"""The demo: one command that runs the whole system, with simulated devices, on one machine."""

@@ -1,0 +1,86 @@
+"""When a value is written, by what the register's wear allows."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from edge.core.commands import Lifetime, WriteClass
+from edge.core.cyclic import InForce, WriteReason, write_due
+
+CONFIRMED = InForce(30.0, at_boottime_s=1000.0, confirmed=True)
+UNCONFIRMED = InForce(30.0, at_boottime_s=1000.0, confirmed=False)
+WEARING = [WriteClass.PERSISTENT, WriteClass.UNKNOWN]
+
+
+def due(value: float = 30.0, **changes: Any) -> WriteReason | None:
+    """Whether 30 is written 10 s after it was, to a volatile register repeated every 300 s."""
+    facts: dict[str, Any] = {
+        "in_force": CONFIRMED,
+        "readback": 30.0,
+        "tolerance": 0.5,
+        "lifetime": Lifetime.CYCLIC,
+        "write_class": WriteClass.VOLATILE,
+        "period_s": 300.0,
+        "now_boottime_s": 1010.0,
+    }
+    return write_due(value, **{**facts, **changes})
+
+
+@pytest.mark.parametrize("write_class", WriteClass)
+@pytest.mark.parametrize("lifetime", Lifetime)
+def test_changed_value_is_written_at_once_whatever_it_wears(write_class, lifetime):
+    assert due(40.0, write_class=write_class, lifetime=lifetime) is WriteReason.CHANGED
+
+
+@pytest.mark.parametrize("write_class", WriteClass)
+@pytest.mark.parametrize("lifetime", Lifetime)
+def test_unconfirmed_write_is_owed_whatever_it_wears(write_class, lifetime):
+    assert due(in_force=UNCONFIRMED, write_class=write_class, lifetime=lifetime) is WriteReason.OWED
+
+
+@pytest.mark.parametrize(
+    ("readback", "reason"),
+    [
+        (30.0, None),
+        (30.5, None),
+        (29.5, None),
+        (30.6, WriteReason.FOUND),
+        (100.0, WriteReason.FOUND),
+        (None, WriteReason.FOUND),
+        (math.nan, WriteReason.FOUND),
+        (math.inf, WriteReason.FOUND),
+    ],
+)
+@pytest.mark.parametrize("write_class", WriteClass)
+def test_first_contact_writes_only_what_the_device_does_not_hold(readback, reason, write_class):
+    assert due(in_force=None, readback=readback, write_class=write_class) is reason
+
+
+@pytest.mark.parametrize(("passed_s", "reason"), [(299.9, None), (300.0, WriteReason.REPEATED)])
+@pytest.mark.parametrize("readback", [30.0, 80.0, None, math.nan])
+def test_volatile_register_is_written_again_every_period(passed_s, reason, readback):
+    assert due(now_boottime_s=1000.0 + passed_s, readback=readback) is reason
+
+
+@pytest.mark.parametrize("write_class", WEARING)
+@pytest.mark.parametrize("readback", [30.0, 30.4, None, math.nan, math.inf])
+def test_register_that_wears_is_not_written_to_repeat_a_value(write_class, readback):
+    assert due(now_boottime_s=1e6, readback=readback, write_class=write_class) is None
+
+
+@pytest.mark.parametrize("write_class", WEARING)
+@pytest.mark.parametrize(("passed_s", "reason"), [(299.9, None), (300.0, WriteReason.DRIFTED)])
+def test_register_that_wears_is_written_when_its_readback_differs_at_its_turn(write_class, passed_s, reason):
+    assert due(now_boottime_s=1000.0 + passed_s, readback=31.0, write_class=write_class) is reason
+
+
+@pytest.mark.parametrize("write_class", WriteClass)
+@pytest.mark.parametrize("readback", [30.0, 80.0, None])
+def test_singular_value_is_not_written_again(write_class, readback):
+    assert (
+        due(now_boottime_s=1e6, readback=readback, write_class=write_class, lifetime=Lifetime.SINGULAR)
+        is None
+    )

@@ -1,0 +1,84 @@
+"""The demo's fleet holds the guide's objects as the guide prints them, and is made the same any number of times."""
+
+from __future__ import annotations
+
+import uuid
+
+import pytest
+
+from devices_app.models import Device, DeviceType
+from devices_app.services import device_update
+from edge.profiles.loader import load_all
+from sites_app.models import Node, Site
+from smartgrid.demo.fleet import DEVICES, SITE_A, port_names, simulated_fleet
+from smartgrid.demo.seed import demo_fleet_ensure
+
+PORTS = {name: 20_000 + number for number, name in enumerate(port_names())}
+
+
+def test_only_inverter_at_site_a_is_the_one_the_guide_answers_with():
+    at_site_a = [device.tag for device in DEVICES if device.site is SITE_A and device.category == "inverter"]
+    assert at_site_a == ["SMA_STP60_01"]
+
+
+def test_every_device_has_a_profile_of_its_category():
+    profiles = load_all()
+    assert {device.tag: str(profiles[device.profile].category) for device in DEVICES} == {
+        device.tag: device.category for device in DEVICES
+    }
+
+
+def test_no_two_devices_share_a_tag_an_id_or_a_port():
+    fleet = simulated_fleet(PORTS)["devices"]
+    ports = [device[key] for device in fleet for key in ("port", "observe_port")]
+    assert len(set(ports)) == len(ports) == 2 * len(DEVICES)
+    assert len({device.id for device in DEVICES}) == len({device.tag for device in DEVICES}) == len(DEVICES)
+
+
+def test_there_is_an_inverter_without_a_pause_and_a_meter_at_each_site():
+    profiles = load_all()
+    assert any(not profiles[device.profile].min_gap_ms for device in DEVICES if device.category == "inverter")
+    assert len({device.site.tag for device in DEVICES if device.category == "meter"}) == 2
+
+
+@pytest.mark.django_db
+def test_guide_objects_have_the_guides_ids():
+    demo_fleet_ensure(time_limit_s=60, ports=PORTS)
+    sma = Device.objects.select_related("device_type", "node", "site").get(
+        pk=uuid.UUID("a5b6c7d8-e9f0-1a2b-3c4d-5e6f7a8b9c0d")
+    )
+    assert (sma.device_tag, sma.peak_power_kw, sma.default_value) == ("SMA_STP60_01", 60, 100)
+    assert str(sma.device_type_id) == "9c0d8b7a-6f5e-4d3c-2b1a-0f9e8d7c6b5a"
+    assert str(sma.node_id) == "14b3c7a0-5e9d-4f21-bd8a-6c1e2d3f4a5b"
+    assert (sma.node.name, sma.node.iothub) == ("node-01", "iothub-euw-polaris-engineering")
+    assert (sma.site.site_tag, sma.site.name, sma.site.tenant_tag) == (
+        "solarpanel_site_a",
+        "Solar Panel Site A",
+        "tenant-123",
+    )
+    charger = Device.objects.get(device_tag="EV_CHARGER_01")
+    assert (charger.default_value, charger.peak_power_kw) == (80, 22)
+    assert Device.objects.get(device_tag="METER_SITE_A").measured_only
+
+
+@pytest.mark.django_db
+def test_second_start_changes_only_ports_and_time_limit():
+    demo_fleet_ensure(time_limit_s=60, ports=PORTS)
+    device_update(device=Device.objects.get(device_tag="GENERIC_PV_01"), default_value=90)
+    counts = [model.objects.count() for model in (Site, Node, DeviceType, Device)]
+
+    moved = {**PORTS, "device:GENERIC_PV_01": 30_000}
+    demo_fleet_ensure(time_limit_s=3, ports=moved)
+
+    assert [model.objects.count() for model in (Site, Node, DeviceType, Device)] == counts
+    device = Device.objects.get(device_tag="GENERIC_PV_01")
+    assert (device.default_value, device.modbus_server_port) == (90, 30_000)
+    assert set(Site.objects.values_list("curtailment_time_limit", flat=True)) == {3}
+
+
+@pytest.mark.django_db
+def test_same_start_again_sends_the_nodes_nothing_new():
+    demo_fleet_ensure(time_limit_s=60, ports=PORTS)
+    versions = dict(Node.objects.values_list("name", "manifest_version"))
+    demo_fleet_ensure(time_limit_s=60, ports=PORTS)
+    assert dict(Node.objects.values_list("name", "manifest_version")) == versions

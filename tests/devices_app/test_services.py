@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import msgspec
+import pytest
+from django.core.management import call_command
+
+from devices_app.models import Device, DeviceType
+from devices_app.services import (
+    device_type_update,
+    device_types_sync,
+    device_update,
+    device_value_confirm,
+)
+from edge.profiles.loader import load_all
+from edge.wire.messages import DeviceConfig, NodeConfig
+from sites_app.documents import manifest_for
+from smartgrid.errors import Conflict, Invalid
+from tests.factories import (
+    device_make,
+    device_type_make,
+    meter_type_make,
+    node_make,
+    profile_body_make,
+    site_make,
+)
+
+pytestmark = pytest.mark.django_db
+
+
+def config_of(node):
+    return msgspec.convert(node.documents.get(name="config").body, NodeConfig)
+
+
+def device_config_of(device):
+    entries = config_of(device.node).devices
+    return msgspec.convert(next(e for e in entries if e["id"] == str(device.pk)), DeviceConfig)
+
+
+def test_device_takes_what_it_does_not_say_from_its_type():
+    device_type = device_type_make(
+        category="ev_charger", min_value=10, max_value=90, default_value=80, lifetime="singular"
+    )
+    device = device_make(device_type=device_type)
+    assert (device.min_value, device.max_value, device.default_value) == (10, 90, 80)
+    assert device.category == "ev_charger"
+    assert device_config_of(device).lifetime == "singular"
+
+
+def test_device_is_of_the_site_of_its_node():
+    node = node_make()
+    assert device_make(node=node).site_id == node.site_id
+
+
+def test_second_owner_of_a_limit_register_is_a_conflict():
+    node = node_make()
+    first = device_make(node=node)
+    with pytest.raises(Conflict):
+        device_make(node=node, modbus_server_port=first.modbus_server_port)
+
+
+def test_two_types_which_name_one_register_differently_still_own_it_once():
+    node = node_make()
+    first = device_make(node=node)
+    other = device_type_make(profile="other", profile_body=profile_body_make(name="other", limit="cap"))
+    with pytest.raises(Conflict):
+        device_make(node=node, device_type=other, modbus_server_port=first.modbus_server_port)
+
+
+def test_other_unit_behind_the_same_address_is_another_control_point():
+    node = node_make()
+    first = device_make(node=node)
+    assert device_make(node=node, modbus_server_port=first.modbus_server_port, modbus_id=2)
+
+
+def test_control_point_is_owned_within_its_site_only():
+    first = device_make(node=node_make())
+    assert device_make(node=node_make(), modbus_server_port=first.modbus_server_port)
+
+
+def test_measured_device_behind_anothers_control_point_is_no_conflict():
+    node = node_make()
+    first = device_make(node=node)
+    child = device_make(node=node, modbus_server_port=first.modbus_server_port, measured_only=True)
+    assert child.control_point is None
+    assert device_config_of(child).measured_only
+
+
+def test_meter_is_only_measured():
+    meter = device_make(device_type=meter_type_make())
+    assert meter.measured_only
+    assert meter.control_point is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "names"),
+    [
+        ({"default_value": 120}, []),
+        ({"max_value": float("inf")}, ["max_value"]),
+        ({"default_value": float("nan")}, ["default_value"]),
+        ({"modbus_server_host": None}, ["modbus_server_host"]),
+        ({"modbus_id": None}, ["modbus_id"]),
+        ({"modbus_server_port": 70000}, ["modbus_server_port"]),
+        ({"category": "Inverters!"}, ["category"]),
+        ({"telemetry_s": 0.1}, ["telemetry_s"]),
+    ],
+)
+def test_invalid_device_is_refused_and_nothing_is_stored(fields, names):
+    node = node_make()
+    before = manifest_for(node)
+    with pytest.raises(Invalid) as refusal:
+        device_make(node=node, **fields)
+    assert set(names) <= set(refusal.value.errors)
+    assert not Device.objects.exists()
+    assert manifest_for(node) == before
+
+
+def test_added_device_and_its_profile_reach_the_nodes_configuration():
+    site = site_make(site_tag="a", curtailment_time_limit=60, cyclic_write_timeout=300)
+    device = device_make(node=node_make(site=site), peak_power_kw=60, modbus_id=3)
+    config = config_of(device.node)
+    assert (config.site.tag, config.site.curtailment_time_limit_s) == ("a", 60)
+    assert config.profiles == {"test_inverter": device.device_type.profile_body}
+    entry = device_config_of(device)
+    assert (entry.tag, entry.unit, entry.nameplate_kw) == (device.device_tag, 3, 60)
+    assert not entry.excluded
+
+
+def test_changed_device_reaches_the_nodes_configuration():
+    device = device_make()
+    before = manifest_for(device.node).version
+    device_update(device=device, include_in_curtailment=False, default_value=70)
+    entry = device_config_of(device)
+    assert entry.excluded
+    assert entry.default_value == 70
+    assert manifest_for(device.node).version == before + 1
+
+
+def test_device_cannot_move_to_another_node():
+    with pytest.raises(Invalid):
+        device_update(device=device_make(), node=node_make())  # type: ignore[call-arg]
+
+
+def test_refused_change_leaves_device_and_configuration_as_they_were():
+    device = device_make()
+    before = manifest_for(device.node)
+    with pytest.raises(Invalid):
+        device_update(device=device, min_value=99, max_value=98)
+    assert manifest_for(device.node) == before
+
+
+def test_changed_profile_reaches_nodes_with_devices_of_the_type_only():
+    device, other = device_make(), node_make()
+    before = manifest_for(other)
+    body = {**profile_body_make(), "min_gap_ms": 1000}
+    device_type_update(device_type=device.device_type, profile_body=body)
+    assert config_of(device.node).profiles["test_inverter"]["min_gap_ms"] == 1000
+    assert manifest_for(other) == before
+
+
+def test_confirmed_value_of_an_older_request_does_not_replace_a_newer():
+    device = device_make()
+    assert device_value_confirm(device=device, value=50, sequence=7)
+    assert not device_value_confirm(device=device, value=80, sequence=6)
+    assert Device.objects.get(pk=device.pk).value == 50
+
+
+def test_synchronised_types_come_from_the_profiles_and_a_second_run_changes_nothing(capsys):
+    call_command("sync_device_types")
+    call_command("sync_device_types")
+    total = len(load_all())
+    assert f"0 device types created, 0 updated, {total} unchanged" in capsys.readouterr().out
+    assert DeviceType.objects.get(profile="janitza_umg604").value_kind is None
+
+
+def test_synchronisation_keeps_id_and_name_of_a_type_which_is_there():
+    device_type = device_type_make(name="SMA at our parks", profile="sma", profile_body={})
+    done = device_types_sync({"sma": ("SMA", {"profile_body": profile_body_make(name="sma")})})
+    assert done["updated"] == ["SMA at our parks"]
+    assert DeviceType.objects.get(pk=device_type.pk).has_limit
+
+
+def test_type_whose_profile_is_gone_stays_and_is_reported():
+    device_type_make(name="Old", profile="old")
+    assert device_types_sync({})["without_profile"] == ["Old"]
+    assert DeviceType.objects.filter(name="Old").exists()

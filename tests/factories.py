@@ -1,0 +1,158 @@
+"""The smallest valid objects, made by the services; and the story most tests begin with."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import Any, Unpack
+
+from rest_framework.test import APIClient
+
+from devices_app.models import Device, DeviceType
+from devices_app.services import DeviceFields, DeviceTypeFields, device_create, device_type_create
+from sites_app.models import ManagementToken, Node, Site
+from sites_app.services import NodeFields, SiteFields, node_create, site_create, token_issue
+from smartgrid.api.principal import ApiClient, Principal
+
+_numbers = itertools.count(1)
+
+ROOT = Principal(client_id="test-client", token_id=None, is_root=True)
+
+
+def site_make(**fields: Unpack[SiteFields]) -> Site:
+    number = next(_numbers)
+    given: SiteFields = {"site_tag": f"site_{number}", "name": f"Site {number}"}
+    given.update(fields)
+    return site_create(**given)
+
+
+def node_make(*, site: Site | None = None, **fields: Unpack[NodeFields]) -> Node:
+    given: NodeFields = {"name": f"node-{next(_numbers)}"}
+    given.update(fields)
+    return node_create(site=site or site_make(), **given)
+
+
+def profile_body_make(*, name: str = "test_inverter", limit: str | None = "limit") -> dict[str, Any]:
+    """As much of a profile as central looks at: which register is the limit, and where."""
+    body: dict[str, Any] = {"name": name, "points": {"power": {"name": "W", "address": 51}}}
+    if limit is not None:
+        body["points"][limit] = {"name": "WMaxLimPct", "address": 32}
+        body["limit"] = {"register": limit}
+    return body
+
+
+def device_type_make(
+    *, name: str | None = None, profile: str = "test_inverter", **fields: Unpack[DeviceTypeFields]
+) -> DeviceType:
+    given: DeviceTypeFields = {
+        "category": "inverter",
+        "protocol": "modbus_tcp",
+        "value_kind": "active_power_limit_pct",
+        "profile_body": profile_body_make(name=profile),
+    }
+    given.update(fields)
+    return device_type_create(name=name or f"Type {next(_numbers)}", profile=profile, **given)
+
+
+def meter_type_make() -> DeviceType:
+    return device_type_make(
+        profile="test_meter",
+        category="meter",
+        value_kind=None,
+        profile_body=profile_body_make(name="test_meter", limit=None),
+    )
+
+
+def device_make(
+    *,
+    node: Node | None = None,
+    device_type: DeviceType | None = None,
+    device_tag: str | None = None,
+    **fields: Unpack[DeviceFields],
+) -> Device:
+    """A device at an address of its own; the nodes of a test share one type unless it gives others."""
+    number = next(_numbers)
+    given: DeviceFields = {
+        "modbus_server_host": "192.0.2.1",
+        "modbus_server_port": 10_000 + number,
+        "modbus_id": 1,
+    }
+    given.update(fields)
+    return device_create(
+        node=node or node_make(),
+        device_type=device_type
+        or DeviceType.objects.filter(category="inverter").first()
+        or device_type_make(),
+        device_tag=device_tag or f"DEVICE_{number:02}",
+        **given,
+    )
+
+
+def token_make(*sites: Site, name: str | None = None) -> ManagementToken:
+    return token_issue(name=name or f"Token {next(_numbers)}", sites=sites)
+
+
+def principal_of_token(token: ManagementToken) -> Principal:
+    return Principal(client_id="test-client", token_id=token.pk, is_root=False)
+
+
+def client_of(principal: Principal) -> APIClient:
+    """A client behind both credentials; those have tests of their own."""
+    client = APIClient()
+    client.force_authenticate(user=ApiClient(principal), token=principal)  # type: ignore[arg-type]
+    return client
+
+
+@dataclass(frozen=True, slots=True)
+class Story:
+    """Two sites with a node and a device each, a token for each of them, and one which must see nothing."""
+
+    site_a: Site
+    site_b: Site
+    node_a: Node
+    node_b: Node
+    device_a: Device
+    device_b: Device
+    token_a: ManagementToken
+    token_b: ManagementToken
+    token_nothing: ManagementToken
+
+    @property
+    def root(self) -> APIClient:
+        return client_of(ROOT)
+
+    @property
+    def holder_a(self) -> APIClient:
+        return client_of(principal_of_token(self.token_a))
+
+    @property
+    def holder_b(self) -> APIClient:
+        return client_of(principal_of_token(self.token_b))
+
+    @property
+    def holder_of_nothing(self) -> APIClient:
+        return client_of(principal_of_token(self.token_nothing))
+
+
+def story_make() -> Story:
+    site_a = site_make(site_tag="solarpanel_site_a", name="Solar Panel Site A", curtailment_time_limit=60)
+    site_b = site_make(site_tag="solarpanel_site_b", name="Solar Panel Site B", curtailment_time_limit=90)
+    node_a = node_make(site=site_a, name="node-01", iothub="iothub-euw-polaris-engineering")
+    node_b = node_make(site=site_b, name="node-02", iothub="iothub-euw-polaris-engineering")
+    return Story(
+        site_a=site_a,
+        site_b=site_b,
+        node_a=node_a,
+        node_b=node_b,
+        device_a=device_make(
+            node=node_a,
+            device_tag="SMA_STP60_01",
+            peak_power_kw=60,
+            modbus_server_host="192.168.1.100",
+            modbus_server_port=502,
+        ),
+        device_b=device_make(node=node_b, device_tag="GENERIC_PV_01", peak_power_kw=100.5),
+        token_a=token_make(site_a, name="Token of A"),
+        token_b=token_make(site_b, name="Token of B"),
+        token_nothing=token_make(name="Token of nothing"),
+    )

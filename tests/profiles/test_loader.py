@@ -1,0 +1,155 @@
+"""A profile that is wrong says where: file, key, expectation."""
+
+from __future__ import annotations
+
+import copy
+import json
+from typing import Any
+
+import pytest
+import yaml
+
+from edge.profiles.loader import DATA, load_all, load_profile
+from edge.profiles.model import ProfileError, profile_from_builtins, profile_to_builtins
+
+PROFILES = load_all()
+
+
+@pytest.fixture
+def data() -> dict[str, Any]:
+    """A sound profile with a bit of everything, to be broken."""
+    data: dict[str, Any] = yaml.safe_load((DATA / "inverter" / "sma_stp60_im20.yaml").read_text())
+    return data
+
+
+@pytest.mark.parametrize("name", sorted(PROFILES))
+def test_every_profile_survives_the_way_through_json(name):
+    profile = PROFILES[name]
+
+    again = profile_from_builtins(json.loads(json.dumps(profile_to_builtins(profile))))
+
+    assert again == profile
+
+
+@pytest.mark.parametrize("name", sorted(PROFILES))
+def test_every_point_says_where_it_comes_from(name):
+    for point in PROFILES[name].points.values():
+        assert point.name
+        assert point.source
+    assert PROFILES[name].source
+
+
+def test_no_profile_claims_to_be_verified_on_hardware():
+    assert not [name for name, profile in PROFILES.items() if profile.verified_on_hardware]
+
+
+def test_the_guides_first_devices_are_there():
+    assert {
+        "sma_stp60_im20",
+        "sungrow_sg110cx",
+        "growatt_max_60ktl",
+        "janitza_umg604",
+        "generic_modbus",
+        "generic_modbus_battery",
+        "generic_modbus_wind",
+        "generic_modbus_charger",
+    } <= PROFILES.keys()
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "key", "expectation"),
+    [
+        ("category", None, "category", "Expected `str`"),
+        ("colour", "red", "profile", "unknown field `colour`"),
+        ("protocol", "carrier_pigeon", "protocol", "Invalid enum value 'carrier_pigeon'"),
+        ("min_gap_ms", -1, "min_gap_ms", "Expected `int` >= 0"),
+        ("min_gap_ms", "soon", "min_gap_ms", "Expected `int`, got `str`"),
+        ("points", {}, "points", "at least one point"),
+        ("points.power.address", 65536, "points.power.address", "<= 65535"),
+        ("points.energy.address", 65535, "points.energy.address", "beyond address 65535"),
+        ("points.power.type", "u17", "points.power.type", "Invalid enum value 'u17'"),
+        ("points.power.confidence", "sure", "points.power.confidence", "Invalid enum value 'sure'"),
+        ("points.power.scale_point", "nobody", "points.power.scale_point", "there is no 'nobody'"),
+        ("points.power.scale_point", "limit_pct", "points.power.scale_point", "type s16"),
+        ("points.power.scale", 0, "points.power.scale", "above 0"),
+        ("points.serial.length", None, "points.serial.length", "expected for type str"),
+        ("points.limit_pct.table", "input", "points.limit_pct.access", "can only be read"),
+        ("points.power.write_function", "single", "points.power.write_function", "not writable"),
+        ("identity.checks", [{"point": "nobody", "equals": 1}], "identity.checks[0].point", "no 'nobody'"),
+        ("identity.nameplate", "nobody", "identity.nameplate", "there is no 'nobody'"),
+        ("identity.nameplate", "limit_pct", "identity.nameplate", "in kW or kVA, not '%'"),
+        ("limit.register", "power", "limit.register", "read-only"),
+        ("limit.set", [], "limit.set", "length >= 1"),
+        ("limit.set", [{"point": "limit_pct", "value": 5}], "limit.set", r"a step that writes \$value"),
+        ("limit.set", [{"point": "power", "value": "$value"}], "limit.set[0].point", "read-only"),
+        ("limit.set", [{"point": "limit_pct", "value": "$x"}], "limit.set[0].value", "Invalid enum value"),
+        ("limit.once", [{"point": "limit_pct", "value": "$value"}], "limit.once[0].value", "no setpoint"),
+        ("limit.readback", "nobody", "limit.readback", "there is no 'nobody'"),
+        ("limit.readback", "serial", "limit.readback", "is a text"),
+        ("limit.readback", None, "limit.readback", "because there is a readback_switch"),
+        ("limit.tolerance", 0, "limit.tolerance", "> 0"),
+        ("limit.write_class", "sometimes", "limit.write_class", "Invalid enum value"),
+        ("default_value", 101, "default_value", "expected 0 to 100"),
+        ("max_value", 0, "max_value", "more than min_value"),
+        ("value_kind", None, "value_kind", "because the profile has a limit"),
+        ("telemetry.P_kW", "nobody", "telemetry.P_kW", "there is no 'nobody'"),
+        ("telemetry.P_kW", "energy", "telemetry.P_kW", "a point in kW"),
+        ("telemetry.Power", "power", "telemetry.Power", "ends in _kW"),
+    ],
+)
+def test_a_broken_profile_names_file_key_and_expectation(  # noqa: PLR0917 - pytest passes by name
+    data, tmp_path, path, value, key, expectation
+):
+    broken = copy.deepcopy(data)
+    *parents, last = path.split(".")
+    place = broken
+    for parent in parents:
+        place = place[parent]
+    place[last] = value
+    file = tmp_path / "sma_stp60_im20.yaml"
+    file.write_text(yaml.safe_dump(broken))
+
+    with pytest.raises(ProfileError, match=expectation) as caught:
+        load_profile(file)
+
+    assert caught.value.key == key
+    assert caught.value.file == str(file)
+    assert str(caught.value).startswith(f"{file}: {key}: ")
+
+
+def test_a_readback_of_a_write_only_register_is_refused(data):
+    data["points"]["limit_pct"]["access"] = "write"
+
+    with pytest.raises(ProfileError, match="'limit_pct' is write-only, expected a point that can be read"):
+        profile_from_builtins(data)
+
+
+@pytest.mark.parametrize("text", ["- 1\n- 2\n", "a: [", "\t"])
+def test_a_file_that_is_no_profile_is_named(tmp_path, text):
+    file = tmp_path / "thing.yaml"
+    file.write_text(text)
+
+    with pytest.raises(ProfileError, match=r"thing\.yaml: file: "):
+        load_profile(file)
+
+
+def test_a_profile_is_called_as_its_file_and_filed_under_its_category(data, tmp_path):
+    (tmp_path / "battery").mkdir()
+    misnamed = tmp_path / "battery" / "other.yaml"
+    misnamed.write_text(yaml.safe_dump(data))
+    with pytest.raises(ProfileError, match="name: expected 'other'"):
+        load_profile(misnamed)
+
+    misnamed.rename(tmp_path / "battery" / "sma_stp60_im20.yaml")
+    with pytest.raises(ProfileError, match="category: expected 'battery'"):
+        load_all(tmp_path)
+
+
+def test_two_profiles_of_one_name_are_refused(data, tmp_path):
+    for category in ("inverter", "logger"):
+        (tmp_path / category).mkdir()
+        file = tmp_path / category / "sma_stp60_im20.yaml"
+        file.write_text(yaml.safe_dump({**data, "category": category}))
+
+    with pytest.raises(ProfileError, match="is there already"):
+        load_all(tmp_path)

@@ -1,0 +1,318 @@
+"""Real services for tests, on free ports of the loopback address: Redis, mosquitto, PostgreSQL.
+
+    python -m tests.servers postgres COMMAND ...    runs a command with SGM_TEST_DATABASE_URL set
+
+Each is a context manager and ends the very process it started. What cannot be started says so with what to
+install; a missing service is never a skipped test.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import paho.mqtt.client as paho
+import psycopg
+import redis
+from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.reasoncodes import ReasonCode
+
+from edge.wire.topics import CENTRAL_RIGHTS
+from smartgrid.demo.broker import mosquitto_config, on_path, redis_command, write_passwords
+from smartgrid.demo.state import free_port
+
+START_S = 30.0
+INSTALL = "`make test` installs what is missing on Debian as root; else: mosquitto redis-server postgresql"
+
+
+class ServiceMissingError(Exception):
+    """A service that the tests need is not installed."""
+
+
+def until(probe: Callable[[], bool], *, what: str, within_s: float = START_S) -> None:
+    """Wait for an answer under a deadline; `TimeoutError` naming what did not come."""
+    deadline_s = time.monotonic() + within_s
+    while not probe():
+        if time.monotonic() >= deadline_s:
+            raise TimeoutError(f"{what} within {within_s:.0f} s")
+        time.sleep(0.02)
+
+
+@contextmanager
+def _running(argv: list[str], *, log: Path, user: str | None = None) -> Iterator[subprocess.Popen[bytes]]:
+    """A process in a session of its own, ended with SIGINT and, if need be, SIGKILL."""
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            user=user,
+        )
+    try:
+        yield process
+    finally:
+        # SIGINT: Redis and mosquitto end as with SIGTERM, PostgreSQL without waiting for its clients.
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+# --- Redis ----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def redis_server() -> Iterator[str]:
+    """An empty Redis; its URL."""
+    password = secrets.token_hex(8)
+    with tempfile.TemporaryDirectory(prefix="sgm-redis-") as name:
+        directory, port = Path(name), free_port()
+        argv = list(redis_command(directory=directory, port=port, password=password))
+        url = f"redis://:{password}@127.0.0.1:{port}/0"
+        with (
+            _running(argv, log=directory / "log"),
+            redis.Redis.from_url(url, socket_connect_timeout=1) as client,
+        ):
+            until(lambda: _answers(client), what=f"Redis did not answer ({_tail(directory / 'log')})")
+            yield url
+
+
+def _answers(client: redis.Redis) -> bool:
+    try:
+        return bool(client.ping())
+    except redis.RedisError:
+        return False
+
+
+# --- the broker -----------------------------------------------------------------------------------------------
+
+
+@dataclass(kw_only=True)
+class Broker:
+    """A running mosquitto with the product's own access list: `host`, `port`, and a password for anybody.
+
+    Central's users exist from the start; `add_user` lets a node in under its UUID.
+    """
+
+    host: str
+    port: int
+    directory: Path
+    process: subprocess.Popen[bytes]
+    passwords: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def url(self) -> str:
+        return f"mqtt://{self.host}:{self.port}"
+
+    @property
+    def log(self) -> str:
+        return (self.directory / "log").read_text(errors="replace")
+
+    def add_user(self, username: str) -> str:
+        """Let a user in and return the password; one who is in already keeps theirs."""
+        if username not in self.passwords:
+            self.passwords[username] = secrets.token_hex(8)
+            write_passwords(directory=self.directory, passwords=self.passwords)
+            self.process.send_signal(signal.SIGHUP)
+            until(lambda: self.lets_in(username), what=f"the broker did not let {username} in")
+        return self.passwords[username]
+
+    def password_file(self, username: str) -> Path:
+        """A file with the user's password, as `python -m edge node` takes it."""
+        path = self.directory / f"{username}.password"
+        path.write_text(self.add_user(username))
+        return path
+
+    def lets_in(self, username: str) -> bool:
+        """Tell whether this user can connect now."""
+        client, connected, _ = self._client(username)
+        try:
+            return _turn_until(client, connected) and not connected[0].is_failure
+        finally:
+            client.disconnect()
+
+    def refuses_publish(self, *, username: str, topic: str, payload: bytes = b"forged") -> bool:
+        """Publish as this user and tell whether the broker's acknowledgement says `Not authorized`.
+
+        aiomqtt does not look at the reason code of an acknowledgement, hence a client of our own.
+        """
+        self.add_user(username)
+        client, connected, acknowledged = self._client(username)
+        try:
+            assert _turn_until(client, connected)
+            client.publish(topic, payload, qos=1)
+            assert _turn_until(client, acknowledged)
+            return acknowledged[0].getName() == "Not authorized"
+        finally:
+            client.disconnect()
+
+    def _client(self, username: str) -> tuple[paho.Client, list[ReasonCode], list[ReasonCode]]:
+        """A client on its way in, and where the answers to CONNECT and PUBLISH will stand."""
+        connected: list[ReasonCode] = []
+        acknowledged: list[ReasonCode] = []
+        client = paho.Client(CallbackAPIVersion.VERSION2, protocol=paho.MQTTv5)
+        client.on_connect = lambda _client, _data, _flags, reason, _properties: connected.append(reason)
+        client.on_publish = lambda _client, _data, _mid, reason, _properties: acknowledged.append(reason)
+        client.username_pw_set(username, self.passwords.get(username))
+        client.connect(self.host, self.port)
+        return client, connected, acknowledged
+
+
+def _turn_until(client: paho.Client, answers: list[ReasonCode]) -> bool:
+    """Turn the client's loop until an answer is there; False where the broker hangs up or stays silent."""
+    deadline_s = time.monotonic() + 5
+    while not answers and time.monotonic() < deadline_s:
+        if client.loop(timeout=0.1) != paho.MQTT_ERR_SUCCESS:
+            break
+    return bool(answers)
+
+
+@contextmanager
+def mosquitto_broker() -> Iterator[Broker]:
+    """mosquitto with passwords and the pattern access list of `edge.wire.topics`."""
+    program = on_path("mosquitto")
+    if program is None:
+        raise ServiceMissingError(f"mosquitto is not installed. {INSTALL}")
+    with tempfile.TemporaryDirectory(prefix="sgm-mqtt-") as name:
+        directory, port = Path(name), free_port()
+        passwords = {user: secrets.token_hex(8) for user in CENTRAL_RIGHTS}
+        config = mosquitto_config(directory=directory, port=port, passwords=passwords)
+        with _running([program, "-c", str(config)], log=directory / "log") as process:
+            until(
+                lambda: _accepts(port),
+                what=f"mosquitto did not answer ({_tail(directory / 'log')})",
+            )
+            yield Broker(
+                host="127.0.0.1", port=port, directory=directory, process=process, passwords=passwords
+            )
+
+
+def _accepts(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
+# --- PostgreSQL -----------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def postgres_server() -> Iterator[str]:
+    """A new PostgreSQL cluster, fast rather than safe; the URL of an empty database."""
+    binaries = _postgres_binaries()
+    # It refuses to run as root; Debian's package brings a user of its own.
+    user = "postgres" if os.geteuid() == 0 else None
+    with tempfile.TemporaryDirectory(prefix="sgm-postgres-") as name:
+        directory, port = Path(name), free_port()
+        log = directory / "log"
+        log.touch()
+        if user is not None:
+            account = _account(user)
+            for path in (directory, log):
+                os.chown(path, account.pw_uid, account.pw_gid)
+        data = directory / "data"
+        done = subprocess.run(
+            [
+                *(str(binaries / "initdb"), "-D", str(data), "-U", "sgm", "--auth=trust"),
+                *("-E", "UTF8", "--locale=C.UTF-8", "--no-sync"),
+            ],
+            user=user,
+            cwd=directory,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode != 0:
+            raise ServiceMissingError(f"initdb failed: {done.stderr.strip()}")
+        settings = {
+            "listen_addresses": "127.0.0.1",
+            "port": str(port),
+            "unix_socket_directories": str(directory),
+            "fsync": "off",
+            "synchronous_commit": "off",
+            "full_page_writes": "off",
+        }
+        argv = [str(binaries / "postgres"), "-D", str(data)]
+        for key, value in settings.items():
+            argv += ["-c", f"{key}={value}"]
+        server = f"postgresql://sgm@127.0.0.1:{port}"
+        with _running(argv, log=log, user=user):
+            until(
+                lambda: _serves(f"{server}/postgres"),
+                what=f"PostgreSQL did not answer ({_tail(log)})",
+            )
+            with psycopg.connect(f"{server}/postgres", autocommit=True) as connection:
+                connection.execute("CREATE DATABASE sgm")
+            yield f"{server}/sgm"
+
+
+def _postgres_binaries() -> Path:
+    versions = sorted(
+        (path.parent for path in Path("/usr/lib/postgresql").glob("*/bin/initdb")),
+        key=lambda path: int(path.parent.name),
+    )
+    if versions:
+        return versions[-1]
+    initdb = shutil.which("initdb")
+    if initdb is not None:
+        return Path(initdb).parent
+    raise ServiceMissingError(f"PostgreSQL is not installed. {INSTALL}")
+
+
+def _account(user: str) -> pwd.struct_passwd:
+    try:
+        return pwd.getpwnam(user)
+    except KeyError:
+        raise ServiceMissingError(
+            f"PostgreSQL does not run as root, and there is no user {user!r} to run it as. {INSTALL}"
+        ) from None
+
+
+def _serves(url: str) -> bool:
+    try:
+        psycopg.connect(url, connect_timeout=1).close()
+    except psycopg.OperationalError:
+        return False
+    return True
+
+
+def _tail(log: Path) -> str:
+    with suppress(OSError):
+        return log.read_text(errors="replace")[-500:].strip()
+    return ""
+
+
+# --- for the Makefile -----------------------------------------------------------------------------------------
+
+
+def main() -> int:
+    match sys.argv[1:]:
+        case ["postgres", *command] if command:
+            with postgres_server() as url:
+                env = {**os.environ, "SGM_TEST_DATABASE_URL": url}
+                return subprocess.run(command, env=env, check=False).returncode
+        case _:
+            sys.stderr.write("usage: python -m tests.servers postgres COMMAND ...\n")
+            return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

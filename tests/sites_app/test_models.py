@@ -1,0 +1,67 @@
+"""What the database itself refuses, however a row gets there."""
+
+from __future__ import annotations
+
+import pytest
+from django.db import IntegrityError
+
+from sites_app.models import ManagementToken, Node, NodeDocument, Site
+from tests.factories import node_make, site_make, token_make
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.mark.parametrize("seconds", [0, 3601])
+def test_database_refuses_a_watchdog_outside_one_second_to_one_hour(seconds):
+    site = site_make()
+    with pytest.raises(IntegrityError):
+        Site.objects.filter(pk=site.pk).update(curtailment_time_limit=seconds)
+
+
+@pytest.mark.parametrize("seconds", [1, 3600])
+def test_database_takes_both_ends_of_the_watchdogs_range(seconds):
+    site = site_make()
+    assert Site.objects.filter(pk=site.pk).update(curtailment_time_limit=seconds) == 1
+
+
+@pytest.mark.parametrize("seconds", [9, 86401])
+def test_database_refuses_a_cyclic_write_outside_ten_seconds_to_one_day(seconds):
+    site = site_make()
+    with pytest.raises(IntegrityError):
+        Site.objects.filter(pk=site.pk).update(cyclic_write_timeout=seconds)
+
+
+def test_database_refuses_a_second_site_with_the_tag():
+    site_make(site_tag="same")
+    with pytest.raises(IntegrityError):
+        Site.objects.create(site_tag="same", name="Another")
+
+
+def test_another_tenant_may_use_the_same_site_tag():
+    site_make(site_tag="same")
+    assert Site.objects.create(site_tag="same", name="Another", tenant_tag="tenant-456")
+
+
+def test_database_refuses_a_tenant_which_cannot_stand_in_a_topic():
+    with pytest.raises(IntegrityError):
+        Site.objects.create(site_tag="a", name="A", tenant_tag="a/b")
+
+
+def test_database_refuses_a_second_node_with_the_name_at_another_site():
+    node_make(name="node-01")
+    site = site_make()
+    with pytest.raises(IntegrityError):
+        Node.objects.create(site=site, tenant_tag=site.tenant_tag, name="node-01")
+
+
+def test_database_refuses_two_documents_of_one_name():
+    node = node_make()
+    first = node.documents.get(name="config")
+    with pytest.raises(IntegrityError):
+        NodeDocument.objects.create(node=node, name="config", version=9, sha256=first.sha256, body={})
+
+
+def test_database_refuses_two_tokens_with_one_digest():
+    token = token_make()
+    with pytest.raises(IntegrityError):
+        ManagementToken.objects.create(name="Copy", digest=token.digest, encrypted=token.encrypted)

@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import uuid
+
+import pytest
+
+from sites_app.models import Site
+from sites_app.selectors import management_token_find, token_value
+from sites_app.services import (
+    node_create,
+    site_create,
+    site_update,
+    token_issue,
+    token_revoke,
+    token_update,
+)
+from sites_app.tokens import TokenUnreadable
+from smartgrid.errors import Conflict, Invalid
+from tests.factories import node_make, site_make, token_make
+
+pytestmark = pytest.mark.django_db
+
+
+def test_second_site_with_the_tag_is_a_conflict():
+    site_make(site_tag="same")
+    with pytest.raises(Conflict) as refusal:
+        site_create(site_tag="same", name="Another")
+    assert refusal.value.code == "duplicate"
+
+
+@pytest.mark.parametrize("seconds", [0, -1, 3601, None, 1.5, float("inf"), "often"])
+def test_refused_watchdog_limit_keeps_the_previous_one(seconds):
+    site = site_make(curtailment_time_limit=75)
+    with pytest.raises(Invalid) as refusal:
+        site_update(site=site, curtailment_time_limit=seconds)
+    assert "curtailment_time_limit" in refusal.value.errors
+    assert Site.objects.get(pk=site.pk).curtailment_time_limit == 75
+
+
+def test_site_keeps_its_tenant_for_life():
+    site = site_make()
+    with pytest.raises(Invalid):
+        site_update(site=site, tenant_tag="tenant-456")  # type: ignore[call-arg]
+
+
+def test_time_zone_must_exist():
+    with pytest.raises(Invalid) as refusal:
+        site_make(time_zone="Mars/Olympus")
+    assert list(refusal.value.errors) == ["time_zone"]
+
+
+def test_node_takes_the_tenant_of_its_site():
+    site = site_make(tenant_tag="tenant-456")
+    node = node_create(site=site, name="node-01")
+    assert node.topics.base == f"sgm/v1/tenant-456/{node.pk}"
+
+
+def test_second_node_with_the_name_is_a_conflict_in_the_whole_tenant():
+    node_make(name="node-01")
+    with pytest.raises(Conflict):
+        node_make(name="node-01")
+
+
+def test_objects_may_be_made_under_a_given_id():
+    given = uuid.uuid4()
+    assert site_make(id=given).pk == given
+    with pytest.raises(Conflict):
+        site_make(id=given)
+
+
+def test_issued_token_is_found_by_its_value_and_told_again():
+    token = token_issue(name="New Site Access", sites=[site_make()])
+    value = token_value(token)
+    assert value.startswith("tok_")
+    assert len(value) == len("tok_") + 32
+    assert management_token_find(value) == token
+
+
+def test_token_value_stands_nowhere_in_the_table_in_the_clear():
+    value = "tok_" + "ab" * 16
+    token = token_issue(name="Given", sites=[], value=value)
+    assert "ab" * 16 not in token.encrypted + token.digest
+
+
+@pytest.mark.parametrize(
+    "value", ["", "tok_", "tok_" + "g" * 32, "tok_" + "A" * 32, " tok_" + "a" * 32, "x" * 9000]
+)
+def test_what_has_not_a_tokens_form_finds_nothing(value):
+    assert management_token_find(value) is None
+    with pytest.raises(Invalid):
+        token_issue(name="Given", sites=[], value=value)
+
+
+def test_revoked_token_finds_nothing_from_then_on():
+    token = token_make()
+    value = token_value(token)
+    token_revoke(token=token)
+    assert management_token_find(value) is None
+
+
+def test_changed_token_keeps_its_value_and_opens_its_new_sites_only():
+    old, new = site_make(), site_make()
+    token = token_make(old)
+    value = token_value(token)
+    changed = token_update(token=token, name="Updated", sites=[new])
+    assert token_value(changed) == value
+    assert list(changed.sites.all()) == [new]
+
+
+def test_token_stays_readable_when_a_new_key_comes_first(settings):
+    token = token_make()
+    value = token_value(token)
+    settings.SGM_TOKEN_ENCRYPTION_KEYS = [
+        "q0tVvIsoRIXIhJ5nvSTnVJrX0GJ0XrRkcP1Ku9NyS9M=",
+        *settings.SGM_TOKEN_ENCRYPTION_KEYS,
+    ]
+    assert token_value(token) == value
+    settings.SGM_TOKEN_ENCRYPTION_KEYS = settings.SGM_TOKEN_ENCRYPTION_KEYS[:1]
+    with pytest.raises(TokenUnreadable):
+        token_value(token)

@@ -1,0 +1,251 @@
+"""The product's main promise on real processes: one command, one curl, one register, and back by itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from pymodbus.client import ModbusTcpClient
+
+from edge.profiles.loader import load_all
+from tests.servers import until
+
+pytestmark = pytest.mark.system
+
+ROOT = Path(__file__).resolve().parents[2]
+TIME_LIMIT_S = 3
+# The first start makes its database; later ones are held to less by the README.
+READY_S = 120.0
+# After a limit has passed the default is written within this time, plus the device's own pause.
+LAPSE_S = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunningDemo:
+    description: dict[str, Any]
+    output: Path
+
+    def device(self, tag: str) -> dict[str, Any]:
+        return next(device for device in self.description["devices"] if device["device_tag"] == tag)
+
+    def bearer_headers(self) -> dict[str, str]:
+        answer = httpx.post(
+            self.description["token_url"],
+            json={
+                "audience": self.description["audience"],
+                "grant_type": "client_credentials",
+                "client_id": self.description["client_id"],
+                "client_secret": self.description["client_secret"],
+            },
+        )
+        assert answer.status_code == httpx.codes.OK, answer.text
+        return {
+            "Authorization": f"Bearer {answer.json()['access_token']}",
+            "X-Management-Token": self.description["root_token"],
+        }
+
+    def api(self) -> httpx.Client:
+        return httpx.Client(base_url=self.description["api_url"], headers=self.bearer_headers(), timeout=20)
+
+
+def start(var: Path, *, output: Path, **settings: str) -> subprocess.Popen[bytes]:
+    env = {
+        **os.environ,
+        "SGM_VAR": str(var),
+        "SGM_PORT": "0",
+        "SGM_TIME_LIMIT": str(TIME_LIMIT_S),
+        **settings,
+    }
+    with output.open("wb") as file:
+        return subprocess.Popen(
+            [sys.executable, "-m", "smartgrid.demo"],
+            cwd=ROOT,
+            env=env,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def until_ready(process: subprocess.Popen[bytes], var: Path, output: Path) -> dict[str, Any]:
+    def described() -> bool:
+        assert process.poll() is None, output.read_text()
+        return (var / "demo.json").exists()
+
+    until(described, what="no demo.json", within_s=READY_S)
+    content: dict[str, Any] = json.loads((var / "demo.json").read_text())
+    return content
+
+
+def until_ended(process: subprocess.Popen[bytes]) -> None:
+    try:
+        process.wait(timeout=30)
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+def processes_of(var: Path) -> dict[int, str]:
+    """Every process whose command line or environment speaks of this demo's directory."""
+    found = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            text = (entry / "cmdline").read_bytes() + (entry / "environ").read_bytes()
+            state = (entry / "stat").read_text().rsplit(")", 1)[1].split()[0]
+        except OSError:
+            continue
+        if str(var).encode() in text and state != "Z":
+            found[int(entry.name)] = (entry / "cmdline").read_text(errors="replace").replace("\0", " ")
+    found.pop(os.getpid(), None)
+    return found
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningDemo]:
+    directory = tmp_path_factory.mktemp("demo")
+    var, output = directory / "var", directory / "output"
+    process = start(var, output=output)
+    try:
+        yield RunningDemo(description=until_ready(process, var, output), output=output)
+        process.send_signal(signal.SIGTERM)
+    finally:
+        until_ended(process)
+
+
+class Register:
+    """The register that limits a device, read as any Modbus client would: at the simulator's observe port."""
+
+    def __init__(self, device: dict[str, Any]) -> None:
+        profile = load_all()[device["profile"]]
+        assert profile.limit is not None
+        self._point = profile.points[profile.limit.register]
+        self._unit = device["unit"]
+        self._client = ModbusTcpClient(device["host"], port=device["observe_port"])
+        assert self._client.connect()
+
+    def value(self) -> float:
+        answer = self._client.read_holding_registers(self._point.address, count=1, device_id=self._unit)
+        assert not answer.isError(), answer
+        return float(answer.registers[0])
+
+    def close(self) -> None:
+        self._client.close()
+
+
+@pytest.mark.parametrize(
+    ("tag", "site_limit", "pause_s"), [("GENERIC_PV_01", 50, 0.0), ("SMA_STP60_01", 50, 2.0)]
+)
+def test_request_reaches_the_register_and_lapses_to_the_default(
+    demo: RunningDemo, tag: str, site_limit: int, pause_s: float
+):
+    device = demo.device(tag)
+    register = Register(device)
+    with demo.api() as api:
+        until(lambda: register.value() > 0, what="the node has not written the default")
+        full = register.value()
+        began_s = time.monotonic()
+        answer = api.put(
+            f"/sites/{device['site_id']}/curtail-category",
+            json={"value": site_limit, "category": device["category"], "device_tags": [tag]},
+        )
+        assert answer.status_code == httpx.codes.OK, answer.text
+        assert answer.json() == {"status": "success", "result": {"updated": {tag: None}, "not_updated": {}}}
+        assert register.value() == pytest.approx(full * site_limit / 100)
+        accepted_s = time.monotonic()
+
+        within_s = TIME_LIMIT_S + LAPSE_S + pause_s
+        until(lambda: register.value() == full, what="the default did not return", within_s=within_s)
+        # Not before its time either: the limit counts from a moment between sending and answer.
+        assert time.monotonic() - began_s >= TIME_LIMIT_S
+        assert time.monotonic() - accepted_s <= within_s
+
+        def lapse_is_logged() -> bool:
+            logs = api.get(f"/sites/{device['site_id']}/logs", params={"limit": 50}).json()
+            own = [log for log in logs if tag in log["result"]["updated"]]
+            return [(log["watchdog"], log["value"]) for log in own[:2]] == [(True, 100), (False, site_limit)]
+
+        until(lapse_is_logged, what="the lapse did not reach /v1/logs", within_s=10)
+    register.close()
+
+
+def test_category_request_at_site_a_answers_as_the_guide_prints_it(demo: RunningDemo):
+    site = demo.device("SMA_STP60_01")["site_id"]
+    with demo.api() as api:
+        answer = api.put(f"/sites/{site}/curtail-category", json={"value": 60, "category": "inverter"})
+    assert (answer.status_code, answer.json()) == (
+        httpx.codes.OK,
+        {"status": "success", "result": {"updated": {"SMA_STP60_01": None}, "not_updated": {}}},
+    )
+
+
+def test_printed_lines_work_when_pasted_into_a_shell(demo: RunningDemo):
+    lines = demo.output.read_text().split("\nTOKEN=$(", 1)[1]
+    pasted = "TOKEN=$(" + lines.split("\n\n", 1)[0]
+    said = subprocess.run(["sh", "-c", pasted], capture_output=True, text=True, timeout=30, check=True)
+    assert json.loads(said.stdout)["result"]["updated"] == {"SMA_STP60_01": None}
+
+
+def test_killed_process_is_named_and_started_again(demo: RunningDemo):
+    var = demo.output.parent / "var"
+    victim = demo.description["processes"]["beat"]
+    os.kill(victim, signal.SIGKILL)
+
+    def replaced() -> bool:
+        pid = json.loads((var / "demo.json").read_text())["processes"].get("beat")
+        return pid is not None and pid != victim
+
+    until(replaced, what="beat did not come back", within_s=10)
+    assert f"beat (process {victim}) was ended by SIGKILL" in demo.output.read_text()
+
+
+def test_second_demo_on_the_same_directory_is_refused(demo: RunningDemo, tmp_path: Path):
+    second = start(demo.output.parent / "var", output=tmp_path / "output")
+    assert second.wait(timeout=20) == 2
+    assert "a demo already runs" in (tmp_path / "output").read_text()
+    assert (demo.output.parent / "var" / "demo.json").exists()
+
+
+def test_taken_port_is_refused_with_what_to_do(demo: RunningDemo, tmp_path: Path):
+    port = demo.description["api_url"].split(":")[2].split("/")[0]
+    second = start(tmp_path / "var", output=tmp_path / "output", SGM_PORT=port)
+    assert second.wait(timeout=20) == 2
+    assert f"SGM_PORT={int(port) + 1} make demo" in (tmp_path / "output").read_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_nothing_outlives_the_demo_and_it_starts_again(tmp_path: Path, number: signal.Signals):
+    var, output = tmp_path / "var", tmp_path / "output"
+    process = start(var, output=output, SGM_DEMO_BROKER="iotcore", SGM_DEMO_REDIS="bundled")
+    try:
+        description = until_ready(process, var, output)
+        assert description["mqtt_isolation"] is False
+        assert "no isolation between nodes" in output.read_text()
+        assert len(processes_of(var)) >= len(description["processes"])
+    finally:
+        process.send_signal(number)
+        until_ended(process)
+    until(lambda: not processes_of(var), what=f"left behind: {processes_of(var)}", within_s=10)
+    if number != signal.SIGKILL:
+        assert process.returncode == 0
+        assert not (var / "demo.json").exists()
+
+
+def test_signal_during_start_ends_everything_too(tmp_path: Path):
+    var, output = tmp_path / "var", tmp_path / "output"
+    process = start(var, output=output)
+    until((var / "log" / "seed.log").exists, what="seeding did not begin", within_s=30)
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGINT)
+    until_ended(process)
+    assert not processes_of(var)
