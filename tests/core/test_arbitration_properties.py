@@ -126,16 +126,19 @@ def test_no_hold_outlives_its_limit(at, share, hold_s, later, image):
         assert decision.source is Source.DIRECT
 
 
-@given(at=our.admitted(), limits=st.lists(our.time_limits, min_size=1, max_size=4))
+@given(at=our.admitted(device_settings=controlled), limits=st.lists(our.time_limits, min_size=1, max_size=4))
 def test_new_limit_never_lengthens_a_hold(at, limits):
-    state, _ = at
+    state, now = at
+    wish = replace(request(state.settings.minimum, hold_s=3600.0), order=(state.last_order[0] + 1, 0))
+    state, refusal = admit(state, wish, now)
+    assert refusal is None
     for limit in limits:
         before = state.hold
         state = reconfigure(state, replace(state.settings, time_limit_s=limit))
-        if before is not None:
-            assert state.hold is not None
-            assert state.hold.ends_boottime_s <= before.ends_boottime_s
-            assert state.hold.ends_boottime_s <= before.received_boottime_s + limit
+        assert before is not None
+        assert state.hold is not None
+        assert state.hold.ends_boottime_s <= before.ends_boottime_s
+        assert state.hold.ends_boottime_s <= before.received_boottime_s + limit
 
 
 @given(at=our.admitted(device_settings=controlled), requests=st.lists(our.requests, min_size=2, max_size=6))
@@ -165,13 +168,13 @@ def test_refused_request_leaves_the_device_as_it_was(at, request):
 @given(at=our.admitted(device_settings=controlled), image=our.images)
 def test_release_empties_the_slot_and_older_requests_stay_out(at, image):
     state, now = at
-    last = state.last_order
-    state, refusal = release(state, (last[0], last[1] + 1))
+    order = (state.last_order[0], state.last_order[1] + 1)
+    state, refusal = release(state, order)
     assert refusal is None
     after, decision = decide(state, image, now)
     assert after.hold is None
     assert decision.source is not Source.DIRECT
-    late = replace(request(state.settings.minimum), order=last)
+    late = replace(request(state.settings.minimum), order=order)
     assert admit(after, late, now)[1] is Refusal.SUPERSEDED
 
 
@@ -330,6 +333,17 @@ class DeviceLife(RuleBasedStateMachine):
 
     @precondition(lambda self: self.request is not None and self.state.settings.is_controlled)
     @rule()
+    def come_to_the_end_of_the_hold(self) -> None:
+        self.cycle()
+        if self.request is not None:
+            _, received, limit = self.request
+            self.clock.advance(max(received + limit - self.clock.now().boottime_s, 0.0))
+            self.clock.advance(0.001)
+        self.cycle()
+        assert self.request is None
+
+    @precondition(lambda self: self.request is not None and self.state.settings.is_controlled)
+    @rule()
     def renew(self) -> None:
         assert self.request is not None
         self.sequence += 1
@@ -431,8 +445,9 @@ class DeviceLife(RuleBasedStateMachine):
     def write_arrives_but_its_answer_is_lost(self) -> None:
         self.cycle(answers=False)
 
-    @rule()
-    def all_goes_well(self) -> None:
+    @rule(seconds=st.sampled_from([0.0, 1.0, 1.001, 30.0, 61.0]))
+    def all_goes_well(self, seconds: float) -> None:
+        self.clock.advance(seconds)
         self.cycle()
         assert self.decision is not None
         if self.decision.write is not None:
