@@ -29,7 +29,7 @@ ERRORS = {
 
 
 class FailingApi(APIView):
-    def get(self, request, kind):
+    def get(self, request, kind):  # noqa: ARG002
         raise ERRORS[kind]
 
 
