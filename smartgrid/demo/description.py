@@ -74,7 +74,7 @@ def curl_lines(content: Mapping[str, Any]) -> str:
 TOKEN=$(curl -s -X POST "{content["token_url"]}" -H "Content-Type: application/json" \\
   -d '{body}' \\
   | sed 's/.*"access_token": *"\\([^"]*\\)".*/\\1/')
-curl -X PUT "{content["api_url"]}/sites/{SITE_A.id}/curtail-category" \\
+curl -s -X PUT "{content["api_url"]}/sites/{SITE_A.id}/curtail-category" \\
   -H "Authorization: Bearer $TOKEN" -H "X-Management-Token: {content["site_token"]}" \\
   -H "Content-Type: application/json" -d '{{"value": 50, "category": "inverter"}}'
 """
