@@ -193,7 +193,7 @@ def test_printed_lines_work_when_pasted_into_a_shell(demo: RunningDemo):
     lines = demo.output.read_text().split("\nTOKEN=$(", 1)[1]
     pasted = "TOKEN=$(" + lines.split("\n\n", 1)[0]
     said = subprocess.run(["sh", "-c", pasted], capture_output=True, text=True, timeout=30, check=True)
-    assert json.loads(said.stdout)["result"]["updated"] == {"SMA_STP60_01": None}
+    assert json.loads(said.stdout)["result"] == {"updated": {"SMA_STP60_01": None}, "not_updated": {}}
 
 
 def test_killed_process_is_named_and_started_again(demo: RunningDemo):
