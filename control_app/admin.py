@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+
 
 from django.contrib import admin
 from django.db.models import Model
@@ -11,7 +11,7 @@ from django.http import HttpRequest
 from control_app.models import ControlCommand, ControlLog, ControlRequest, DeviceErrorLog
 
 
-class ReadOnlyAdmin(admin.ModelAdmin[Any]):
+class ReadOnlyAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # not subscriptable at run time
     """A record: seen, not touched."""
 
     def has_add_permission(self, request: HttpRequest) -> bool:

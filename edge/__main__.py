@@ -1,24 +1,31 @@
-"""`python -m edge node | simulate`: the processes of the edge side."""
+"""`python -m edge SUBCOMMAND`: what runs at a site."""
 
 from __future__ import annotations
 
+import argparse
+import importlib
 import sys
-from collections.abc import Callable
-from importlib import import_module
+from collections.abc import Callable, Sequence
+from typing import cast
 
-# Subcommand -> module with `main(argv) -> exit code`; imported only when asked for, so that each process
-# carries no more than it needs.
-COMMANDS = {
-    "node": "edge.runtime.node",
-    "simulate": "edge.simulators.modbus",
+# Subcommand -> module with `main(argv) -> int`, and what it does. Imported only when called: a node does not
+# load the simulators.
+SUBCOMMANDS = {
+    "node": ("edge.runtime.node", "run one node: arbitration, its devices and its link"),
+    "simulate": ("edge.simulators.modbus", "simulate devices on real sockets"),
 }
 
 
-def main(argv: list[str]) -> int:
-    if not argv or argv[0] not in COMMANDS:
-        print(f"usage: python -m edge {{{' | '.join(COMMANDS)}}} ...", file=sys.stderr)  # noqa: T201
-        return 2
-    run: Callable[[list[str]], int] = import_module(COMMANDS[argv[0]]).main
+def main(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="edge",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="\n".join(f"  {name:10} {purpose}" for name, (_, purpose) in SUBCOMMANDS.items()),
+    )
+    parser.add_argument("subcommand", choices=SUBCOMMANDS)
+    arguments = parser.parse_args(argv[:1])
+    module, _ = SUBCOMMANDS[arguments.subcommand]
+    run = cast("Callable[[Sequence[str]], int]", importlib.import_module(module).main)
     return run(argv[1:])
 
 

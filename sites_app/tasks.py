@@ -5,6 +5,7 @@ from __future__ import annotations
 from celery import shared_task
 
 from sites_app.publishing import node_publish
+from sites_app.services import nodes_silent_mark
 
 
 @shared_task(name="sites_app.tasks.publish_desired")  # type: ignore[untyped-decorator]
@@ -13,3 +14,8 @@ def publish_desired(node_id: str, names: list[str] | None = None) -> None:
     from sites_app.node_link import node_link  # noqa: PLC0415
 
     node_publish(node_id=node_id, names=names, link=node_link())
+
+
+@shared_task(name="sites_app.tasks.mark_silent_nodes")  # type: ignore[untyped-decorator]
+def mark_silent_nodes() -> None:
+    nodes_silent_mark()

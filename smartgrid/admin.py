@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from django.contrib import messages
 from django.contrib.admin import AdminSite, ModelAdmin
-from django.db.models import Model
+from django.db.models import Model, QuerySet
+from django.forms import ModelForm
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 
 from smartgrid.errors import SgmError
@@ -27,6 +28,34 @@ class Console(AdminSite):
 class ServiceAdmin(AnyModelAdmin):
     """A form whose changes go through a service: what the service refuses is shown, never saved around it."""
 
+    # Most things of a park are retired, not deleted: their rows hold up others.
+    may_delete = False
+
+    def save_by_service(self, *, row: Any, values: dict[str, Any], is_new: bool) -> Model:
+        """Store the form's values through a service and return the row as stored."""
+        raise NotImplementedError
+
+    def delete_by_service(self, row: Any) -> None:
+        raise NotImplementedError
+
+    def save_model(self, request: HttpRequest, obj: Any, form: ModelForm[Any], change: bool) -> None:  # noqa: ARG002
+        saved = self.save_by_service(row=obj, values=dict(form.cleaned_data), is_new=not change)
+        # The admin goes on with the row as the service stored it.
+        obj.__dict__.update(saved.__dict__)
+
+    def save_related(self, request: HttpRequest, form: ModelForm[Any], formsets: Any, change: bool) -> None:
+        """Nothing more to save: the service stored the relations with the row."""
+
+    def delete_model(self, request: HttpRequest, obj: Any) -> None:  # noqa: ARG002 - Django's hook
+        self.delete_by_service(obj)
+
+    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:  # noqa: ARG002
+        for row in queryset:
+            self.delete_by_service(row)
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return self.may_delete and super().has_delete_permission(request, obj)
+
     def changeform_view(
         self,
         request: HttpRequest,
@@ -37,11 +66,6 @@ class ServiceAdmin(AnyModelAdmin):
         try:
             return super().changeform_view(request, object_id, form_url, extra_context)
         except SgmError as error:
-            # Left the admin's transaction as an exception, so nothing of it is stored.
+            # It left the admin's transaction as an exception, so nothing of it is stored.
             messages.error(request, str(error))
             return HttpResponseRedirect(request.get_full_path())
-
-    @staticmethod
-    def take_over(shown: Model, saved: Model) -> None:
-        """Let the admin go on with the row as the service stored it."""
-        shown.__dict__.update(saved.__dict__)

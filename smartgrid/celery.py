@@ -14,8 +14,19 @@ app = Celery("smartgrid")
 app.config_from_object("django.conf:settings", namespace="CELERY")
 app.autodiscover_tasks()
 
-# name -> task, period in seconds, queue
-app.conf.beat_schedule = {}
+# name -> task, period in seconds. A run that is late is worth nothing: the next one does the same.
+app.conf.beat_schedule = {
+    "mark silent nodes": {
+        "task": "sites_app.tasks.mark_silent_nodes",
+        "schedule": 5.0,
+        "options": {"expires": 5},
+    },
+    "settle requests": {
+        "task": "control_app.tasks.settle_requests",
+        "schedule": 10.0,
+        "options": {"expires": 10},
+    },
+}
 
 
 @setup_logging.connect  # type: ignore[untyped-decorator]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,14 @@ def env_list(name: str, *, default: tuple[str, ...] = ()) -> list[str]:
     """Items between commas, without the blanks around them; empty items are dropped."""
     items = [item.strip() for item in env_str(name).split(",")]
     return [item for item in items if item] or list(default)
+
+
+def env_json(name: str, *, default: Any) -> Any:
+    text = env_str(name)
+    try:
+        return json.loads(text) if text else default
+    except ValueError as error:
+        raise ImproperlyConfigured(f"{name} is not JSON: {error}") from error
 
 
 def env_secret(name: str, *, default: str = "") -> str:

@@ -47,6 +47,7 @@ BODY_BYTES_MAX = 16 * 1024
 GRANT_TYPE = "client_credentials"
 HASHER = "pbkdf2_sha256_client_secret"
 _BASIC = "client_secret_basic"
+_PARAMETERS = frozenset({"grant_type", "client_id", "client_secret", "audience", "scope"})
 
 # At DEBUG it prints the tokens it issues.
 logging.getLogger("oauthlib").setLevel(logging.INFO)
@@ -86,7 +87,7 @@ class ClientValidator(OAuth2Validator):  # type: ignore[misc] # the toolkit has 
         *args: Any,
         **kwargs: Any,
     ) -> bool:
-        if (request.audience or settings.SGM_AUDIENCE) != settings.SGM_AUDIENCE:
+        if request.audience != settings.SGM_AUDIENCE:
             # Here, not earlier: only a client that proved itself learns which audiences there are.
             raise CustomOAuth2Error(
                 error="access_denied", description="Service not enabled for this audience.", status_code=403
@@ -201,9 +202,13 @@ def _access_token_sign(request: OAuthRequest) -> str:
 def token(request: HttpRequest) -> HttpResponse:
     """`POST /oauth/token`: the guide's JSON body, a form, or either with HTTP Basic."""
     try:
-        parameters, method = _token_request_read(request)
+        sent, method = _token_request_read(request)
     except TokenRequestRefused as error:
         return _answer({"error": "invalid_request", "error_description": str(error)}, status=400)
+    # oauthlib makes attributes of its request of whatever it is given: only what has a meaning here goes in.
+    parameters = {name: value for name, value in sent.items() if name in _PARAMETERS}
+    # There is one API to ask for, so who asks for none means that one.
+    parameters.setdefault("audience", settings.SGM_AUDIENCE)
     server = BackendApplicationServer(
         ClientValidator(),
         token_generator=_access_token_sign,

@@ -14,14 +14,24 @@ _SECRET_TEXT = re.compile(r"tok_[0-9a-fA-F]{8,}|eyJ[\w-]+\.[\w-]+\.[\w-]*|(?i:be
 HIDDEN = "***"
 
 
-def hide_secrets(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """Put *** wherever a credential would be written, however it came into the line."""
-    for key, value in event.items():
-        if _SECRET_KEYS.search(key):
-            event[key] = HIDDEN
-        elif isinstance(value, str):
-            event[key] = _SECRET_TEXT.sub(HIDDEN, value)
-    return event
+def hide_secret_fields(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Put *** under every name which says that its value is a credential, at any depth."""
+    return {key: _hidden(key, value) for key, value in event.items()}
+
+
+def hide_secret_text(_logger: WrappedLogger, _method: str, line: str) -> str:
+    """Put *** for whatever has a credential's form, however it came into the line."""
+    return _SECRET_TEXT.sub(HIDDEN, line)
+
+
+def _hidden(name: object, value: Any) -> Any:
+    if isinstance(name, str) and _SECRET_KEYS.search(name):
+        return HIDDEN
+    if isinstance(value, dict):
+        return {key: _hidden(key, inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_hidden(None, inner) for inner in value]
+    return value
 
 
 def shared_processors() -> list[Processor]:
@@ -32,7 +42,7 @@ def shared_processors() -> list[Processor]:
         structlog.stdlib.PositionalArgumentsFormatter(),
         structlog.processors.TimeStamper(fmt="iso", utc=True, key="at"),
         structlog.processors.format_exc_info,
-        hide_secrets,
+        hide_secret_fields,
     ]
 
 
@@ -58,6 +68,7 @@ def logging_config(*, level: str) -> dict[str, Any]:
                 "processors": [
                     structlog.stdlib.ProcessorFormatter.remove_processors_meta,
                     structlog.processors.JSONRenderer(sort_keys=False),
+                    hide_secret_text,
                 ],
             },
         },

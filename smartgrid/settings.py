@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from django.conf import global_settings
+
 from smartgrid.env import (
     env_bool,
     env_database,
+    env_json,
     env_list,
     env_secret,
     env_secrets,
@@ -42,6 +45,7 @@ INSTALLED_APPS = [
     "django.contrib.messages",
     "django.contrib.staticfiles",
     "rest_framework",
+    "oauth2_provider",
     "smartgrid.apps.SmartgridConfig",
     "sites_app",
     "devices_app",
@@ -148,6 +152,18 @@ SGM_ROOT_TOKENS = env_secrets("SGM_ROOT_TOKENS")
 SGM_TOKEN_HASH_KEY = env_secret("SGM_TOKEN_HASH_KEY")
 # The first encrypts, all decrypt.
 SGM_TOKEN_ENCRYPTION_KEYS = env_secrets("SGM_TOKEN_ENCRYPTION_KEYS")
+
+# Whose bearer tokens are believed: a JSON list of {"issuer", "audience", "jwks_url" or "jwks_file"}.
+SGM_ISSUERS = env_json("SGM_ISSUERS", default=[])
+# The embedded issuer signs with this key; empty switches it off.
+SGM_ISSUER_KEY_FILE = env_str("SGM_ISSUER_KEY_FILE")
+SGM_ISSUER_URL = env_str("SGM_ISSUER_URL", default="http://127.0.0.1:8000/")
+SGM_AUDIENCE = env_str("SGM_AUDIENCE", default="curtailment-api")
+OAUTH2_PROVIDER = {
+    "ACCESS_TOKEN_EXPIRE_SECONDS": 86400,
+    "CLIENT_SECRET_HASHER": "pbkdf2_sha256_client_secret",
+}
+PASSWORD_HASHERS = [*global_settings.PASSWORD_HASHERS, "smartgrid.issuer.ClientSecretHasher"]
 
 # --- the API --------------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ from django.urls import include, path
 from django.views.generic import RedirectView
 
 from smartgrid.health import healthz, readyz
+from smartgrid.issuer import issuer_urlpatterns
 
 urlpatterns = [
     path("healthz", healthz),
@@ -14,6 +15,7 @@ urlpatterns = [
     path("admin", RedirectView.as_view(url="/admin/")),
     path("admin/", admin.site.urls),
     path("v1/", include("smartgrid.api.urls")),
+    *issuer_urlpatterns(),
 ]
 
 handler400 = "smartgrid.api.views.bad_request"

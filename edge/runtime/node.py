@@ -11,7 +11,7 @@ import fcntl
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -117,7 +117,7 @@ def _build(
     tasks.create_task(link.run(), name="link")
 
 
-def main(argv: list[str]) -> int:
+def main(argv: Sequence[str]) -> int:
     """`python -m edge node`: run one node in the foreground."""
     parser = argparse.ArgumentParser(prog="python -m edge node", description=main.__doc__)
     parser.add_argument("--node", required=True, help="the node's UUID")

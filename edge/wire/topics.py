@@ -12,7 +12,7 @@ from dataclasses import dataclass
 ROOT = "sgm/v1"
 
 # One level of a topic: no separator, no wildcard, nothing that would need escaping.
-LEVEL = re.compile(r"^[A-Za-z0-9_-]{1,64}$")
+LEVEL = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 UP = ("rsp/+", "reported", "presence", "hb", "tele", "log")
 DOWN = ("cmd/#", "desired/#", "logack")
@@ -39,7 +39,7 @@ class NodeTopics:
 
     def __post_init__(self) -> None:
         for level in (self.tenant, self.node):
-            if not LEVEL.match(level):
+            if not LEVEL.fullmatch(level):
                 raise ValueError(
                     f"{level!r} cannot be a topic level: letters, digits, '-' and '_', at most 64"
                 )
@@ -69,7 +69,7 @@ class NodeTopics:
     def owns_response(self, topic: str) -> bool:
         """Tell whether a Response Topic is one this node may answer on."""
         prefix = f"{self.base}/rsp/"
-        return topic.startswith(prefix) and bool(LEVEL.match(topic.removeprefix(prefix)))
+        return topic.startswith(prefix) and bool(LEVEL.fullmatch(topic.removeprefix(prefix)))
 
     @property
     def reported(self) -> str:

@@ -21,6 +21,7 @@ from rest_framework.request import Request
 
 from sites_app.selectors import management_token_find
 from smartgrid.api.jwks import (
+    FILE_COOL_DOWN_S,
     KeyCache,
     KeysUnavailable,
     keys_fetch_file,
@@ -237,7 +238,11 @@ def _issuers_built(
             raise ImproperlyConfigured(
                 f"SGM_ISSUERS: {own_url} is the embedded issuer's (SGM_ISSUER_KEY_FILE)"
             )
-        keys = KeyCache(name=own_url, fetch=partial(keys_fetch_signing_file, Path(key_file)))
+        keys = KeyCache(
+            name=own_url,
+            fetch=partial(keys_fetch_signing_file, Path(key_file)),
+            cool_down_s=FILE_COOL_DOWN_S,
+        )
         found[own_url] = TrustedIssuer(issuer=own_url, audience=own_audience, keys=keys)
     return found
 
@@ -258,5 +263,8 @@ def _issuer_build(entry: object) -> TrustedIssuer:
         raise ImproperlyConfigured(expected)
     if url and not url.startswith(("http://", "https://")):
         raise ImproperlyConfigured(expected)
-    fetch = partial(keys_fetch_url, url) if url else partial(keys_fetch_file, Path(file))
-    return TrustedIssuer(issuer=issuer, audience=audience, keys=KeyCache(name=issuer, fetch=fetch))
+    if url:
+        keys = KeyCache(name=issuer, fetch=partial(keys_fetch_url, url))
+    else:
+        keys = KeyCache(name=issuer, fetch=partial(keys_fetch_file, Path(file)), cool_down_s=FILE_COOL_DOWN_S)
+    return TrustedIssuer(issuer=issuer, audience=audience, keys=keys)

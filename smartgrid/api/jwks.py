@@ -32,6 +32,8 @@ FRESH_S = 600.0
 KEEP_S = 24 * 3600.0
 # Between two fetches, whatever asks for them: strangers' tokens must not become load on the issuer.
 COOL_DOWN_S = 30.0
+# A file costs nobody else anything: a key rotated in it is known a second later.
+FILE_COOL_DOWN_S = 1.0
 # With no key at all nobody can be let in, so the next try comes sooner.
 COLD_COOL_DOWN_S = 3.0
 CONNECT_TIMEOUT_S = 2.0
@@ -58,10 +60,16 @@ class KeyCache:
     """
 
     def __init__(
-        self, *, name: str, fetch: Callable[[], Keys], clock: Callable[[], float] = time.monotonic
+        self,
+        *,
+        name: str,
+        fetch: Callable[[], Keys],
+        cool_down_s: float = COOL_DOWN_S,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._name = name
         self._fetch = fetch
+        self._cool_down_s = cool_down_s
         self._clock = clock
         self._fetching = threading.Lock()
         # Replaced whole, so that readers need no lock.
@@ -91,7 +99,9 @@ class KeyCache:
     def _is_cooling_down(self) -> bool:
         if self._attempted_at is None:
             return False
-        pause_s = COLD_COOL_DOWN_S if self._keys() is None else COOL_DOWN_S
+        pause_s = self._cool_down_s
+        if self._keys() is None:
+            pause_s = min(pause_s, COLD_COOL_DOWN_S)
         return self._clock() - self._attempted_at < pause_s
 
     def _fetch_and_find(self, kid: str, *, seen: Keys | None) -> RSAPublicKey | None:

@@ -553,6 +553,12 @@ def test_clock_untrusted_since_boot_goes_to_the_default(clock):
     assert (decision.value, decision.source) == (100.0, Source.DEFAULT)
 
 
+@pytest.mark.parametrize("same_boot", [True, False])
+def test_no_value_from_before_a_restart_is_kept_under_an_untrusted_clock(clock, same_boot):
+    state = resume(scheduled_device(clock), same_boot=same_boot)
+    assert value_of(state, clock.now(), untrusted(clock.now().boottime_s)) == 100.0
+
+
 def test_request_lapsing_under_an_untrusted_clock_goes_to_the_default(clock):
     state, _ = settled(held(scheduled_device(clock), 30.0, clock.now()), clock.now())
     since = clock.now().boottime_s

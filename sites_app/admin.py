@@ -1,0 +1,124 @@
+"""Sites, nodes, their documents and management tokens in the console; every change goes through a service."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.contrib import admin, messages
+from django.db.models import Model, QuerySet
+from django.forms import ModelForm
+from django.http import HttpRequest
+
+from sites_app import services
+from sites_app.documents import node_documents_render, publish_on_commit
+from sites_app.models import ManagementToken, Node, NodeDocument, Site
+from sites_app.selectors import token_value
+from smartgrid.admin import AnyModelAdmin, ServiceAdmin
+
+
+@admin.register(Site)
+class SiteAdmin(ServiceAdmin):
+    list_display = ["site_tag", "name", "tenant_tag", "curtailment_time_limit", "cyclic_write_timeout"]
+    list_filter = ["tenant_tag"]
+    search_fields = ["site_tag", "name", "id"]
+    readonly_fields = ["id", "created_at"]
+    fields = [
+        "id",
+        "created_at",
+        "tenant_tag",
+        "site_tag",
+        "name",
+        "curtailment_time_limit",
+        "cyclic_write_timeout",
+        "time_zone",
+        "meta_data",
+    ]
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> list[str]:
+        # Part of every topic of the site's nodes: chosen once.
+        return [*super().get_readonly_fields(request, obj), *(["tenant_tag"] if obj else [])]
+
+    def save_by_service(self, *, row: Any, values: dict[str, Any], is_new: bool) -> Model:
+        if is_new:
+            return services.site_create(**values)
+        return services.site_update(site=row, **values)
+
+
+@admin.register(Node)
+class NodeAdmin(ServiceAdmin):
+    list_display = ["name", "site", "online", "presence_changed_at", "epoch", "manifest_version"]
+    list_filter = ["online", "site"]
+    search_fields = ["name", "id", "site__site_tag"]
+    list_select_related = ["site"]
+    readonly_fields = [
+        "id",
+        "created_at",
+        "tenant_tag",
+        "online",
+        "session",
+        "boot",
+        "presence_changed_at",
+        "epoch",
+        "manifest_version",
+        "last_reported_at",
+        "last_reported",
+    ]
+    actions = ["publish_again"]
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> list[str]:
+        return [*super().get_readonly_fields(request, obj), *(["site"] if obj else [])]
+
+    def save_by_service(self, *, row: Any, values: dict[str, Any], is_new: bool) -> Model:
+        if is_new:
+            return services.node_create(**values)
+        return services.node_update(node=row, **values)
+
+    @admin.action(description="Render and publish the desired state again")
+    def publish_again(self, request: HttpRequest, queryset: QuerySet[Node]) -> None:
+        for node in queryset:
+            node_documents_render(node=node)
+            publish_on_commit(node=node, names=None)
+        messages.success(request, f"{len(queryset)} nodes are told what they should have.")
+
+
+@admin.register(NodeDocument)
+class NodeDocumentAdmin(AnyModelAdmin):
+    """To look at only: documents are rendered from what they tell of."""
+
+    list_display = ["name", "node", "version", "sha256"]
+    list_filter = ["node__site"]
+    search_fields = ["name", "node__name"]
+    list_select_related = ["node"]
+
+    def has_add_permission(self, request: HttpRequest) -> bool:  # noqa: ARG002 - Django's hook
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:  # noqa: ARG002
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:  # noqa: ARG002
+        return False
+
+
+@admin.register(ManagementToken)
+class ManagementTokenAdmin(ServiceAdmin):
+    list_display = ["name", "id", "created_at"]
+    list_filter = ["sites"]
+    search_fields = ["name", "id"]
+    fields = ["name", "sites"]
+    filter_horizontal = ["sites"]
+    may_delete = True
+
+    def save_by_service(self, *, row: Any, values: dict[str, Any], is_new: bool) -> Model:
+        if is_new:
+            return services.token_issue(**values)
+        return services.token_update(token=row, **values)
+
+    def save_model(self, request: HttpRequest, obj: Any, form: ModelForm[Any], change: bool) -> None:
+        super().save_model(request, obj, form, change)
+        if not change:
+            # Once, to the one who made it. Lists and forms never show it.
+            messages.info(request, f"The token is {token_value(obj)} and is not shown here again.")
+
+    def delete_by_service(self, row: Any) -> None:
+        services.token_revoke(token=row)

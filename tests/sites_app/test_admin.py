@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import pytest
+from django.contrib.auth.models import User
+from django.test import Client
+
+from devices_app.models import Device
+from schedules_app.models import Schedule
+from sites_app.documents import manifest_for
+from sites_app.models import ManagementToken, Node, Site
+from sites_app.selectors import token_value
+from tests.factories import device_type_make, story_make
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def story():
+    return story_make()
+
+
+@pytest.fixture
+def operator():
+    client = Client()
+    client.force_login(User.objects.create_superuser("operator", "operator@example.com", "x"))
+    return client
+
+
+MODELS = [
+    "sites_app/site",
+    "sites_app/node",
+    "sites_app/nodedocument",
+    "sites_app/managementtoken",
+    "devices_app/devicetype",
+    "devices_app/device",
+    "schedules_app/schedule",
+]
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_list_opens_and_can_be_searched(operator, story, model):
+    assert operator.get(f"/admin/{model}/").status_code == 200
+    assert operator.get(f"/admin/{model}/?q=a").status_code == 200
+
+
+def test_every_object_opens(operator, story):
+    for path in (
+        f"sites_app/site/{story.site_a.pk}",
+        f"sites_app/node/{story.node_a.pk}",
+        f"sites_app/nodedocument/{story.node_a.documents.get().pk}",
+        f"sites_app/managementtoken/{story.token_a.pk}",
+        f"devices_app/device/{story.device_a.pk}",
+        f"devices_app/devicetype/{story.device_a.device_type_id}",
+    ):
+        assert operator.get(f"/admin/{path}/change/").status_code == 200
+
+
+def test_nobody_enters_the_console_without_a_login():
+    assert Client().get("/admin/sites_app/site/").status_code == 302
+
+
+def site_form(site, **changes):
+    return {
+        "tenant_tag": site.tenant_tag,
+        "site_tag": site.site_tag,
+        "name": site.name,
+        "curtailment_time_limit": site.curtailment_time_limit,
+        "cyclic_write_timeout": site.cyclic_write_timeout,
+        "time_zone": site.time_zone,
+        "meta_data": "{}",
+        **changes,
+    }
+
+
+def test_changed_limit_reaches_the_nodes(operator, story):
+    operator.post(
+        f"/admin/sites_app/site/{story.site_a.pk}/change/",
+        site_form(story.site_a, curtailment_time_limit=120),
+    )
+    assert Site.objects.get(pk=story.site_a.pk).curtailment_time_limit == 120
+    assert story.node_a.documents.get(name="config").body["site"]["curtailment_time_limit_s"] == 120
+
+
+def test_watchdog_of_zero_is_refused_in_the_form(operator, story):
+    response = operator.post(
+        f"/admin/sites_app/site/{story.site_a.pk}/change/", site_form(story.site_a, curtailment_time_limit=0)
+    )
+    assert response.status_code == 200
+    assert Site.objects.get(pk=story.site_a.pk).curtailment_time_limit == 60
+
+
+def test_added_site_node_and_device_are_made_by_their_services(operator, story):
+    operator.post("/admin/sites_app/site/add/", site_form(Site(site_tag="new", name="New")))
+    site = Site.objects.get(site_tag="new")
+    response = operator.post(
+        "/admin/sites_app/node/add/",
+        {"site": site.pk, "name": "node-09", "meta_data": "{}", "configuration": "{}", "iothub": ""},
+    )
+    assert response.status_code == 302
+    node = Node.objects.get(name="node-09")
+    assert node.tenant_tag == site.tenant_tag
+    form = {
+        "node": node.pk,
+        "device_type": device_type_make().pk,
+        "device_tag": "NEW_01",
+        "category": "inverter",
+        "min_value": 0,
+        "max_value": 100,
+        "default_value": 100,
+        "telemetry_s": 10,
+        "meta_data": "{}",
+        "modbus_server_host": "192.0.2.9",
+        "modbus_server_port": 502,
+        "modbus_id": 1,
+        "include_in_curtailment": "on",
+    }
+    assert operator.post("/admin/devices_app/device/add/", form).status_code == 302
+    device = Device.objects.get(device_tag="NEW_01")
+    assert device.site == site
+    assert [entry["tag"] for entry in node.documents.get(name="config").body["devices"]] == ["NEW_01"]
+
+    # The refusal of a service is shown, and nothing is stored.
+    response = operator.post("/admin/devices_app/device/add/", {**form, "device_tag": "NEW_02"}, follow=True)
+    assert "There is such a device already" in response.content.decode()
+    assert not Device.objects.filter(device_tag="NEW_02").exists()
+
+
+def test_token_is_shown_once_to_its_maker_and_never_in_a_list_or_form(operator, story):
+    response = operator.post(
+        "/admin/sites_app/managementtoken/add/", {"name": "New", "sites": [story.site_a.pk]}, follow=True
+    )
+    token = ManagementToken.objects.get(name="New")
+    value = token_value(token)
+    assert value in response.content.decode()
+    assert list(token.sites.all()) == [story.site_a]
+    for path in ("", f"{token.pk}/change/", f"{token.pk}/history/"):
+        page = operator.get(f"/admin/sites_app/managementtoken/{path}").content.decode()
+        assert value not in page
+        assert token.digest not in page
+
+
+def test_deleted_token_opens_nothing(operator, story):
+    operator.post(f"/admin/sites_app/managementtoken/{story.token_a.pk}/delete/", {"post": "yes"})
+    assert not ManagementToken.objects.filter(pk=story.token_a.pk).exists()
+
+
+@pytest.mark.parametrize("model", ["site", "node", "nodedocument"])
+def test_what_holds_up_others_cannot_be_deleted(operator, story, model):
+    pk = {"site": story.site_a.pk, "node": story.node_a.pk, "nodedocument": story.node_a.documents.get().pk}[
+        model
+    ]
+    assert operator.post(f"/admin/sites_app/{model}/{pk}/delete/", {"post": "yes"}).status_code == 403
+
+
+def test_schedule_in_the_console_reaches_the_nodes_and_leaves_them(operator, story):
+    form = {"site": story.site_a.pk, "category": "inverter", "valid_on": "2026-12-06"}
+    operator.post("/admin/schedules_app/schedule/add/", {**form, "schedule": '{"09:00": 50}'})
+    assert "schedule/2026-12-06/inverter" in manifest_for(story.node_a).docs
+    operator.post(f"/admin/schedules_app/schedule/{Schedule.objects.get().pk}/delete/", {"post": "yes"})
+    assert "schedule/2026-12-06/inverter" not in manifest_for(story.node_a).docs
+
+
+def test_desired_state_can_be_published_again(operator, story, django_capture_on_commit_callbacks):
+    with django_capture_on_commit_callbacks() as callbacks:
+        operator.post(
+            "/admin/sites_app/node/",
+            {"action": "publish_again", "_selected_action": [story.node_a.pk, story.node_b.pk]},
+        )
+    assert len(callbacks) == 2

@@ -1,0 +1,186 @@
+"""One message of every kind, as the golden files hold it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edge.wire.codec import document
+from edge.wire.messages import (
+    AppliedDocument,
+    Code,
+    CommandAnswer,
+    DeviceResult,
+    Heartbeat,
+    LogAck,
+    LogBatch,
+    LogEntry,
+    Manifest,
+    ManifestEntry,
+    Message,
+    PingCommand,
+    Presence,
+    ReleaseCommand,
+    Reported,
+    ResyncCommand,
+    SetpointCommand,
+    Stage,
+    TelemetryBatch,
+    TelemetryPoint,
+)
+
+GOLDEN = Path(__file__).parent / "golden"
+
+COMMAND = "0d7bd8f4-6b1c-4f0e-9d57-0a8f7c0f7d11"
+REQUEST = "9b0b9c0e-4f6e-4a55-8d4b-5a0f5d9a7c21"
+SESSION = "3f0f7c52-7a43-4e0b-9a3a-1f2d3c4b5a69"
+BOOT = "b7f1c8de-2a90-4d8f-8a0e-6c5d4e3f2a1b"
+STORE = "6a1d2e3f-4b5c-4d6e-8f7a-0b1c2d3e4f5a"
+SHA = "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"
+
+CONFIG_BODY = {
+    "site": {
+        "id": "01751407-d87b-4d89-b47f-cca4dfb85a92",
+        "tag": "solarpanel_site_a",
+        "curtailment_time_limit_s": 60.0,
+        "cyclic_write_timeout_s": 300.0,
+        "time_zone": "Europe/Amsterdam",
+    },
+    "devices": [
+        {
+            "id": "5a0f5d9a-0d7b-4f6e-8d4b-9b0b9c0e7c21",
+            "tag": "SMA_STP60_01",
+            "category": "inverter",
+            "profile": "sma_stp60",
+            "host": "127.0.0.1",
+            "port": 1502,
+            "unit": 3,
+            "nameplate_kw": 60.0,
+        }
+    ],
+    "profiles": {"sma_stp60": {"protocol": "modbus_tcp"}},
+}
+SCHEDULE_BODY = {
+    "date": "2026-03-02",
+    "category": "inverter",
+    "slots": {"10:00": 70.0, "10:15": None, "23:45": 0.0},
+}
+
+SAMPLES: dict[str, Message] = {
+    "setpoint": SetpointCommand(
+        id=COMMAND,
+        epoch=1,
+        sequence=42,
+        fresh="q7Zb1x",
+        request_id=REQUEST,
+        category="inverter",
+        values={"SMA_STP60_01": 30.0, "SMA_STP60_02": 62.5},
+        hold_s=60.0,
+        reason="congestion",
+    ),
+    "release": ReleaseCommand(
+        id=COMMAND,
+        epoch=1,
+        sequence=43,
+        fresh="q7Zb1x",
+        request_id=REQUEST,
+        category="inverter",
+        devices=("SMA_STP60_01", "SMA_STP60_02"),
+    ),
+    "ping": PingCommand(id=COMMAND, epoch=1, sent_wall="2026-03-02T10:00:00.000000Z"),
+    "resync": ResyncCommand(id=COMMAND, epoch=1),
+    "answer_accepted": CommandAnswer(id=COMMAND, stage=Stage.ACCEPTED),
+    "answer_done": CommandAnswer(
+        id=COMMAND,
+        stage=Stage.DONE,
+        devices={
+            "SMA_STP60_01": DeviceResult(value=30.0, readback=30.1, holds_s=60.0),
+            "SMA_STP60_02": DeviceResult(
+                code=Code.WRITE_FAILED,
+                detail="no answer; still trying until 10:53:55Z, release to cancel",
+                value=62.5,
+                holds_s=60.0,
+            ),
+            "SMA_STP60_03": DeviceResult(code=Code.EXCLUDED),
+        },
+    ),
+    "answer_refused": CommandAnswer(
+        id=COMMAND, stage=Stage.REFUSED, code=Code.STALE, detail="token of 16 s ago", fresh="r8Yc2w"
+    ),
+    "answer_ping": CommandAnswer(
+        id=COMMAND,
+        stage=Stage.DONE,
+        fresh="r8Yc2w",
+        sent_wall="2026-03-02T10:00:00.000000Z",
+        received_wall="2026-03-02T10:00:00.010000Z",
+        answered_wall="2026-03-02T10:00:00.011000Z",
+    ),
+    "presence_online": Presence(
+        online=True, session=SESSION, boot=BOOT, sw="0.1.0", versions=(1,), fresh="q7Zb1x"
+    ),
+    "presence_will": Presence(online=False, session=SESSION, boot=BOOT, sw="0.1.0", versions=(1,)),
+    "heartbeat": Heartbeat(
+        session=SESSION, seq=17, mono_ms=123456, wall="2026-03-02T10:00:05.000000Z", fresh="q7Zb1x"
+    ),
+    "reported": Reported(
+        session=SESSION,
+        boot=BOOT,
+        store=STORE,
+        epoch=1,
+        manifest_version=9,
+        at="2026-03-02T10:00:05.000000Z",
+        clock="synchronised",
+        sequences={"SMA_STP60_01": 42},
+        documents={
+            "config": AppliedDocument(v=7, status="applied"),
+            "schedule/2026-03-02/inverter": AppliedDocument(v=2, status="failed", error="hash differs"),
+        },
+        devices_refused={"SMA_STP60_09": "profile sma_stp99 is not known"},
+    ),
+    "telemetry": TelemetryBatch(
+        points=[
+            TelemetryPoint(
+                t="2026-03-02T10:00:05.000000Z",
+                key="P_Actual_kW",
+                value=41.5,
+                unit="kW",
+                device="SMA_STP60_01",
+            ),
+            TelemetryPoint(
+                t="2026-03-02T10:00:05.000000Z", key="V_Wind_m/s", value=7.25, unit="m/s", q="stale"
+            ),
+        ]
+    ),
+    "log": LogBatch(
+        stream="control",
+        store=STORE,
+        first=5,
+        last=6,
+        entries=[
+            LogEntry(
+                seq=5,
+                at="2026-03-02T10:00:00.020000Z",
+                kind="result",
+                category="inverter",
+                value=30.0,
+                command_id=COMMAND,
+                request_id=REQUEST,
+                sequence=42,
+                devices={"SMA_STP60_01": DeviceResult(value=30.0, readback=30.1)},
+            ),
+            LogEntry(
+                seq=6,
+                at="2026-03-02T10:01:00.300000Z",
+                kind="watchdog",
+                category="inverter",
+                value=100.0,
+                request_id=REQUEST,
+                reason="time_limit",
+                devices={"SMA_STP60_01": DeviceResult(value=100.0)},
+            ),
+        ],
+    ),
+    "logack": LogAck(stream="control", store=STORE, last=6),
+    "manifest": Manifest(epoch=1, version=9, docs={"config": ManifestEntry(v=7, sha256=SHA)}),
+    "document_config": document(CONFIG_BODY, epoch=1, version=7),
+    "document_schedule": document(SCHEDULE_BODY, epoch=1, version=2),
+}
