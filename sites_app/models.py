@@ -16,7 +16,7 @@ from django.utils import timezone
 from edge.wire.topics import LEVEL, NodeTopics
 
 # As it must be to stand as one level of an MQTT topic.
-TOPIC_LEVEL = LEVEL.pattern
+TOPIC_LEVEL = rf"^{LEVEL.pattern}$"
 
 CURTAILMENT_TIME_LIMIT_S = (1, 3600)
 CYCLIC_WRITE_TIMEOUT_S = (10, 86400)

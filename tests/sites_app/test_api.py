@@ -177,7 +177,8 @@ def readings(redis_url, settings):
     live.client.cache_clear()
 
     def put(site, **values):
-        live.client().hset(metrics_key(site.pk), mapping=values)
+        for key, value in values.items():
+            live.client().hset(metrics_key(site.pk), key, value)
 
     yield put
     live.client().close()

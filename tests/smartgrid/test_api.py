@@ -29,11 +29,11 @@ ERRORS = {
 
 
 class FailingApi(APIView):
-    def get(self, request, kind):
+    def get(self, _request, kind):
         raise ERRORS[kind]
 
 
-class Input(serializers.Serializer):
+class Input(serializers.Serializer[dict[str, object]]):
     value = serializers.FloatField()
     tags = serializers.ListField(child=serializers.CharField())
 
