@@ -22,7 +22,7 @@ def check_well_formed(**_: Any) -> Sequence[CheckMessage]:
     from edge.wire.topics import LEVEL  # noqa: PLC0415
 
     found: list[CheckMessage] = []
-    if not LEVEL.match(settings.SGM_TENANT):
+    if not LEVEL.fullmatch(settings.SGM_TENANT):
         found.append(Error("SGM_TENANT cannot stand in a topic.", hint=TOPIC_LEVEL_HINT, id="smartgrid.E001"))
     for position, key in enumerate(settings.SGM_TOKEN_ENCRYPTION_KEYS, start=1):
         try:
