@@ -36,6 +36,6 @@ def _keep_our_logging(**_: Any) -> None:
 
 @celeryd_init.connect  # type: ignore[untyped-decorator]
 def _let_workers_wait(conf: Any = None, **_: Any) -> None:
-    """A worker waits for its next task by a blocking command, which the publishers' timeout would break off."""
+    """A worker waits for its next task by a blocking command, which that timeout would break off."""
     options = {key: value for key, value in conf.broker_transport_options.items() if key != "socket_timeout"}
     conf.broker_transport_options = options

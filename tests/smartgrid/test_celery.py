@@ -6,7 +6,7 @@ import socket
 import time
 
 import pytest
-from kombu import Connection
+from kombu.connection import Connection
 from kombu.exceptions import OperationalError
 
 import smartgrid.settings
