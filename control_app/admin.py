@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-
-
 from django.contrib import admin
 from django.db.models import Model
 from django.http import HttpRequest
 
 from control_app.models import ControlCommand, ControlLog, ControlRequest, DeviceErrorLog
+from smartgrid.admin import AnyModelAdmin
 
 
-class ReadOnlyAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # not subscriptable at run time
+class ReadOnlyAdmin(AnyModelAdmin):
     """A record: seen, not touched."""
 
-    def has_add_permission(self, request: HttpRequest) -> bool:
+    def has_add_permission(self, request: HttpRequest) -> bool:  # noqa: ARG002 - Django's hook
         return False
 
-    def has_change_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
+    def has_change_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:  # noqa: ARG002 - Django's hook
         return False
 
-    def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
+    def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:  # noqa: ARG002 - Django's hook
         return False
 
 

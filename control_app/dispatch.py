@@ -1,9 +1,9 @@
 """From a recorded command to the node and back: the worker's side of a request.
 
-The view records a command, queues it and waits on a Redis list. The worker claims the row before it publishes:
-no row, no publish, so a task that waited too long writes nothing. Answers come to the process that sent the
-command; one consumer thread passes them on to whoever waits. What nobody waits for any longer is not lost: the
-node's control log brings it (inbox).
+The view records a command, queues it and waits on a Redis list. The worker claims the row before it
+publishes: no row, no publish, so a task that waited too long writes nothing. Answers come to the process that
+sent the command; one consumer thread passes them on to whoever waits. What nobody waits for any longer is not
+lost: the node's control log brings it (inbox).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ ANSWERS_KEPT_S = 60
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
-    """One command as it travels through the queue to a worker; the database row decides whether it is sent."""
+    """One command as it travels through the queue; the database row decides whether it is sent."""
 
     command_id: str
     request_id: str
@@ -168,9 +168,7 @@ class Dispatcher:
         ping = self._pings[ping_id] = _Ping()
         command = PingCommand(id=ping_id, epoch=epoch, sent_wall=timezone.now().isoformat())
         try:
-            self._link.send(
-                topics, "ping", codec.encode(command), command_id=ping_id, ttl_s=PING_TIMEOUT_S
-            )
+            self._link.send(topics, "ping", codec.encode(command), command_id=ping_id, ttl_s=PING_TIMEOUT_S)
             ping.answered.wait(PING_TIMEOUT_S)
         except (LinkUnavailable, SendUnconfirmed):
             return None
@@ -210,7 +208,11 @@ class Dispatcher:
         if pending.order.node != topics.node:
             log.error("answer_from_another_node", node=topics.node, command=answer.id)
             return
-        if answer.stage is Stage.REFUSED and answer.code == Code.STALE and self._resend(topics, pending, answer):
+        if (
+            answer.stage is Stage.REFUSED
+            and answer.code == Code.STALE
+            and self._resend(topics, pending, answer)
+        ):
             return
         _tell(pending.order.request_id, Note(command_id=answer.id, answer=answer))
         if answer.stage is not Stage.ACCEPTED:

@@ -126,7 +126,7 @@ def _take_entry(node: Node, entry: LogEntry, devices: Mapping[str, Device]) -> N
 
 def _take_result(node: Node, entry: LogEntry) -> None:
     """Usually known already from the answer; the truth where the answer got lost."""
-    if entry.sequence is None:
+    if entry.sequence is None or entry.command_id is None:
         return
     _confirm_values(node, entry)
     command = ControlCommand.objects.filter(pk=entry.sequence, node=node, id=entry.command_id).first()
@@ -156,6 +156,8 @@ def _take_watchdog(node: Node, entry: LogEntry) -> None:
 
 def _request_id(entry: LogEntry) -> UUID | None:
     """The request whose hold lapsed, if this database knows it (it may have been restored)."""
+    if entry.sequence is None:
+        return None
     command = ControlCommand.objects.filter(pk=entry.sequence).only("request_id").first()
     return command.request_id if command is not None else None
 
@@ -183,7 +185,7 @@ def _error_text(entry: LogEntry, result: DeviceResult) -> str:
 
 
 def on_telemetry(node_id: str, batch: TelemetryBatch, *, received: datetime) -> None:
-    """Keep the latest readings, and the site's actual power: its meter at the point of connection, else the sum."""
+    """Keep the site's actual power: its meter at the point of connection, else the sum of its devices."""
     node = Node.objects.filter(pk=node_id).only("site_id").first()
     if node is None:
         return

@@ -100,7 +100,7 @@ class ControlCommand(models.Model):
 
 
 class ControlLog(models.Model):
-    """One line of the control log: append-only, what was asked for or what the watchdog did, and the result."""
+    """One line of the control log, append-only: what was asked for or what the watchdog did."""
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     created_at = models.DateTimeField(default=timezone.now, editable=False)

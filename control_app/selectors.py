@@ -30,9 +30,7 @@ def device_errors_by_site(*, principal: Principal, since: datetime) -> dict[str,
     sites: dict[str, dict[str, Any]] = {}
     for entry in errors:
         device = entry.device
-        site = sites.setdefault(
-            str(device.site_id), {"site_name": device.site.name, "devices": {}}
-        )
+        site = sites.setdefault(str(device.site_id), {"site_name": device.site.name, "devices": {}})
         found = site["devices"].setdefault(device.device_tag, {"total_errors": 0, "error_details": []})
         found["total_errors"] += 1
         found["error_details"].append({"timestamp": entry.timestamp, "error": entry.error})

@@ -246,7 +246,10 @@ def _command_close(item: _Waiting) -> None:
             for tag, device in item.devices.items():
                 if device.ok and device.value is not None:
                     device_value_confirm(
-                        node_id=item.command.node_id, tag=tag, value=device.value, before=item.command.sequence
+                        node_id=item.command.node_id,
+                        tag=tag,
+                        value=device.value,
+                        before=item.command.sequence,
                     )
         case _:
             rows.filter(state__in=OPEN).update(state=item.state)
@@ -292,7 +295,9 @@ def _why_not(item: _Waiting) -> str:
         case CommandState.NOT_SENT:
             return reason(Code.NOT_SENT, item.detail)
         case CommandState.UNKNOWN if item.accepted:
-            return reason(Code.UNKNOWN, f"the node accepted it, the device did not confirm within {DEADLINE_S:g} s")
+            return reason(
+                Code.UNKNOWN, f"the node accepted it, the device did not confirm within {DEADLINE_S:g} s"
+            )
         case CommandState.NOT_DELIVERED:
             return reason(Code.NOT_DELIVERED, "the node never accepted it")
         case _:
@@ -307,7 +312,9 @@ def requests_settle() -> int:
     """Close requests whose view died: what was not claimed was not sent, the rest is unknown. How many."""
     horizon = timezone.now() - timedelta(seconds=SETTLE_AFTER_S)
     closed = 0
-    for request in ControlRequest.objects.filter(status=None, deadline__lt=horizon).order_by("deadline")[:100]:
+    for request in ControlRequest.objects.filter(status=None, deadline__lt=horizon).order_by("deadline")[
+        :100
+    ]:
         with transaction.atomic():
             waiting = [_Waiting(command) for command in request.commands.all()]
             for item in waiting:
@@ -366,8 +373,8 @@ def _log_request(request: ControlRequest, result: ControlResult) -> None:
 def commands_undelivered(*, node: Node, sequences: Mapping[str, int], before: Any) -> list[ControlCommand]:
     """Commands of unknown fate that this node's report proves it never accepted.
 
-    No node can accept a command once its freshness window has passed; one whose devices have all last accepted
-    something older never did.
+    No node can accept a command once its freshness window has passed; one whose devices have all last
+    accepted something older never did.
     """
     unknown = ControlCommand.objects.filter(node=node, state=CommandState.UNKNOWN, deadline__lt=before)
     return [

@@ -27,9 +27,7 @@ def reason(code: Code, detail: str) -> str:
     return f"{code}: {detail}"
 
 
-def targets_select(
-    *, site: Site, category: str, device_tags: Sequence[str] | None, value: float
-) -> Targets:
+def targets_select(*, site: Site, category: str, device_tags: Sequence[str] | None, value: float) -> Targets:
     """Choose the devices of a request.
 
     `NotFound` where the site has no device of this category; `Invalid` where the value is outside the range
@@ -82,13 +80,13 @@ def _chosen(
         if tag in devices:
             chosen[tag] = devices[tag]
         else:
-            refused[tag] = reason(Code.UNKNOWN_DEVICE, f"no device of category {category!r} has this tag here")
+            refused[tag] = reason(
+                Code.UNKNOWN_DEVICE, f"no device of category {category!r} has this tag here"
+            )
     return list(chosen.values())
 
 
-def offline_nodes(
-    targets: Targets, presence: Mapping[UUID, NodePresence], *, now: float
-) -> dict[UUID, str]:
+def offline_nodes(targets: Targets, presence: Mapping[UUID, NodePresence], *, now: float) -> dict[UUID, str]:
     """Nodes that are known not to listen, and why: their devices are answered at once, nothing queues."""
     return {
         node_id: presence[node_id].why_not(now=now)

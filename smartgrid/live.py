@@ -74,7 +74,7 @@ def hash_write(key: str, fields: dict[str, str], *, expires_s: int) -> None:
     """Set these fields, leaving others; the hash is gone after `expires_s` without another write."""
     try:
         pipe = client().pipeline(transaction=False)
-        pipe.hset(key, mapping=fields)
+        pipe.hset(key, items=[part for item in fields.items() for part in item])
         pipe.expire(key, expires_s)
         pipe.execute()
     except redis.RedisError as error:

@@ -80,5 +80,9 @@ def logging_config(*, level: str) -> dict[str, Any]:
             "django.server": {"handlers": [], "propagate": True, "level": level},
             # 4xx are answers, not events; what goes wrong with us is logged by the exception handler.
             "django.request": {"level": "ERROR"},
+            # Two lines for every task, of which the control path has one a request: conditions, not events.
+            "celery.worker.strategy": {"level": "WARNING"},
+            "celery.app.trace": {"level": "WARNING"},
+            "celery.beat": {"level": "WARNING"},
         },
     }

@@ -163,6 +163,15 @@ SGM_AUDIENCE = env_str("SGM_AUDIENCE", default="curtailment-api")
 OAUTH2_PROVIDER = {
     "ACCESS_TOKEN_EXPIRE_SECONDS": 86400,
     "CLIENT_SECRET_HASHER": "pbkdf2_sha256_client_secret",
+    # None of the toolkit's views is mounted; these keep `check --deploy` silent about them.
+    "COMPLIANT_BCP_RFC9700_IMPLICIT_GRANT": True,
+    "COMPLIANT_BCP_RFC9700_PASSWORD_GRANT": True,
+    "COMPLIANT_BCP_RFC9700_PKCE_METHOD": True,
+    "COMPLIANT_BCP_RFC9700_ACCESS_TOKEN_TRANSPORT": True,
+    "COMPLIANT_BCP_RFC9700_AUTHZ_RESPONSE_ISS": True,
+    "COMPLIANT_BCP_RFC9700_TOKEN_STORAGE": True,
+    "REFRESH_TOKEN_REUSE_PROTECTION": True,
+    "ALLOWED_REDIRECT_URI_SCHEMES": ["https"],
 }
 PASSWORD_HASHERS = [*global_settings.PASSWORD_HASHERS, "smartgrid.issuer.ClientSecretHasher"]
 

@@ -14,7 +14,7 @@ from edge.core.commands import Lifetime, WriteClass
 from edge.core.cyclic import MAX_PERIOD_S, MIN_PERIOD_S
 from edge.core.schedule import Schedule
 from edge.core.watchdog import MAX_TIME_LIMIT_S, MIN_TIME_LIMIT_S, is_time_limit
-from edge.profiles.model import Profile, ProfileError, Protocol, profile_from_builtins
+from edge.profiles.model import Limit, Profile, ProfileError, Protocol, profile_from_builtins
 from edge.runtime.documents import CONFIG, SCHEDULES, DocumentRefused
 from edge.wire.messages import DeviceConfig, Document, NodeConfig, ScheduleBody, SiteConfig
 
@@ -83,25 +83,33 @@ def _device(raw: dict[str, object], config: NodeConfig) -> Planned:
         raise DocumentRefused(f"profile {error} is not in the configuration") from error
     except (msgspec.ValidationError, ProfileError) as error:
         raise DocumentRefused(str(error)) from error
-    bounds = (device.min_value, device.default_value, device.max_value)
-    if not all(math.isfinite(value) for value in bounds) or list(bounds) != sorted(bounds):
-        raise DocumentRefused("expected finite min_value <= default_value <= max_value")
+    if not device.min_value <= device.default_value <= device.max_value:
+        raise DocumentRefused("expected min_value <= default_value <= max_value")
     limit = profile.limit
     measured_only = device.measured_only or limit is None
-    settings = DeviceSettings(
+    try:
+        settings = _settings(device, config.site, limit, excluded=device.excluded or measured_only)
+    except ValueError as error:
+        raise DocumentRefused(str(error)) from error
+    return Planned(device, profile, settings)
+
+
+def _settings(
+    device: DeviceConfig, site: SiteConfig, limit: Limit | None, *, excluded: bool
+) -> DeviceSettings:
+    return DeviceSettings(
         tag=device.tag,
         category=device.category,
         minimum=device.min_value,
         maximum=device.max_value,
         default_value=device.default_value,
-        time_limit_s=config.site.curtailment_time_limit_s,
-        excluded=device.excluded or measured_only,
-        lifetime=Lifetime(device.lifetime) if device.lifetime in set(Lifetime) else Lifetime.CYCLIC,
+        time_limit_s=site.curtailment_time_limit_s,
+        excluded=excluded,
+        lifetime=Lifetime(device.lifetime),
         write_class=WriteClass(limit.write_class.value) if limit is not None else WriteClass.UNKNOWN,
-        period_s=config.site.cyclic_write_timeout_s,
+        period_s=site.cyclic_write_timeout_s,
         tolerance=limit.tolerance if limit is not None else DEFAULT_TOLERANCE,
     )
-    return Planned(device, profile, settings)
 
 
 def schedules(documents: Mapping[str, Document]) -> dict[str, Schedule]:

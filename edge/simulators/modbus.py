@@ -388,7 +388,7 @@ class _ModbusConnection(asyncio.Protocol):
         self._last_answer_at: float | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - a TCP server has no other
+        assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         if not self._device.opened(self, observing=self._observing):
             transport.close()

@@ -6,6 +6,7 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import aiomqtt
 import pytest
@@ -167,12 +168,12 @@ async def test_response_properties_pass_the_broker(broker: Broker):
     topics = branch()
     async with client(broker, "central-worker") as central, client(broker, topics.node) as listener:
         await listener.subscribe(topics.commands, qos=1)
-        properties = Properties(PacketTypes.PUBLISH)
-        properties.ResponseTopic = topics.response("worker-1")  # type: ignore[attr-defined]
-        properties.CorrelationData = b"42"  # type: ignore[attr-defined]
+        properties: Any = Properties(PacketTypes.PUBLISH)
+        properties.ResponseTopic = topics.response("worker-1")
+        properties.CorrelationData = b"42"
         await central.publish(topics.command("ping"), b"{}", qos=1, properties=properties)
         async with asyncio.timeout(ANSWER_S):
             message = await anext(aiter(listener.messages))
-        assert message.properties is not None
-        assert message.properties.ResponseTopic == topics.response("worker-1")
-        assert message.properties.CorrelationData == b"42"
+        received: Any = message.properties
+        assert received.ResponseTopic == topics.response("worker-1")
+        assert received.CorrelationData == b"42"

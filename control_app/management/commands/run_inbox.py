@@ -95,9 +95,7 @@ class Inbox:
             case "reported":
                 inbox.on_reported(node_id, codec.decode(Reported, payload), received=timezone.now())
             case "tele":
-                inbox.on_telemetry(
-                    node_id, codec.decode(TelemetryBatch, payload), received=timezone.now()
-                )
+                inbox.on_telemetry(node_id, codec.decode(TelemetryBatch, payload), received=timezone.now())
             case "log":
                 self._acknowledge(topics, inbox.on_log(node_id, codec.decode(LogBatch, payload)))
             case _:
