@@ -35,7 +35,7 @@ CATEGORY_ORDER = (
     "meter",
 )
 # A category is one level of an MQTT topic, in lower case.
-CATEGORY_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,63}$"
+CATEGORY_PATTERN = r"\A[a-z0-9][a-z0-9_-]{0,63}\Z"
 
 
 def category_rank(category: str) -> tuple[int, str]:

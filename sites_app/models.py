@@ -16,7 +16,7 @@ from django.utils import timezone
 from edge.wire.topics import LEVEL, NodeTopics
 
 # As it must be to stand as one level of an MQTT topic.
-TOPIC_LEVEL = rf"^{LEVEL.pattern}$"
+TOPIC_LEVEL = rf"\A{LEVEL.pattern}\Z"
 
 CURTAILMENT_TIME_LIMIT_S = (1, 3600)
 CYCLIC_WRITE_TIMEOUT_S = (10, 86400)
@@ -149,7 +149,7 @@ class NodeDocument(models.Model):
             models.UniqueConstraint(fields=["node", "name"], name="node_document_name_unique"),
             models.CheckConstraint(condition=Q(version__gte=1), name="node_document_version_positive"),
             models.CheckConstraint(
-                condition=Q(sha256__regex=r"^[0-9a-f]{64}$"), name="node_document_sha256_is_hex"
+                condition=Q(sha256__regex=r"\A[0-9a-f]{64}\Z"), name="node_document_sha256_is_hex"
             ),
         ]
 
@@ -171,7 +171,7 @@ class ManagementToken(models.Model):
         constraints = [
             models.CheckConstraint(condition=~Q(name=""), name="management_token_name_not_empty"),
             models.CheckConstraint(
-                condition=Q(digest__regex=r"^[0-9a-f]{64}$"), name="management_token_digest_is_hex"
+                condition=Q(digest__regex=r"\A[0-9a-f]{64}\Z"), name="management_token_digest_is_hex"
             ),
         ]
 

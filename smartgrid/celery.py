@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 from celery import Celery
-from celery.signals import setup_logging
+from celery.signals import celeryd_init, setup_logging
 from django.conf import settings
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "smartgrid.settings")
@@ -37,3 +37,10 @@ app.conf.beat_schedule = {
 @setup_logging.connect  # type: ignore[untyped-decorator]
 def _keep_our_logging(**_: Any) -> None:
     """Celery would set up its own; with a receiver here it leaves Django's LOGGING alone."""
+
+
+@celeryd_init.connect  # type: ignore[untyped-decorator]
+def _let_workers_wait(conf: Any = None, **_: Any) -> None:
+    """A worker waits for its next task by a blocking command, which that timeout would break off."""
+    options = {key: value for key, value in conf.broker_transport_options.items() if key != "socket_timeout"}
+    conf.broker_transport_options = options

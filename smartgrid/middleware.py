@@ -9,7 +9,7 @@ from collections.abc import Callable
 import structlog
 from django.http import HttpRequest, HttpResponse
 
-_SANE = re.compile(r"^[A-Za-z0-9._:-]{1,64}$")
+_SANE = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 
 
 class RequestIdMiddleware:
@@ -18,7 +18,7 @@ class RequestIdMiddleware:
 
     def __call__(self, request: HttpRequest) -> HttpResponse:
         offered = request.META.get("HTTP_X_REQUEST_ID", "")
-        request_id = offered if _SANE.match(offered) else uuid.uuid4().hex
+        request_id = offered if _SANE.fullmatch(offered) else uuid.uuid4().hex
         request.META["sgm.request_id"] = request_id
         # Threads are used again: begin clean, whatever the last request left.
         structlog.contextvars.clear_contextvars()

@@ -115,8 +115,9 @@ SGM_REDIS_URL, _host, _port = env_url(
 CELERY_BROKER_URL = SGM_REDIS_URL
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
 CELERY_BROKER_TRANSPORT_OPTIONS = {
-    # A request has eight seconds in all: a Redis that is down is told within one.
+    # A request has eight seconds in all: a Redis that is down, or up and silent, is told within one.
     "socket_connect_timeout": 0.5,
+    "socket_timeout": 0.8,
     "max_retries": 0,
 }
 CELERY_TASK_PUBLISH_RETRY = False
