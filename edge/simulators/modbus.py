@@ -16,8 +16,10 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from enum import StrEnum
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import TextIO
 
 import msgspec
 from pymodbus.exceptions import ModbusException
@@ -172,6 +174,8 @@ class SimulatedDevice:
             nameplate_kw=nameplate_kw,
             site=site or Site(started_at=clock()),
         )
+        # Called after each write that took effect, for those who time it.
+        self.on_write: Callable[[], None] | None = None
         # The record: what controllers did to it.
         self.commands = 0
         self.gap_violations: list[float] = []
@@ -339,6 +343,8 @@ class SimulatedDevice:
                 return ExceptionResponse(function, ILLEGAL_ADDRESS)
             self.writes.update(names)
             self._take_limit()
+            if self.on_write is not None:
+                self.on_write()
         if function == WRITE_SINGLE:
             return WriteSingleRegisterResponse(address=request.address, registers=registers)
         return WriteMultipleRegistersResponse(address=request.address, count=len(registers))
@@ -486,17 +492,24 @@ class FleetError(Exception):
     """A fleet that cannot be simulated; the message names the device."""
 
 
-async def run_fleet(path: Path) -> None:
-    """Simulate all devices of a fleet file until SIGTERM or SIGINT; one line says when they are ready."""
+async def run_fleet(path: Path, *, writes: Path | None = None) -> None:
+    """Simulate all devices of a fleet file until SIGTERM or SIGINT; one line says when they are ready.
+
+    `writes`: append a line `TAG SECONDS` to this file at each write that took effect, on the host's monotonic
+    clock, so that a benchmark can tell when a command reached its register.
+    """
     fleet = read_fleet(path)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     devices = build_fleet(fleet)
+    record = writes.open("a", buffering=1, encoding="ascii") if writes is not None else None
     started: list[SimulatedDevice] = []
     try:
         for entry, device in zip(fleet.devices, devices, strict=True):
+            if record is not None:
+                device.on_write = partial(_record_write, record, entry.tag)
             try:
                 await device.start()
             except OSError as error:
@@ -508,6 +521,12 @@ async def run_fleet(path: Path) -> None:
     finally:
         for device in started:
             await device.stop()
+        if record is not None:
+            record.close()
+
+
+def _record_write(record: TextIO, tag: str) -> None:
+    record.write(f"{tag} {time.monotonic():.6f}\n")
 
 
 def read_fleet(path: Path) -> Fleet:
@@ -552,10 +571,13 @@ def main(argv: Sequence[str]) -> int:
     """`python -m edge simulate FLEET.json`."""
     parser = argparse.ArgumentParser(prog="edge simulate", description="Simulate devices on real sockets.")
     parser.add_argument("fleet", type=Path, metavar="FLEET.json")
+    parser.add_argument(
+        "--record-writes", type=Path, metavar="FILE", help="append `TAG SECONDS` at each write"
+    )
     arguments = parser.parse_args(argv)
     try:
         with suppress(KeyboardInterrupt):
-            asyncio.run(run_fleet(arguments.fleet))
+            asyncio.run(run_fleet(arguments.fleet, writes=arguments.record_writes))
     except (FleetError, ProfileError) as error:
         sys.stderr.write(f"{error}\n")
         return 1

@@ -21,7 +21,8 @@ class DemoOptions:
     """The port of API and console (0: any free one), the time limit of both sites, where data lives.
 
     `broker` and `redis` are `system` (what is on PATH, else what comes with the demo) or name what comes
-    with the demo: `iotcore`, `bundled`.
+    with the demo: `iotcore`, `bundled`. `record_writes`: a file to which the simulators append the moment of
+    each write, for benchmarks; empty: none.
     """
 
     port: int
@@ -29,6 +30,7 @@ class DemoOptions:
     var: Path
     broker: str = "system"
     redis: str = "system"
+    record_writes: str = ""
 
 
 def demo_options() -> DemoOptions:
@@ -40,6 +42,7 @@ def demo_options() -> DemoOptions:
             var=Path(env_str("SGM_VAR", default=str(ROOT / "var"))).expanduser().resolve(),
             broker=_choice("SGM_DEMO_BROKER", ("system", "iotcore")),
             redis=_choice("SGM_DEMO_REDIS", ("system", "bundled")),
+            record_writes=env_str("SGM_DEMO_RECORD_WRITES"),
         )
     except ImproperlyConfigured as error:
         raise DemoError(str(error)) from error

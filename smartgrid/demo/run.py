@@ -162,7 +162,7 @@ class Demo:
             self.supervisor.start(
                 ProcessSpec(name=name, argv=argv, env=process_environment(), stage=SERVICES)
             )
-        self.supervisor.start(settings.simulators())
+        self.supervisor.start(settings.simulators(record_writes=self.options.record_writes))
         isolation = "" if self.broker.isolates_nodes else ", no isolation between nodes"
         say(f"Broker: {self.broker.kind}{isolation}.")
         await self._until(lambda: accepts_connections(ports["mqtt"]), within_s=SERVICE_START_S, what="broker")

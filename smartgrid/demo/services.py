@@ -93,7 +93,7 @@ class DemoSettings:
 
     def web(self) -> ProcessSpec:
         argv = (
-            *_program("granian"),
+            *program("granian"),
             *("--interface", "wsgi", "--host", "127.0.0.1", "--port", str(self.port)),
             *("--workers", "1", "--blocking-threads", str(WEB_THREADS)),
             # This many *connections* are served at once, idle ones among them: with no more than there are
@@ -110,7 +110,7 @@ class DemoSettings:
         return self._central(
             "worker",
             (
-                *_program("celery"),
+                *program("celery"),
                 *("-A", "smartgrid", "worker", "-P", "threads", "-c", "16", "-Q", "control,sync"),
                 *("--without-gossip", "--without-mingle", "--without-heartbeat"),
             ),
@@ -119,7 +119,7 @@ class DemoSettings:
     def beat(self) -> ProcessSpec:
         schedule = self.var / "beat" / "schedule"
         schedule.parent.mkdir(parents=True, exist_ok=True)
-        argv = (*_program("celery"), "-A", "smartgrid", "beat", "-s", str(schedule))
+        argv = (*program("celery"), "-A", "smartgrid", "beat", "-s", str(schedule))
         return self._central("beat", argv)
 
     def inbox(self) -> ProcessSpec:
@@ -139,10 +139,13 @@ class DemoSettings:
         }
         return ProcessSpec(name=spec.name, argv=spec.argv, env=env, stage=APPLICATION)
 
-    def simulators(self) -> ProcessSpec:
+    def simulators(self, *, record_writes: str = "") -> ProcessSpec:
+        argv = [sys.executable, "-m", "edge", "simulate", str(self.var / "fleet.json")]
+        if record_writes:
+            argv += ["--record-writes", record_writes]
         return ProcessSpec(
             name="simulators",
-            argv=(sys.executable, "-m", "edge", "simulate", str(self.var / "fleet.json")),
+            argv=tuple(argv),
             env=process_environment(),
             stage=SERVICES,
         )
@@ -204,6 +207,6 @@ def git_version() -> str:
     return said.stdout.strip() or "unknown"
 
 
-def _program(name: str) -> tuple[str, str]:
+def program(name: str) -> tuple[str, str]:
     """A command-line program installed beside this Python, whatever PATH says."""
     return (sys.executable, str(Path(sys.executable).with_name(name)))
