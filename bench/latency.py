@@ -44,7 +44,7 @@ def _latency(run: Run, system: System, floor: Floor) -> None:
     with _writes(system) as writes:
         for number in range(REQUESTS + WARM_UP):
             # A value it does not have yet, so that each request is a write.
-            value = 20 + number % 60
+            value = 20.0 + number % 60
             began = time.monotonic()
             answer = client.curtail(value)
             ended = time.monotonic()
