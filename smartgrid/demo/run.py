@@ -93,7 +93,7 @@ class Demo:
         ending = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            loop.add_signal_handler(number, self._on_signal, ending)
+            loop.add_signal_handler(number, self._on_signal, number, ending)
         run = asyncio.create_task(self._run(), name="demo")
         wait = asyncio.create_task(ending.wait(), name="signal")
         try:
@@ -109,11 +109,11 @@ class Demo:
         say("All processes have ended.")
         return EXIT_OK
 
-    def _on_signal(self, ending: asyncio.Event) -> None:
+    def _on_signal(self, number: signal.Signals, ending: asyncio.Event) -> None:
         if ending.is_set():
             self.supervisor.hurry()
         else:
-            say("\nEnding ... (once more: at once)")
+            say(f"\nEnding on {number.name} ... (once more: at once)")
             ending.set()
 
     async def _run(self) -> None:
