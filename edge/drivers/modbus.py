@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 from collections.abc import Awaitable, Callable, Iterable
 
@@ -101,7 +102,8 @@ class ModbusSession:
                 f"no connection to {self.endpoint} within {self._timeout_s:g} s"
             ) from error
         except OSError as error:
-            raise DeviceUnreachable(f"no connection to {self.endpoint}: {error.strerror or error}") from error
+            reason = os.strerror(error.errno) if error.errno else str(error)
+            raise DeviceUnreachable(f"no connection to {self.endpoint}: {reason}") from error
         transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._client = client
         self.generation += 1
