@@ -7,17 +7,12 @@ from typing import Any
 
 from celery import Celery
 from celery.signals import celeryd_init, setup_logging
-from django.conf import settings
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "smartgrid.settings")
 
 app = Celery("smartgrid")
 app.config_from_object("django.conf:settings", namespace="CELERY")
 app.autodiscover_tasks()
-# Celery closes a thread's database connections after each task. That gives a pooled one back; a SQLite file
-# would be opened anew for each command, which costs more than the command's own query.
-if settings.DATABASES["default"]["ENGINE"].endswith("sqlite3"):
-    app.conf["CELERY_DB_REUSE_MAX"] = 100_000
 
 # name -> task, period in seconds. A run that is late is worth nothing: the next one does the same.
 app.conf.beat_schedule = {

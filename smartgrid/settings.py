@@ -132,6 +132,10 @@ CELERY_TASK_DEFAULT_QUEUE = "sync"
 CELERY_TASK_QUEUES: dict[str, dict[str, str]] = {"control": {}, "sync": {}}
 CELERY_TASK_CREATE_MISSING_QUEUES = False
 CELERY_WORKER_PREFETCH_MULTIPLIER = 1
+if DATABASES["default"]["ENGINE"].endswith("sqlite3"):
+    # Celery closes a thread's database connection after each task. That gives a pooled one back; a SQLite file
+    # would be opened anew for each command, which costs more than the command's own query.
+    CELERY_DB_REUSE_MAX = 100_000
 
 # --- MQTT -----------------------------------------------------------------------------------------------
 
