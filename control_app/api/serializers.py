@@ -34,7 +34,10 @@ class StrictNumberField(serializers.Field[float, Any, Any, Any]):
 
 
 class StrictCharField(serializers.CharField):
-    """A JSON string; DRF's own takes numbers for one."""
+    """A JSON string as it was sent; DRF's own takes numbers for one, and cuts blanks off."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(trim_whitespace=False, **options)
 
     def to_internal_value(self, data: Any) -> str:
         if not isinstance(data, str):
