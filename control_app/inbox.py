@@ -36,7 +36,7 @@ from edge.wire.messages import (
 )
 from sites_app.documents import manifest_for, publish_on_commit
 from sites_app.models import Node
-from sites_app.presence import heartbeat_note, presence_note
+from sites_app.presence import central_now, heartbeat_note, presence_note
 from sites_app.selectors import metrics_key
 from sites_app.services import node_presence_record, node_reported_record
 from smartgrid import live
@@ -51,12 +51,12 @@ REASON_LENGTH = 500
 
 
 def on_heartbeat(node_id: str, beat: Heartbeat) -> None:
-    heartbeat_note(node_id, beat)
+    heartbeat_note(node_id, beat, at=central_now())
 
 
 def on_presence(node_id: str, presence: Presence, *, retained: bool) -> None:
     """A birth or a will. A retained one tells of a transition too: it came while no inbox was listening."""
-    presence_note(node_id, presence, retained=retained)
+    presence_note(node_id, presence, retained=retained, at=central_now())
     node_presence_record(
         node_id=UUID(node_id), online=presence.online, session=presence.session, boot=presence.boot
     )

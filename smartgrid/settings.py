@@ -130,6 +130,7 @@ CELERY_TIMEZONE = "UTC"
 CELERY_TASK_ACKS_LATE = False
 CELERY_TASK_DEFAULT_QUEUE = "sync"
 CELERY_TASK_QUEUES: dict[str, dict[str, str]] = {"control": {}, "sync": {}}
+CELERY_TASK_ROUTES = {"control_app.tasks.dispatch_command": {"queue": "control"}}
 CELERY_TASK_CREATE_MISSING_QUEUES = False
 CELERY_WORKER_PREFETCH_MULTIPLIER = 1
 

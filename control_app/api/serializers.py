@@ -47,6 +47,8 @@ class StrictCharField(serializers.CharField):
 
 class CurtailCategoryInput(serializers.Serializer[Any]):
     value = StrictNumberField()
+    # Named beyond the guide; kW would be taken for percent if it were passed over in silence.
+    unit = serializers.ChoiceField(choices=["percent"], required=False)
     category = StrictCharField(max_length=64)
     device_tags = serializers.ListField(
         child=StrictCharField(max_length=64), required=False, allow_empty=False, max_length=MAX_TAGS
