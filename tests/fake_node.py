@@ -57,6 +57,7 @@ class FakeNode:
         self.commands: queue.SimpleQueue[SetpointCommand] = queue.SimpleQueue()
         self.pings: queue.SimpleQueue[PingCommand] = queue.SimpleQueue()
         self.answers_pings = True
+        self.on_ping: Callable[[PingCommand], None] = lambda _ping: None
         self.trusts_tokens = True
         self._tokens: set[str] = set()
         self._beats = 0
@@ -145,6 +146,7 @@ class FakeNode:
         match command:
             case PingCommand():
                 self.pings.put(command)
+                self.on_ping(command)
                 if self.answers_pings:
                     done = CommandAnswer(id=command.id, stage=Stage.DONE, fresh=self.token())
                     self.answer(command.id, done)
