@@ -31,8 +31,6 @@ from smartgrid import live
 
 log = structlog.stdlib.get_logger(__name__)
 
-# What the caller of a control request is promised: an answer within this time.
-DEADLINE_S = 8.0
 # Older than this, the newest token may die on the way: the node is asked for another one first.
 TOKEN_GOOD_FOR_S = 8.0
 PING_TIMEOUT_S = 2.0
@@ -107,11 +105,13 @@ def _tell(request_id: str, note: Note) -> None:
 class _Pending:
     order: Order
     claimed_at: float
-    resent: bool = False
+    # Tokens of the refusals `stale` that came for it.
+    stale: set[str] = field(default_factory=set)
 
 
 @dataclass(slots=True)
 class _Ping:
+    node: str
     answered: threading.Event = field(default_factory=threading.Event)
     fresh: str | None = None
 
@@ -123,9 +123,13 @@ class Dispatcher:
         self._link = link
         self._pending: dict[str, _Pending] = {}
         self._pings: dict[str, _Ping] = {}
-        self._arrived: queue.SimpleQueue[tuple[NodeTopics, bytes]] = queue.SimpleQueue()
+        self._arrived: queue.SimpleQueue[tuple[NodeTopics, bytes] | None] = queue.SimpleQueue()
         link.results(lambda topics, payload: self._arrived.put((topics, payload)))
         threading.Thread(target=self._consume, name="answers", daemon=True).start()
+
+    def stop(self) -> None:
+        """Let the consumer of answers end; the link is its owner's to close."""
+        self._arrived.put(None)
 
     def dispatch(self, order: Order) -> None:
         """Send a command, if it is still wanted and the broker is there."""
@@ -159,13 +163,17 @@ class Dispatcher:
         self._link.send(topics, "setpoint", payload, command_id=order.command_id, ttl_s=ttl_s)
 
     def _not_sent(self, order: Order, state: CommandState, why: str) -> None:
-        ControlCommand.objects.filter(pk=order.sequence, state=state).update(state=CommandState.NOT_SENT)
-        _tell(order.request_id, Note(command_id=order.command_id, not_sent=why))
+        taken = ControlCommand.objects.filter(pk=order.sequence, state=state).update(
+            state=CommandState.NOT_SENT
+        )
+        # No row: a second run of the same task, while the first may have sent it.
+        if taken:
+            _tell(order.request_id, Note(command_id=order.command_id, not_sent=why))
 
     def _ping(self, topics: NodeTopics, *, epoch: int) -> str | None:
         """Ask a node for a fresh token; None where it does not answer in time."""
         ping_id = uuid.uuid4().hex
-        ping = self._pings[ping_id] = _Ping()
+        ping = self._pings[ping_id] = _Ping(topics.node)
         command = PingCommand(id=ping_id, epoch=epoch, sent_wall=timezone.now().isoformat())
         try:
             self._link.send(topics, "ping", codec.encode(command), command_id=ping_id, ttl_s=PING_TIMEOUT_S)
@@ -187,8 +195,8 @@ class Dispatcher:
     # --- answers ----------------------------------------------------------------------------------
 
     def _consume(self) -> None:
-        while True:
-            topics, payload = self._arrived.get()
+        while (arrived := self._arrived.get()) is not None:
+            topics, payload = arrived
             try:
                 self._answered(topics, codec.decode(CommandAnswer, payload))
             except WireError as error:
@@ -199,6 +207,9 @@ class Dispatcher:
     def _answered(self, topics: NodeTopics, answer: CommandAnswer) -> None:
         ping = self._pings.get(answer.id)
         if ping is not None:
+            if ping.node != topics.node:
+                log.error("answer_from_another_node", node=topics.node, command=answer.id)
+                return
             ping.fresh = answer.fresh
             ping.answered.set()
             return
@@ -208,33 +219,51 @@ class Dispatcher:
         if pending.order.node != topics.node:
             log.error("answer_from_another_node", node=topics.node, command=answer.id)
             return
-        if (
-            answer.stage is Stage.REFUSED
-            and answer.code == Code.STALE
-            and self._resend(topics, pending, answer)
-        ):
-            return
+        if answer.stage is Stage.REFUSED and answer.code == Code.STALE and answer.fresh is not None:
+            if answer.fresh in pending.stale:
+                # The broker delivers at least once: this refusal has had its effect.
+                return
+            pending.stale.add(answer.fresh)
+            if self._resend(topics, pending, answer.fresh):
+                return
         _tell(pending.order.request_id, Note(command_id=answer.id, answer=answer))
         if answer.stage is not Stage.ACCEPTED:
             self._pending.pop(answer.id, None)
 
-    def _resend(self, topics: NodeTopics, pending: _Pending, answer: CommandAnswer) -> bool:
-        """Once, the same id, soon after its claim: the token had died on the way, nobody wrote anything."""
+    def _resend(self, topics: NodeTopics, pending: _Pending, fresh: str) -> bool:
+        """Once, the same id, soon after its claim: the token had died on the way, nobody wrote anything.
+
+        False where it is not to be sent again, or certainly was not: then the refusal stands.
+        """
+        order = pending.order
         soon = time.monotonic() - pending.claimed_at < RESEND_WITHIN_S
-        if pending.resent or not soon or answer.fresh is None:
+        left_s = (order.deadline - timezone.now()).total_seconds()
+        if len(pending.stale) > 1 or not soon or left_s <= 0:
             return False
-        pending.resent = True
         try:
-            self._send(topics, pending.order, fresh=answer.fresh, ttl_s=RESEND_WITHIN_S)
-        except (LinkUnavailable, SendUnconfirmed):
+            self._send(topics, order, fresh=fresh, ttl_s=left_s)
+        except LinkUnavailable:
             return False
+        except SendUnconfirmed as error:
+            _tell(order.request_id, Note(command_id=order.command_id, lost=error.detail))
         return True
 
 
+_one_at_a_time = threading.Lock()
+
+
 @cache
-def dispatcher() -> Dispatcher:
-    """This process's dispatcher, with its link."""
+def _dispatcher() -> Dispatcher:
     return Dispatcher(node_link())
+
+
+def dispatcher() -> Dispatcher:
+    """This process's dispatcher, with its link.
+
+    The lock: two first tasks in two threads must not make two, of which only one would hear the answers.
+    """
+    with _one_at_a_time:
+        return _dispatcher()
 
 
 def order_encode(order: Order) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from uuid import UUID
 
 import msgspec
 import structlog
-from django.db import transaction
+from django.db import InterfaceError, OperationalError, transaction
 from django.utils import timezone
 
 from control_app.models import ControlCommand, ControlLog, DeviceErrorLog, NodeStream
@@ -20,9 +20,10 @@ from control_app.services import (
     ControlResult,
     command_resolve,
     commands_undelivered,
-    device_value_confirm,
+    confirmed_values,
 )
 from devices_app.models import Device
+from devices_app.services import device_values_confirm
 from edge.wire.messages import (
     DeviceResult,
     Heartbeat,
@@ -35,7 +36,7 @@ from edge.wire.messages import (
 )
 from sites_app.documents import manifest_for, publish_on_commit
 from sites_app.models import Node
-from sites_app.presence import heartbeat_note, presence_note
+from sites_app.presence import central_now, heartbeat_note, presence_note
 from sites_app.selectors import metrics_key
 from sites_app.services import node_presence_record, node_reported_record
 from smartgrid import live
@@ -45,27 +46,35 @@ log = structlog.stdlib.get_logger(__name__)
 # A command whose deadline is this long past can no longer be accepted: the freshness window is over too.
 ACCEPTANCE_OVER_S = 10.0
 METRICS_KEPT_S = 3600
+CATEGORY_LENGTH = 64
+REASON_LENGTH = 500
 
 
 def on_heartbeat(node_id: str, beat: Heartbeat) -> None:
-    heartbeat_note(node_id, beat)
+    heartbeat_note(node_id, beat, at=central_now())
 
 
 def on_presence(node_id: str, presence: Presence, *, retained: bool) -> None:
-    presence_note(node_id, presence, retained=retained)
-    if not retained:
-        node_presence_record(
-            node_id=UUID(node_id), online=presence.online, session=presence.session, boot=presence.boot
-        )
+    """A birth or a will. A retained one tells of a transition too: it came while no inbox was listening."""
+    presence_note(node_id, presence, retained=retained, at=central_now())
+    node_presence_record(
+        node_id=UUID(node_id), online=presence.online, session=presence.session, boot=presence.boot
+    )
 
 
-def on_reported(node_id: str, reported: Reported, *, received: datetime) -> None:
-    """What the node runs: kept, compared with what it should run, and used to settle what was unknown."""
+def on_reported(node_id: str, reported: Reported, *, received: datetime, retained: bool) -> None:
+    """What the node runs: kept, compared with what it should run, and used to settle what was unknown.
+
+    A retained report is as old as its sender's last change, which may be from before a command it did accept:
+    it settles nothing.
+    """
     node = Node.objects.filter(pk=node_id).first()
     if node is None:
         return
     node_reported_record(node=node, reported=msgspec.to_builtins(reported), at=received)
     _publish_what_is_missing(node, reported)
+    if retained:
+        return
     before = received - timedelta(seconds=ACCEPTANCE_OVER_S)
     for command in commands_undelivered(node=node, sequences=reported.sequences, before=before):
         with transaction.atomic():
@@ -87,25 +96,47 @@ def _publish_what_is_missing(node: Node, reported: Reported) -> None:
 def on_log(node_id: str, batch: LogBatch) -> LogAck | None:
     """Take a batch of the control stream exactly once; the acknowledgement to send after the commit.
 
+    A node sends its oldest entries first and one batch at a time, and numbers them without gaps. Each entry
+    is committed together with the stream's position, so a batch that comes again, from another session or to
+    two inboxes at once, adds only what is new. An entry that cannot be taken is logged and passed over: it
+    would be no better the next time, and must not hold up those behind it.
+
     None where the batch cannot be acknowledged: the node is not known here.
     """
-    with transaction.atomic():
-        node = Node.objects.filter(pk=node_id).first()
-        if node is None:
-            return None
-        position, _ = NodeStream.objects.select_for_update().get_or_create(
-            node=node, stream=batch.stream, store=batch.store
-        )
-        tags = {tag for entry in batch.entries for tag in entry.devices}
-        devices = {
-            device.device_tag: device for device in Device.objects.filter(node=node, device_tag__in=tags)
-        }
-        for entry in batch.entries:
-            if entry.seq > position.last:
-                _take_entry(node, entry, devices)
-        position.last = max(position.last, batch.last)
-        position.save(update_fields=["last"])
+    node = Node.objects.filter(pk=node_id).first()
+    if node is None:
+        return None
+    position, _ = NodeStream.objects.get_or_create(node=node, stream=batch.stream, store=batch.store)
+    if batch.first > position.last + 1:
+        # It has deleted them, so they were acknowledged once: this database is older than that.
+        log.error("log_entries_missing", node=node.name, after=position.last, before=batch.first)
+    tags = {tag for entry in batch.entries for tag in entry.devices}
+    devices = {device.device_tag: device for device in Device.objects.filter(node=node, device_tag__in=tags)}
+    for entry in batch.entries:
+        if entry.seq > position.last:
+            _take_once(position, node, entry, devices)
+    _advance(position, batch.last)
+    position.refresh_from_db(fields=["last"])
     return LogAck(stream=batch.stream, store=batch.store, last=position.last)
+
+
+def _take_once(position: NodeStream, node: Node, entry: LogEntry, devices: Mapping[str, Device]) -> None:
+    with transaction.atomic():
+        if not _advance(position, entry.seq):
+            return
+        try:
+            with transaction.atomic():
+                _take_entry(node, entry, devices)
+        except (OperationalError, InterfaceError):
+            # The database's trouble, not the entry's: nothing is kept, and the batch comes again.
+            raise
+        except Exception:  # whatever is odd about one entry, the stream goes on
+            log.exception("log_entry_refused", node=node.name, seq=entry.seq, kind=entry.kind)
+
+
+def _advance(position: NodeStream, seq: int) -> bool:
+    """Move the position up to `seq`; False where it, or another inbox, is there already."""
+    return bool(NodeStream.objects.filter(pk=position.pk, last__lt=seq).update(last=seq))
 
 
 def _take_entry(node: Node, entry: LogEntry, devices: Mapping[str, Device]) -> None:
@@ -118,7 +149,7 @@ def _take_entry(node: Node, entry: LogEntry, devices: Mapping[str, Device]) -> N
             for tag, result in entry.devices.items():
                 if tag in devices:
                     DeviceErrorLog.objects.create(
-                        device=devices[tag], timestamp=_moment(entry), error=_error_text(entry, result)
+                        device=devices[tag], timestamp=_moment(node, entry), error=_error_text(entry, result)
                     )
         case _:
             log.warning("log_entry_of_unknown_kind", node=node.name, kind=entry.kind)
@@ -126,62 +157,69 @@ def _take_entry(node: Node, entry: LogEntry, devices: Mapping[str, Device]) -> N
 
 def _take_result(node: Node, entry: LogEntry) -> None:
     """Usually known already from the answer; the truth where the answer got lost."""
-    if entry.sequence is None or entry.command_id is None:
-        return
-    _confirm_values(node, entry)
-    command = ControlCommand.objects.filter(pk=entry.sequence, node=node, id=entry.command_id).first()
-    if command is not None:
+    command = _command_of(node, entry)
+    if command is not None and str(command.id) == entry.command_id:
         command_resolve(command=command, devices=entry.devices)
+    _confirm_values(node, entry)
 
 
 def _take_watchdog(node: Node, entry: LogEntry) -> None:
     result = ControlResult(
         {tag: None for tag, device in entry.devices.items() if device.ok},
-        {tag: device.reason for tag, device in entry.devices.items() if not device.ok},
+        {tag: _clean(device.reason) for tag, device in entry.devices.items() if not device.ok},
     )
+    command = _command_of(node, entry)
     ControlLog.objects.create(
-        created_at=_moment(entry),
+        created_at=_moment(node, entry),
         site_id=node.site_id,
         node=node,
-        request_id=_request_id(entry),
+        request_id=command.request_id if command is not None else None,
         status=result.status,
-        category=entry.category,
+        category=_clean(entry.category, CATEGORY_LENGTH),
         watchdog=True,
         value=entry.value,
         result=result.body,
-        reason=entry.reason,
+        reason=_clean(entry.reason, REASON_LENGTH),
     )
     _confirm_values(node, entry)
 
 
-def _request_id(entry: LogEntry) -> UUID | None:
-    """The request whose hold lapsed, if this database knows it (it may have been restored)."""
+def _command_of(node: Node, entry: LogEntry) -> ControlCommand | None:
+    """The node's command this entry is about, if this database knows it (it may have been restored)."""
     if entry.sequence is None:
         return None
-    command = ControlCommand.objects.filter(pk=entry.sequence).only("request_id").first()
-    return command.request_id if command is not None else None
+    return ControlCommand.objects.filter(pk=entry.sequence, node=node).first()
 
 
 def _confirm_values(node: Node, entry: LogEntry) -> None:
-    for tag, device in entry.devices.items():
-        if device.ok and device.value is not None:
-            device_value_confirm(node_id=node.pk, tag=tag, value=device.value, up_to=entry.sequence)
+    if entry.sequence is not None:
+        values = confirmed_values(entry.devices)
+        device_values_confirm(node_id=node.pk, values=values, sequence=entry.sequence)
 
 
-def _moment(entry: LogEntry) -> datetime:
-    """When it happened by the node's clock, which may be wrong: never in our future."""
+def _moment(node: Node, entry: LogEntry) -> datetime:
+    """When it happened by the node's clock. Where that cannot be right, in our future or before the node was
+    made, the time of receipt.
+    """
     now = timezone.now()
     try:
         at = datetime.fromisoformat(entry.at)
-    except ValueError:
+        at = (at if at.tzinfo is not None else at.replace(tzinfo=UTC)).astimezone(UTC)
+    except (ValueError, OverflowError):
         return now
-    return min(at if at.tzinfo is not None else at.replace(tzinfo=UTC), now)
+    return at if node.created_at <= at <= now else now
 
 
 def _error_text(entry: LogEntry, result: DeviceResult) -> str:
     if entry.kind == "standing":
-        return f"holds {result.value:g} at first contact, which this node did not set"
-    return result.detail
+        held = "a limit" if result.value is None else f"{result.value:g}"
+        return f"holds {held} at first contact, which this node did not set"
+    return _clean(result.detail)
+
+
+def _clean(text: str, length: int | None = None) -> str:
+    """As the database can keep it: PostgreSQL takes no NUL."""
+    return text.replace("\x00", "")[:length]
 
 
 def on_telemetry(node_id: str, batch: TelemetryBatch, *, received: datetime) -> None:

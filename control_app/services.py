@@ -11,27 +11,27 @@ from uuid import UUID
 
 import msgspec
 import structlog
+from django.conf import settings
 from django.db import connection, transaction
-from django.db.models import Q
 from django.utils import timezone
 from kombu.exceptions import OperationalError
 
-from control_app.dispatch import DEADLINE_S, Order, answers_key, note_read, order_encode
+from control_app.dispatch import Order, answers_key, note_read, order_encode
 from control_app.models import CommandState, ControlCommand, ControlLog, ControlRequest, Status
 from control_app.targets import Targets, offline_nodes, reason, targets_select
-from devices_app.models import Device
+from devices_app.services import device_values_confirm
 from edge.wire.messages import Code, CommandAnswer, DeviceResult, Stage
 from sites_app.models import Node, Site
 from sites_app.presence import NodePresence, central_now, presence_read
-from sites_app.selectors import site_get
 from smartgrid import live
 from smartgrid.api.principal import Principal
 from smartgrid.errors import DispatchUnavailable
 
 log = structlog.stdlib.get_logger(__name__)
 
-# A request still open this long after its deadline has lost its view.
+# Seconds. A request still open this long after its deadline has lost its view.
 SETTLE_AFTER_S = 5.0
+SETTLE_AT_ONCE = 100
 OPEN = (CommandState.QUEUED, CommandState.SENT, CommandState.UNKNOWN)
 
 
@@ -44,9 +44,9 @@ class ControlResult:
 
     @property
     def status(self) -> Status:
-        if not self.not_updated:
-            return Status.SUCCESS
-        return Status.PARTIAL if self.updated else Status.FAILED
+        if not self.updated:
+            return Status.FAILED
+        return Status.PARTIAL if self.not_updated else Status.SUCCESS
 
     @property
     def body(self) -> dict[str, Any]:
@@ -78,14 +78,16 @@ def category_curtail(
     device_tags: Sequence[str] | None,
     why: str = "",
 ) -> ControlResult:
-    """Hold the devices of a category at a value, and tell within eight seconds what became of it.
+    """Hold the devices of a category at a value, and tell within the deadline what became of it.
 
     `NotFound` for a site out of sight or without such devices, `Invalid` for a value no device may take,
     `DispatchUnavailable` where certainly nothing was sent.
     """
     started = time.monotonic()
-    site = site_get(principal=principal, site_id=site_id)
-    targets = targets_select(site=site, category=category, device_tags=device_tags, value=value)
+    within_s = float(settings.SGM_REQUEST_DEADLINE_S)
+    targets = targets_select(
+        principal=principal, site_id=site_id, category=category, device_tags=device_tags, value=value
+    )
     try:
         presence = presence_read(targets.by_node)
     except live.LiveUnavailable as error:
@@ -94,23 +96,25 @@ def category_curtail(
     for node_id, why_not in offline.items():
         for device in targets.by_node[node_id]:
             targets.refused[device.device_tag] = reason(Code.NODE_OFFLINE, why_not)
+    now = timezone.now()
     with transaction.atomic():
         request = ControlRequest.objects.create(
-            site=site,
+            created_at=now,
+            site=targets.site,
             category=category,
             value=value,
             device_tags=None if device_tags is None else list(device_tags),
             reason=why,
             client_id=principal.client_id,
             token_id=principal.token_id,
-            deadline=timezone.now() + timedelta(seconds=DEADLINE_S),
+            deadline=now + timedelta(seconds=within_s),
         )
         commands = _commands_create(request, targets, offline)
     waiting = {str(command.id): _Waiting(command) for command in commands}
     _connection_give_back()
-    _queue(request, site, waiting.values(), presence)
-    _wait(request, waiting, until=started + DEADLINE_S)
-    return _close(request, targets, list(waiting.values()))
+    _queue(request, targets.site, waiting.values(), presence)
+    _wait(request, waiting, until=started + within_s)
+    return _close(request, targets.refused, list(waiting.values()))
 
 
 def _commands_create(
@@ -150,6 +154,7 @@ def _queue(
 ) -> None:
     from control_app.tasks import dispatch_command  # noqa: PLC0415 - tasks import this module
 
+    expires = (request.deadline - request.created_at).total_seconds()
     for item in waiting:
         command, node = item.command, item.command.node
         known = presence[node.pk]
@@ -169,7 +174,7 @@ def _queue(
             reason=request.reason,
         )
         try:
-            dispatch_command.apply_async((order_encode(order),), expires=DEADLINE_S)
+            dispatch_command.apply_async((order_encode(order),), expires=expires)
         except OperationalError as error:
             item.state, item.detail = CommandState.NOT_SENT, f"the task queue does not answer: {error}"
 
@@ -184,12 +189,16 @@ def _wait(request: ControlRequest, waiting: Mapping[str, _Waiting], *, until: fl
             text = live.list_wait(key, timeout_s=left)
         except live.LiveUnavailable as error:
             log.warning("answers_unreachable", request=str(request.pk), error=str(error))
+            for open_item in waiting.values():
+                if not open_item.is_over:
+                    open_item.detail = "the answers cannot be heard: Redis does not answer"
             return
         if text is None:
             return
         note = note_read(text)
         item = waiting.get(note.command_id)
-        if item is None:
+        if item is None or item.is_over:
+            # What is delivered at least once may come again; the first word counts.
             continue
         if note.answer is not None:
             _take_answer(item, note.answer)
@@ -210,16 +219,9 @@ def _take_answer(item: _Waiting, answer: CommandAnswer) -> None:
             item.state, item.code, item.detail = CommandState.REFUSED, str(answer.code), answer.detail
 
 
-def _close(request: ControlRequest, targets: Targets, waiting: list[_Waiting]) -> ControlResult:
+def _close(request: ControlRequest, refused: Mapping[str, str], waiting: Sequence[_Waiting]) -> ControlResult:
     """Write down what is known at the deadline, and say it."""
-    with transaction.atomic():
-        for item in waiting:
-            _command_close(item)
-        result = _result(targets.refused, waiting)
-        ControlRequest.objects.filter(pk=request.pk, status=None).update(
-            status=result.status, result=result.body
-        )
-        _log_request(request, result)
+    result, _ = _request_close(request, refused, waiting)
     sent = [item for item in waiting if item.state is not CommandState.NOT_SENT]
     if waiting and not sent:
         raise DispatchUnavailable(
@@ -228,52 +230,70 @@ def _close(request: ControlRequest, targets: Targets, waiting: list[_Waiting]) -
     return result
 
 
+def _request_close(
+    request: ControlRequest, refused: Mapping[str, str], waiting: Sequence[_Waiting]
+) -> tuple[ControlResult, bool]:
+    """Bring a request and its commands to their end; the result, and whether it was still open.
+
+    Rows are locked in one order by all who write here (commands by their sequence, the request, devices), so
+    that a view and an inbox which learn of the same result at the same moment wait for each other only once.
+    """
+    with transaction.atomic():
+        for item in waiting:
+            _command_close(item)
+        result = _result(refused, waiting, within_s=_within_s(request))
+        taken = ControlRequest.objects.filter(pk=request.pk, status=None).update(
+            status=result.status, result=result.body
+        )
+        if taken:
+            _log_request(request, result)
+        for item in waiting:
+            if item.state is CommandState.DONE:
+                device_values_confirm(
+                    node_id=item.command.node_id,
+                    values=confirmed_values(item.devices),
+                    sequence=item.command.sequence,
+                    is_first_word=True,
+                )
+    return result, bool(taken)
+
+
 def _command_close(item: _Waiting) -> None:
     """Bring the row of a command to what the view knows, against a worker or an inbox that knows more."""
     rows = ControlCommand.objects.filter(pk=item.command.sequence)
-    match item.state:
-        case CommandState.QUEUED:
-            # The deadline: the mirror of the worker's claim decides whether it can still be sent.
-            if rows.filter(state=CommandState.QUEUED).update(state=CommandState.NOT_SENT):
-                item.state, item.detail = CommandState.NOT_SENT, "no worker took it in time"
-            elif rows.filter(state=CommandState.SENT).update(state=CommandState.UNKNOWN):
-                item.state = CommandState.UNKNOWN
-            else:
-                _take_recorded(item)
-        case CommandState.DONE | CommandState.REFUSED:
-            result = msgspec.to_builtins(item.devices)
-            rows.filter(state__in=OPEN).update(state=item.state, result=result)
-            for tag, device in item.devices.items():
-                if device.ok and device.value is not None:
-                    device_value_confirm(
-                        node_id=item.command.node_id,
-                        tag=tag,
-                        value=device.value,
-                        before=item.command.sequence,
-                    )
-        case _:
-            rows.filter(state__in=OPEN).update(state=item.state)
+    if item.state in {CommandState.DONE, CommandState.REFUSED}:
+        result = msgspec.to_builtins(item.devices)
+        if not rows.filter(state__in=OPEN).update(state=item.state, result=result):
+            _take_recorded(item)
+        return
+    # No answer. The mirror of the worker's claim decides whether it can still be sent: at the deadline, where
+    # the queue did not take it (or says so), and where the worker could not send it.
+    if rows.filter(state=CommandState.QUEUED).update(state=CommandState.NOT_SENT):
+        item.state, item.detail = CommandState.NOT_SENT, item.detail or "no worker took it in time"
+    elif rows.filter(state=CommandState.SENT).update(state=CommandState.UNKNOWN):
+        item.state = CommandState.UNKNOWN
+    else:
+        _take_recorded(item)
 
 
 def _take_recorded(item: _Waiting) -> None:
-    """The inbox was faster: the node's control log has told what became of it."""
+    """Another was faster: the worker that could not send it, or the inbox with the node's control log."""
     item.command.refresh_from_db(fields=["state", "result"])
     item.state = CommandState(item.command.state)
     if item.command.result is not None:
         item.devices = msgspec.convert(item.command.result, dict[str, DeviceResult])
 
 
-def device_value_confirm(
-    *, node_id: UUID, tag: str, value: float, before: int | None = None, up_to: int | None = None
-) -> None:
-    """Record the value a device confirmed, unless a later command has confirmed another since."""
-    order = Q(value_sequence=None)
-    order |= Q(value_sequence__lt=before) if before is not None else Q(value_sequence__lte=up_to or 0)
-    sequence = before if before is not None else up_to
-    Device.objects.filter(order, node_id=node_id, device_tag=tag).update(value=value, value_sequence=sequence)
+def confirmed_values(devices: Mapping[str, DeviceResult]) -> dict[str, float]:
+    """Device tag -> value, of those that confirmed one."""
+    return {tag: device.value for tag, device in devices.items() if device.ok and device.value is not None}
 
 
-def _result(refused: Mapping[str, str], waiting: Iterable[_Waiting]) -> ControlResult:
+def _within_s(request: ControlRequest) -> float:
+    return (request.deadline - request.created_at).total_seconds()
+
+
+def _result(refused: Mapping[str, str], waiting: Iterable[_Waiting], *, within_s: float) -> ControlResult:
     updated: dict[str, None] = {}
     not_updated = dict(refused)
     for item in waiting:
@@ -284,25 +304,23 @@ def _result(refused: Mapping[str, str], waiting: Iterable[_Waiting]) -> ControlR
             elif device is not None and not device.ok:
                 not_updated[tag] = device.reason
             else:
-                not_updated[tag] = _why_not(item)
+                not_updated[tag] = _why_not(item, within_s=within_s)
     return ControlResult(updated, not_updated)
 
 
-def _why_not(item: _Waiting) -> str:
+def _why_not(item: _Waiting, *, within_s: float) -> str:
     match item.state:
         case CommandState.REFUSED:
-            return f"{item.code}: {item.detail}"
+            return f"{item.code}: {item.detail}" if item.detail else item.code
         case CommandState.NOT_SENT:
-            return reason(Code.NOT_SENT, item.detail)
-        case CommandState.UNKNOWN if item.accepted:
-            return reason(
-                Code.UNKNOWN, f"the node accepted it, the device did not confirm within {DEADLINE_S:g} s"
-            )
+            return reason(Code.NOT_SENT, item.detail or "no worker took it in time")
         case CommandState.NOT_DELIVERED:
             return reason(Code.NOT_DELIVERED, "the node never accepted it")
-        case _:
-            detail = item.detail or f"no confirmation within {DEADLINE_S:g} s"
+        case _ if item.accepted:
+            detail = f"the node accepted it, the device did not confirm within {within_s:g} s"
             return reason(Code.UNKNOWN, detail)
+        case _:
+            return reason(Code.UNKNOWN, item.detail or f"no confirmation within {within_s:g} s")
 
 
 # --- what comes later ---------------------------------------------------------------------------
@@ -312,42 +330,40 @@ def requests_settle() -> int:
     """Close requests whose view died: what was not claimed was not sent, the rest is unknown. How many."""
     horizon = timezone.now() - timedelta(seconds=SETTLE_AFTER_S)
     closed = 0
-    for request in ControlRequest.objects.filter(status=None, deadline__lt=horizon).order_by("deadline")[
-        :100
-    ]:
-        with transaction.atomic():
-            waiting = [_Waiting(command) for command in request.commands.all()]
-            for item in waiting:
-                _command_close(item)
-            result = _result({}, waiting)
-            taken = ControlRequest.objects.filter(pk=request.pk, status=None).update(
-                status=result.status, result=result.body
-            )
-            if taken:
-                _log_request(request, result)
-                closed += 1
+    lost = ControlRequest.objects.filter(status=None, deadline__lt=horizon).order_by("deadline")
+    for request in lost[:SETTLE_AT_ONCE]:
+        waiting = [_Waiting(command) for command in request.commands.order_by("sequence")]
+        _, taken = _request_close(request, {}, waiting)
+        closed += taken
     return closed
 
 
 def command_resolve(*, command: ControlCommand, devices: Mapping[str, DeviceResult] | None) -> bool:
     """Put down the truth about a command nobody had an answer for. False where it was known already.
 
-    `devices` None: the node never accepted it. The request's answer is corrected, and the correction logged.
+    `devices`: what the node's own log says became of them, which outranks everything but itself. None: its
+    report proves that it never accepted the command, which settles only what is unknown. The request's answer
+    is corrected, and the correction logged. To be called in a transaction.
     """
-    state = CommandState.NOT_DELIVERED if devices is None else CommandState.DONE
-    taken = ControlCommand.objects.filter(pk=command.pk, state__in=OPEN).update(
-        state=state, result=None if devices is None else msgspec.to_builtins(dict(devices))
-    )
+    rows = ControlCommand.objects.filter(pk=command.pk)
+    if devices is None:
+        state, known = CommandState.NOT_DELIVERED, None
+        taken = rows.filter(state=CommandState.UNKNOWN).update(state=state)
+    else:
+        state, known = CommandState.DONE, msgspec.to_builtins(dict(devices))
+        taken = rows.exclude(state=CommandState.DONE).update(state=state, result=known)
     if not taken:
         return False
-    request = ControlRequest.objects.select_for_update().get(pk=command.request_id)
+    request = ControlRequest.objects.select_for_update(no_key=True).get(pk=command.request_id)
     if request.status is None:
         # Its view still waits, and will find this row.
         return True
     item = _Waiting(command, state=state, devices=dict(devices or {}))
-    partial = _result({}, [item])
+    partial = _result({}, [item], within_s=_within_s(request))
     before = request.result or {}
-    updated = before.get("updated", {}) | partial.updated
+    updated = {
+        tag: None for tag in before.get("updated", {}) if tag not in partial.not_updated
+    } | partial.updated
     not_updated = {
         tag: why for tag, why in before.get("not_updated", {}).items() if tag not in partial.updated
     } | partial.not_updated

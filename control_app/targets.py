@@ -10,6 +10,8 @@ from devices_app.models import Device
 from edge.wire.messages import Code
 from sites_app.models import Node, Site
 from sites_app.presence import NodePresence
+from sites_app.selectors import site_get, sites_visible_to
+from smartgrid.api.principal import Principal
 from smartgrid.errors import Invalid, NotFound
 
 
@@ -17,6 +19,7 @@ from smartgrid.errors import Invalid, NotFound
 class Targets:
     """Devices to command by node, and the reason for each device that is not commanded."""
 
+    site: Site
     by_node: dict[UUID, list[Device]]
     nodes: dict[UUID, Node]
     refused: dict[str, str]
@@ -27,19 +30,24 @@ def reason(code: Code, detail: str) -> str:
     return f"{code}: {detail}"
 
 
-def targets_select(*, site: Site, category: str, device_tags: Sequence[str] | None, value: float) -> Targets:
-    """Choose the devices of a request.
+def targets_select(
+    *,
+    principal: Principal,
+    site_id: UUID,
+    category: str,
+    device_tags: Sequence[str] | None,
+    value: float,
+) -> Targets:
+    """Choose the devices of a request, in one query.
 
-    `NotFound` where the site has no device of this category; `Invalid` where the value is outside the range
-    of every device it could reach. Outside some: those answer `range`.
+    `NotFound` for a site out of sight, or without a device of this category; `Invalid` where the value is
+    outside the range of every device it could reach. Outside some: those answer `range`.
     """
-    devices = {
-        device.device_tag: device
-        for device in Device.objects.filter(site=site, category=category)
-        .select_related("node")
-        .order_by("device_tag")
-    }
+    visible = sites_visible_to(principal).filter(pk=site_id).order_by()
+    found = Device.objects.filter(site__in=visible, category=category).select_related("node", "site")
+    devices = {device.device_tag: device for device in found.order_by("device_tag")}
     if not devices:
+        site_get(principal=principal, site_id=site_id)
         raise NotFound(f"This site has no device of category {category!r}.")
     refused: dict[str, str] = {}
     chosen = _chosen(devices, device_tags, category, refused)
@@ -65,7 +73,8 @@ def targets_select(*, site: Site, category: str, device_tags: Sequence[str] | No
     by_node: dict[UUID, list[Device]] = {}
     for device in in_range:
         by_node.setdefault(device.node_id, []).append(device)
-    return Targets(by_node, {device.node_id: device.node for device in in_range}, refused)
+    site = next(iter(devices.values())).site
+    return Targets(site, by_node, {device.node_id: device.node for device in in_range}, refused)
 
 
 def _chosen(

@@ -10,7 +10,7 @@ from control_app.dispatch import dispatcher, order_decode
 from control_app.services import requests_settle
 
 
-@shared_task(name="control_app.tasks.dispatch_command", queue="control")  # type: ignore[untyped-decorator]
+@shared_task(name="control_app.tasks.dispatch_command")  # type: ignore[untyped-decorator]
 def dispatch_command(order: dict[str, Any]) -> None:
     """Send one command; the claim of its row makes a second run harmless."""
     dispatcher().dispatch(order_decode(order))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Mapping
 from typing import Any, TypedDict, Unpack
 
 import structlog
 from django.db import transaction
+from django.db.models import Q
 
 from devices_app.models import Device, DeviceType
 from sites_app.documents import node_documents_render
@@ -137,13 +139,28 @@ def device_update(*, device: Device, **changes: Unpack[DeviceChanges]) -> Device
     return device
 
 
-def device_value_confirm(*, device: Device, value: float, sequence: int | None) -> bool:
-    """Record the last value the edge confirmed. False where a later one is recorded already."""
-    rows = Device.objects.filter(pk=device.pk)
-    if sequence is not None:
-        rows = rows.exclude(value_sequence__gt=sequence)
-        return rows.update(value=value, value_sequence=sequence) == 1
-    return rows.update(value=value) == 1
+def device_values_confirm(
+    *, node_id: uuid.UUID, values: Mapping[str, float], sequence: int, is_first_word: bool = False
+) -> None:
+    """Record the values (device tag -> value) a node's devices confirmed under the command of this sequence.
+
+    A device for which a later command has confirmed another is left alone; so is, with `is_first_word`, one
+    of which something was recorded under this very sequence: the first word about a command is its answer,
+    and the node's log goes on to tell how its hold ended.
+    """
+    if not values:
+        return
+    devices = Device.objects.filter(node_id=node_id)
+    if len(values) > 1:
+        # In one order for all, so that two requests for the same devices do not wait for each other.
+        ordered = devices.filter(device_tag__in=values).order_by("pk").select_for_update(no_key=True)
+        list(ordered.values_list("pk", flat=True))
+    earlier = Q(value_sequence__lt=sequence) if is_first_word else Q(value_sequence__lte=sequence)
+    for value in sorted(set(values.values())):
+        tags = [tag for tag in values if values[tag] == value]
+        devices.filter(Q(value_sequence=None) | earlier, device_tag__in=tags).update(
+            value=value, value_sequence=sequence
+        )
 
 
 def _device_store(device: Device) -> None:

@@ -12,7 +12,7 @@ import atexit
 import threading
 import uuid
 from collections.abc import Callable
-from concurrent.futures import TimeoutError as FutureTimeoutError
+from concurrent.futures import CancelledError, TimeoutError as FutureTimeoutError
 from functools import cache
 from typing import Protocol
 
@@ -79,9 +79,10 @@ class BrokerConnection:
         self._thread.start()
 
     def stop(self) -> None:
-        """Say good-bye to the broker and end the thread."""
-        self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(timeout=5)
+        """Say good-bye to the broker and end the thread. A second time is harmless."""
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._stop.set)
+            self._thread.join(timeout=5)
 
     @property
     def is_connected(self) -> bool:
@@ -118,14 +119,25 @@ class BrokerConnection:
             response_topic=response_topic,
             correlation=correlation,
         )
-        future = asyncio.run_coroutine_threadsafe(sending, self._loop)
+        try:
+            future = asyncio.run_coroutine_threadsafe(sending, self._loop)
+        except RuntimeError as error:  # the loop is closed: the process ends
+            sending.close()
+            raise LinkUnavailable("The connection to the message broker is closed.") from error
         try:
             future.result(PUBLISH_TIMEOUT_S)
-        except (LinkDown, FutureTimeoutError) as error:
-            raise SendUnconfirmed(f"The message broker did not confirm: {error}") from error
+        except FutureTimeoutError as error:
+            raise SendUnconfirmed(
+                f"The message broker did not confirm within {PUBLISH_TIMEOUT_S:g} s."
+            ) from error
+        except (LinkDown, CancelledError) as error:
+            raise SendUnconfirmed(f"The connection to the message broker broke: {error}") from error
 
     def _run(self) -> None:
-        self._loop.run_until_complete(self._keep_open())
+        try:
+            self._loop.run_until_complete(self._keep_open())
+        finally:
+            self._loop.close()
 
     async def _keep_open(self) -> None:
         stopping = asyncio.ensure_future(self._stop.wait())
@@ -139,6 +151,8 @@ class BrokerConnection:
                 log.warning("broker_connection_lost", client=self._identifier, error=str(error))
             except asyncio.CancelledError:
                 return
+            except Exception:  # the top of this thread: it must live as long as the process
+                log.exception("broker_connection_failed", client=self._identifier)
             await asyncio.wait({stopping}, timeout=RECONNECT_S)
 
     async def _serve(self) -> None:
@@ -207,6 +221,8 @@ class MqttNodeLink:
         )
 
     def put_desired(self, topics: NodeTopics, name: str, payload: bytes) -> None:
+        if not self.is_up:
+            raise LinkUnavailable("There is no connection to the message broker.")
         self._connection.publish(topics.document(name), payload, retain=True)
 
     def _message(self, message: Incoming) -> None:
@@ -215,9 +231,17 @@ class MqttNodeLink:
             self._on_result(found[0], message.payload)
 
 
+_one_at_a_time = threading.Lock()
+
+
 @cache
-def node_link() -> MqttNodeLink:
-    """This process's link, opened at the first use."""
+def _node_link() -> MqttNodeLink:
     link = MqttNodeLink(broker_for(settings.SGM_MQTT_WORKER_USERNAME, settings.SGM_MQTT_WORKER_PASSWORD))
     atexit.register(link.stop)
     return link
+
+
+def node_link() -> MqttNodeLink:
+    """This process's link, opened at the first use, by whichever thread comes first."""
+    with _one_at_a_time:
+        return _node_link()

@@ -72,15 +72,16 @@ def central_now() -> float:
     return time.time()
 
 
-def heartbeat_note(node_id: str, beat: Heartbeat) -> None:
-    now = f"{central_now():.3f}"
+def heartbeat_note(node_id: str, beat: Heartbeat, *, at: float) -> None:
+    """Keep a sign of life and its token, as of this moment of central's clock."""
+    now = f"{at:.3f}"
     fields = {"session": beat.session, "hb_at": now, "fresh": beat.fresh, "fresh_at": now}
     live.hash_write(node_key(node_id), fields, expires_s=FORGET_AFTER_S)
 
 
-def presence_note(node_id: str, presence: Presence, *, retained: bool) -> None:
+def presence_note(node_id: str, presence: Presence, *, retained: bool, at: float) -> None:
     """A birth or a will. A retained one tells nothing about now: its token is not taken."""
-    now = f"{central_now():.3f}"
+    now = f"{at:.3f}"
     if not presence.online:
         fields = {"offline_session": presence.session, "offline_at": now}
     elif retained:

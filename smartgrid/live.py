@@ -17,6 +17,7 @@ from smartgrid.errors import Unavailable
 
 CONNECT_TIMEOUT_S = 0.5
 ANSWER_TIMEOUT_S = 1.0
+LONGEST_WAIT_S = 12.0
 
 
 class LiveUnavailable(Unavailable):
@@ -94,19 +95,19 @@ def list_push(key: str, value: str, *, expires_s: int) -> None:
 
 @cache
 def _waiting_client() -> redis.Redis:
-    """Connections for those who block: the server ends the wait, not the socket."""
+    """Connections for those who block: the server ends the wait, and the socket only where that hangs."""
     return redis.Redis.from_url(
         settings.SGM_REDIS_URL,
         decode_responses=True,
         socket_connect_timeout=CONNECT_TIMEOUT_S,
-        socket_timeout=None,
+        socket_timeout=LONGEST_WAIT_S + ANSWER_TIMEOUT_S,
         socket_keepalive=True,
         retry=Retry(NoBackoff(), 0),
     )
 
 
 def list_wait(key: str, *, timeout_s: float) -> str | None:
-    """Take the first of a list, waiting for one at most `timeout_s`; None where none came."""
+    """Take the first of a list, waiting for one at most `timeout_s` (up to 12); None where none came."""
     try:
         found = _waiting_client().blpop([key], timeout=max(0.01, timeout_s))
     except redis.RedisError as error:

@@ -12,6 +12,7 @@ from django.conf import global_settings
 from smartgrid.env import (
     env_bool,
     env_database,
+    env_int,
     env_json,
     env_list,
     env_secret,
@@ -130,12 +131,16 @@ CELERY_TIMEZONE = "UTC"
 CELERY_TASK_ACKS_LATE = False
 CELERY_TASK_DEFAULT_QUEUE = "sync"
 CELERY_TASK_QUEUES: dict[str, dict[str, str]] = {"control": {}, "sync": {}}
+CELERY_TASK_ROUTES = {"control_app.tasks.dispatch_command": {"queue": "control"}}
 CELERY_TASK_CREATE_MISSING_QUEUES = False
 CELERY_WORKER_PREFETCH_MULTIPLIER = 1
 if DATABASES["default"]["ENGINE"].endswith("sqlite3"):
     # Celery closes a thread's database connection after each task. That gives a pooled one back; a SQLite file
     # would be opened anew for each command, which costs more than the command's own query.
     CELERY_DB_REUSE_MAX = 100_000
+
+# Seconds within which a control request is answered. Tokens of nodes outlive it (15 s), so no more than that.
+SGM_REQUEST_DEADLINE_S: float = env_int("SGM_REQUEST_DEADLINE_S", default=8, minimum=1, maximum=12)
 
 # --- MQTT -----------------------------------------------------------------------------------------------
 

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import itertools
+import uuid
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Any, Unpack
 
+from django.utils import timezone
 from rest_framework.test import APIClient
 
+from control_app.models import (
+    CommandState,
+    ControlCommand,
+    ControlLog,
+    ControlRequest,
+    DeviceErrorLog,
+    Status,
+)
 from devices_app.models import Device, DeviceType
 from devices_app.services import DeviceFields, DeviceTypeFields, device_create, device_type_create
 from sites_app.models import ManagementToken, Node, Site
@@ -96,6 +107,65 @@ def principal_of_token(token: ManagementToken) -> Principal:
     return Principal(client_id="test-client", token_id=token.pk, is_root=False)
 
 
+def control_request_make(
+    *,
+    site: Site | None = None,
+    value: float = 50,
+    deadline_in_s: float = 8,
+    result: dict[str, Any] | None = None,
+    status: Status | None = None,
+) -> ControlRequest:
+    """A request under way, or closed with this result and status."""
+    deadline = timezone.now() + timedelta(seconds=deadline_in_s)
+    return ControlRequest.objects.create(
+        created_at=deadline - timedelta(seconds=8),
+        site=site or site_make(),
+        category="inverter",
+        value=value,
+        client_id="test-client",
+        deadline=deadline,
+        status=status,
+        result=result,
+    )
+
+
+def control_command_make(
+    *devices: Device,
+    request: ControlRequest | None = None,
+    state: CommandState = CommandState.SENT,
+    value: float = 50,
+) -> ControlCommand:
+    """A command to these devices, which are of one node."""
+    node = devices[0].node
+    request = request or control_request_make(site=node.site, value=value)
+    return ControlCommand.objects.create(
+        request=request,
+        node=node,
+        epoch=node.epoch,
+        values={device.device_tag: value for device in devices},
+        deadline=request.deadline,
+        state=state,
+    )
+
+
+def control_log_make(
+    *, site: Site, at: datetime | None = None, value: float = 50, **fields: Any
+) -> ControlLog:
+    given: dict[str, Any] = {
+        "status": Status.SUCCESS,
+        "category": "inverter",
+        "result": {"updated": {"SMA_STP60_01": None}, "not_updated": {}},
+    }
+    given.update(fields)
+    return ControlLog.objects.create(site=site, created_at=at or timezone.now(), value=value, **given)
+
+
+def device_error_make(
+    *, device: Device, at: datetime | None = None, error: str = "no answer"
+) -> DeviceErrorLog:
+    return DeviceErrorLog.objects.create(device=device, timestamp=at or timezone.now(), error=error)
+
+
 def client_of(principal: Principal) -> APIClient:
     """A client behind both credentials; those have tests of their own."""
     client = APIClient()
@@ -134,11 +204,13 @@ class Story:
         return client_of(principal_of_token(self.token_nothing))
 
 
-def story_make() -> Story:
+def story_make(*, node_ids: tuple[uuid.UUID, uuid.UUID] | None = None) -> Story:
+    """`node_ids`: where the nodes must be known to a broker already."""
+    id_a, id_b = node_ids or (uuid.uuid4(), uuid.uuid4())
     site_a = site_make(site_tag="solarpanel_site_a", name="Solar Panel Site A", curtailment_time_limit=60)
     site_b = site_make(site_tag="solarpanel_site_b", name="Solar Panel Site B", curtailment_time_limit=90)
-    node_a = node_make(site=site_a, name="node-01", iothub="iothub-euw-polaris-engineering")
-    node_b = node_make(site=site_b, name="node-02", iothub="iothub-euw-polaris-engineering")
+    node_a = node_make(site=site_a, id=id_a, name="node-01", iothub="iothub-euw-polaris-engineering")
+    node_b = node_make(site=site_b, id=id_b, name="node-02", iothub="iothub-euw-polaris-engineering")
     return Story(
         site_a=site_a,
         site_b=site_b,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
 
 from cryptography.fernet import Fernet
 
@@ -12,6 +15,12 @@ os.environ.setdefault(
 )
 
 from smartgrid.settings import *  # noqa: F403 - all of them
+
+if DATABASES["default"]["ENGINE"].endswith("sqlite3"):  # noqa: F405
+    # A file, as in production: SQLite in memory locks whole tables between threads.
+    _directory = tempfile.mkdtemp(prefix="sgm-test-")
+    atexit.register(shutil.rmtree, _directory, ignore_errors=True)
+    DATABASES["default"]["TEST"] = {"NAME": f"{_directory}/test.sqlite3"}  # noqa: F405
 
 SGM_TENANT = "tenant-123"
 SGM_ROOT_TOKENS = ["root-token-for-tests-one-0123456789", "root-token-for-tests-two-0123456789"]

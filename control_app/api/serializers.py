@@ -34,7 +34,10 @@ class StrictNumberField(serializers.Field[float, Any, Any, Any]):
 
 
 class StrictCharField(serializers.CharField):
-    """A JSON string; DRF's own takes numbers for one."""
+    """A JSON string as it was sent; DRF's own takes numbers for one, and cuts blanks off."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(trim_whitespace=False, **options)
 
     def to_internal_value(self, data: Any) -> str:
         if not isinstance(data, str):
@@ -44,6 +47,8 @@ class StrictCharField(serializers.CharField):
 
 class CurtailCategoryInput(serializers.Serializer[Any]):
     value = StrictNumberField()
+    # Named beyond the guide; kW would be taken for percent if it were passed over in silence.
+    unit = serializers.ChoiceField(choices=["percent"], required=False)
     category = StrictCharField(max_length=64)
     device_tags = serializers.ListField(
         child=StrictCharField(max_length=64), required=False, allow_empty=False, max_length=MAX_TAGS

@@ -9,7 +9,7 @@ from devices_app.services import (
     device_type_update,
     device_types_sync,
     device_update,
-    device_value_confirm,
+    device_values_confirm,
 )
 from edge.profiles.loader import load_all
 from edge.wire.messages import DeviceConfig, NodeConfig
@@ -159,8 +159,8 @@ def test_changed_profile_reaches_nodes_with_devices_of_the_type_only():
 
 def test_confirmed_value_of_an_older_request_does_not_replace_a_newer():
     device = device_make()
-    assert device_value_confirm(device=device, value=50, sequence=7)
-    assert not device_value_confirm(device=device, value=80, sequence=6)
+    device_values_confirm(node_id=device.node_id, values={device.device_tag: 50}, sequence=7)
+    device_values_confirm(node_id=device.node_id, values={device.device_tag: 80}, sequence=6)
     assert Device.objects.get(pk=device.pk).value == 50
 
 

@@ -6,6 +6,7 @@ import queue
 import signal
 import threading
 from typing import Any
+from uuid import UUID
 
 import structlog
 from django.conf import settings
@@ -70,6 +71,9 @@ class Inbox:
         if found is None:
             return
         topics, leaf = found
+        if not _is_node_id(topics.node):
+            log.warning("message_of_no_node", topic=message.topic)
+            return
         if leaf in {"hb", "tele"} and self._arrived.qsize() > BACKLOG:
             return
         try:
@@ -93,7 +97,9 @@ class Inbox:
             case "presence":
                 inbox.on_presence(node_id, codec.decode(Presence, payload), retained=message.retain)
             case "reported":
-                inbox.on_reported(node_id, codec.decode(Reported, payload), received=timezone.now())
+                inbox.on_reported(
+                    node_id, codec.decode(Reported, payload), received=timezone.now(), retained=message.retain
+                )
             case "tele":
                 inbox.on_telemetry(node_id, codec.decode(TelemetryBatch, payload), received=timezone.now())
             case "log":
@@ -109,3 +115,11 @@ class Inbox:
         except (LinkUnavailable, SendUnconfirmed) as error:
             # The node sends the batch again, and it will be found to be there.
             log.warning("log_not_acknowledged", node=topics.node, error=error.detail)
+
+
+def _is_node_id(level: str) -> bool:
+    """Tell whether this is a UUID in the one spelling that nodes are addressed by."""
+    try:
+        return str(UUID(level)) == level
+    except ValueError:
+        return False
