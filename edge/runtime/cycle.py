@@ -412,7 +412,7 @@ class Cycle:
             group.waiting.add(event.tag)
             unit.lapse_group, unit.fallback_owed = group, event
 
-    def take_up_lapses(self) -> None:
+    def _take_up_lapses(self) -> None:
         """After a restart: fallbacks that were owed when the process ended are owed still, and are logged."""
         now = self._clock.now()
         owing = [
@@ -494,6 +494,7 @@ class Cycle:
         for unit in self.units.values():
             schedule = schedules.get(unit.settings.category, Schedule())
             unit.state = replace(unit.state, schedule=schedule)
+        self._take_up_lapses()
         self.turn()
 
     @property
