@@ -11,13 +11,13 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Awaitable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 import structlog
 
 from edge.drivers.base import Driver, Session
-from edge.drivers.errors import DeviceRefused, DeviceUnreachable, DriverError, ReadingInvalid
+from edge.drivers.errors import DeviceRefused, DeviceUnreachable, ReadingInvalid
 from edge.runtime.clock import Clock
 from edge.wire.messages import Code
 
@@ -31,6 +31,8 @@ RECONNECT_SLOWEST_S = 300.0
 TRIES = 3
 RETRY_S = 1.0
 RETRY_SLOWEST_S = 300.0
+# A device that does not answer, on a line it shares, may take this part of the line's time.
+SHARE_OF_SILENT = 0.2
 # What one poll command may take on a healthy line, on top of the gap, when room is kept for a known write.
 POLL_ALLOWANCE_S = 0.1
 
@@ -99,7 +101,19 @@ class _Member:
     poll_due: float = 0.0
     contact_due: float = 0.0
     contact_tries: int = 0
-    reserved: dict[str, float] = field(default_factory=dict)
+    quiet_until: float = 0.0  # it did not answer, and is left alone until then
+    quiet_s: float = RECONNECT_S
+    silent_since: float | None = None
+    reserved_at: float | None = None
+
+    def look_due(self) -> float:
+        """When it is to be polled, or to be contacted first."""
+        return self.poll_due if self.known else self.contact_due
+
+
+def _backed_off(tries: int) -> float:
+    """Seconds to wait after so many tries. Doubling has an end: a float overflows within days of trying."""
+    return min(RETRY_S * 2.0 ** min(tries, 30), RETRY_SLOWEST_S)
 
 
 class Bus:
@@ -145,20 +159,22 @@ class Bus:
         self._tickets += 1
         member.write = _Write(self._tickets, value, verify)
         member.written = None
+        now = self._clock.boottime_s()
         member.contact_due = 0.0
+        member.quiet_until = min(member.quiet_until, now + RECONNECT_S)
         if self._endpoint is not None and not self._endpoint.connected:
-            self._connect_due = min(self._connect_due, self._clock.boottime_s() + RECONNECT_S)
+            self._connect_due = min(self._connect_due, now + RECONNECT_S)
         self._wake.set()
         return self._tickets
 
     def withdraw(self, tag: str) -> None:
-        """Nothing is owed to this device any more."""
-        self._members[tag].write = None
+        """Nothing is owed to this device any more, neither a write nor its confirmation."""
+        member = self._members[tag]
+        member.write = member.written = None
 
     def reserve(self, tag: str, at_boottime_s: float | None) -> None:
         """A write will be wanted at this moment: keep the line free for it."""
-        member = self._members[tag]
-        member.reserved = {} if at_boottime_s is None else {"next": at_boottime_s}
+        self._members[tag].reserved_at = at_boottime_s
 
     # --- the line ---------------------------------------------------------------------------------
 
@@ -179,9 +195,12 @@ class Bus:
         busy_until = poll_starts + POLL_ALLOWANCE_S + self._min_gap_s
         now = self._clock.boottime_s()
         for member in self._members.values():
+            if member.quiet_until > now:
+                continue
             if member.written is not None or (member.write is not None and member.write.not_before <= now):
                 return True
-            if self._min_gap_s > 0 and any(now < at < busy_until for at in member.reserved.values()):
+            at = member.reserved_at
+            if self._min_gap_s > 0 and at is not None and now < at < busy_until:
                 return True
         return False
 
@@ -213,40 +232,59 @@ class Bus:
             else:
                 await self._connect(endpoint)
             return
-        job, due = self._next(now)
-        if job is None:
-            await self._pause(max(0.0, min(due - now, 60.0)))
+        member, job = self._next(endpoint, now)
+        if member is None or job is None:
+            await self._pause(max(0.0, min(self._next_due(now) - now, 60.0)))
             return
         try:
             await job
         except DeviceUnreachable as error:
-            # Raised by the session itself: it is closed now, and every device behind it is out of reach.
-            self._session_lost(str(error))
+            # Whoever raises it has closed the session.
+            self._unanswered(member, str(error), took_s=self._clock.boottime_s() - now)
 
-    def _next(self, now: float) -> tuple[Awaitable[object] | None, float]:
-        """The next job of the line, or when there will be one."""
+    def _next(self, endpoint: Session, now: float) -> tuple[_Member, Awaitable[object]] | tuple[None, None]:
+        """The next job of the line, if there is one now."""
+        ready = [member for member in self._members.values() if member.quiet_until <= now]
+        writes = [
+            (member.reachable is False, member.write.not_before, number)
+            for number, member in enumerate(ready)
+            if member.write is not None and member.write.not_before <= now
+        ]
+        if writes:
+            # Those who answered last go first: a silent device keeps the line for its whole timeout.
+            member = ready[min(writes)[2]]
+            assert member.write is not None
+            return member, self._write(member, member.write)
+        for member in ready:
+            if member.written is not None:
+                return member, self._read_back(member, member.written)
+        if not ready:
+            return None, None
+        # The longest overdue first, or one slow device would take the line from those after it.
+        member = min(ready, key=_Member.look_due)
+        # The gap of the last command may still run: what counts is when the poll could really start.
+        if member.look_due() > now or self._line_is_wanted(max(now, endpoint.next_command_at)):
+            return None, None
+        return member, self._poll(member) if member.known else self._contact(member)
+
+    def _next_due(self, now: float) -> float:
+        """When there may be a job, while there is none now."""
         due = math.inf
         for member in self._members.values():
+            # Held back by a reserved line: look again when a gap has passed.
+            look = member.look_due()
+            moment = look if look > now else now + self._min_gap_s
             if member.write is not None:
-                if member.write.not_before <= now:
-                    return self._write(member, member.write), now
-                due = min(due, member.write.not_before)
-        for member in self._members.values():
-            if member.written is not None:
-                return self._read_back(member, member.written), now
-        for member in self._members.values():
-            moment = member.poll_due if member.known else member.contact_due
-            if moment <= now and not self._line_is_wanted(now):
-                return (self._poll(member) if member.known else self._contact(member)), now
-            # Held back by a reserved line: look again when the reservation is due.
-            due = min(due, max(moment, now + self._min_gap_s) if moment <= now else moment)
-        return None, due
+                moment = min(moment, member.write.not_before)
+            due = min(due, max(moment, member.quiet_until))
+        return due
 
     async def _connect(self, endpoint: Session) -> None:
+        started = self._clock.boottime_s()
         try:
             await endpoint.connect()
         except DeviceUnreachable as error:
-            self._session_lost(str(error))
+            self._endpoint_lost(str(error), tried_at=started)
             return
         self._lost_at = None
         self._connect_wait = RECONNECT_S
@@ -254,7 +292,8 @@ class Bus:
             # Another session may lead to a device that has restarted meanwhile.
             member.known, member.contact_due = False, 0.0
 
-    def _session_lost(self, reason: str) -> None:
+    def _endpoint_lost(self, reason: str, *, tried_at: float) -> None:
+        """Nobody takes connections there: every device behind it is out of reach."""
         now = self._clock.boottime_s()
         if self._lost_at is None:
             self._lost_at = now
@@ -265,17 +304,43 @@ class Bus:
             self._connect_wait = RECONNECT_S
         else:
             self._connect_wait = min(self._connect_wait * 2, RECONNECT_SLOWEST_S)
-        self._connect_due = now + self._connect_wait
+        self._connect_due = max(now, tried_at + self._connect_wait)
         for member in self._members.values():
-            member.known = False
-            if member.written is not None:
-                # Written but not confirmed: owed again, unless a newer write has taken its place.
-                member.write = member.write or member.written
-                member.written = None
-            if member.write is not None:
-                self._failed(member, member.write, Code.WRITE_FAILED, reason)
-                member.write.not_before = 0.0
-            self._tell_lost(member, reason)
+            self._member_lost(member, reason)
+
+    def _unanswered(self, member: _Member, reason: str, *, took_s: float) -> None:
+        """One device did not answer, which ended the session. Those who share the line go on at once."""
+        now = self._clock.boottime_s()
+        if member.silent_since is None:
+            member.silent_since, member.quiet_s = now, RECONNECT_S
+        self._member_lost(member, reason)
+        if member.write is None and now - member.silent_since >= RECONNECT_EAGERLY_FOR_S:
+            member.quiet_s = min(member.quiet_s * 2, RECONNECT_SLOWEST_S)
+        else:
+            member.quiet_s = RECONNECT_S
+        member.quiet_until = now + member.quiet_s
+        others = [other for other in self._members.values() if other is not member]
+        if others:
+            member.quiet_until = max(member.quiet_until, now + took_s * (1 / SHARE_OF_SILENT - 1))
+        for other in others:
+            # The device they share may have restarted.
+            other.known, other.contact_due = False, 0.0
+        self._connect_due = min((each.quiet_until for each in self._members.values()), default=now)
+
+    def _member_lost(self, member: _Member, reason: str) -> None:
+        member.known = False
+        if member.written is not None:
+            # Written but not confirmed: owed again, unless a newer write has taken its place.
+            member.write = member.write or member.written
+            member.written = None
+        if member.write is not None:
+            member.write.not_before = 0.0
+            self._failed(member, member.write, Code.WRITE_FAILED, reason)
+        self._tell_lost(member, reason)
+
+    def _answered(self, member: _Member) -> None:
+        member.reachable = True
+        member.silent_since = None
 
     def _tell_lost(self, member: _Member, reason: str) -> None:
         if member.reachable is not False:
@@ -292,29 +357,34 @@ class Bus:
         except (DeviceRefused, ReadingInvalid) as error:
             member.refused = str(error)
             member.contact_tries += 1
-            wait = min(RETRY_S * 2**member.contact_tries, RETRY_SLOWEST_S)
-            member.contact_due = self._clock.boottime_s() + wait
+            member.contact_due = self._clock.boottime_s() + _backed_off(member.contact_tries)
             self._tell_lost(member, str(error))
             return False
         member.known, member.refused, member.contact_tries = True, "", 0
-        member.reachable = True
+        self._answered(member)
         self._listener.contact(member.tag, standing=standing)
         return True
 
     async def _write(self, member: _Member, write: _Write) -> None:
         if not member.known:
             if not await self._contact(member):
-                self._retry(member, write, Code.WRITE_FAILED, member.refused)
+                if member.write is write:
+                    self._retry(member, write, Code.WRITE_FAILED, member.refused)
                 return
             if member.write is not write:
                 # What the device was found to hold may have changed what is wanted.
                 return
         try:
-            if write.verify and await self._holds(member, write):
-                return
+            if write.verify:
+                if await self._holds(member, write):
+                    return
+                if member.write is not write:
+                    # Replaced or withdrawn while the device was being asked.
+                    return
             await member.driver.write(write.value)
-        except DeviceRefused as error:
-            self._retry(member, write, Code.WRITE_FAILED, str(error))
+        except (DeviceRefused, ReadingInvalid) as error:
+            if member.write is write:
+                self._retry(member, write, Code.WRITE_FAILED, str(error))
             return
         except DeviceUnreachable:
             if not write.resent and member.write is write:
@@ -324,6 +394,7 @@ class Bus:
                 await self._reopen()
                 return
             raise
+        self._answered(member)
         if member.write is write:
             member.write = None
             member.written = write
@@ -347,10 +418,13 @@ class Bus:
         try:
             readback = await member.driver.read_setpoint()
         except (DeviceRefused, ReadingInvalid) as error:
-            member.written = None
-            self._retry(member, write, Code.READBACK_MISMATCH, f"the value cannot be read back: {error}")
+            if member.written is write:
+                member.written = None
+                detail = f"the value cannot be read back: {error}"
+                self._retry(member, write, Code.READBACK_MISMATCH, detail)
             return
         if member.written is not write:
+            # A newer write took its place, or nothing is owed any more.
             return
         member.written = None
         if readback is not None and abs(readback - write.value) > member.tolerance:
@@ -360,12 +434,10 @@ class Bus:
         self._listener.wrote(member.tag, WriteOutcome(write.ticket, write.value, readback=readback))
 
     def _retry(self, member: _Member, write: _Write, code: Code, detail: str) -> None:
-        """The device answered, and not as wanted: try again, ever more slowly, unless a newer write waits."""
-        if member.write is not None and member.write is not write:
-            return
+        """The device answered, and not as wanted: try again, ever more slowly."""
         write.tries += 1
         write.verify = False
-        wait = RETRY_S if write.tries < TRIES else min(RETRY_S * 2.0**write.tries, RETRY_SLOWEST_S)
+        wait = RETRY_S if write.tries < TRIES else _backed_off(write.tries)
         write.not_before = self._clock.boottime_s() + wait
         member.write = write
         if code is Code.WRITE_FAILED or write.tries >= TRIES:
@@ -392,13 +464,10 @@ class Bus:
         except PollPreempted:
             member.poll_due = now
             return
-        except DriverError as error:
-            if isinstance(error, DeviceUnreachable):
-                raise
+        except (DeviceRefused, ReadingInvalid) as error:
             self._tell_lost(member, str(error))
             return
         finally:
             self._polling = False
-        if member.reachable is False:
-            member.reachable = True
+        self._answered(member)
         self._listener.polled(member.tag, PollResult(readings, readback))

@@ -14,11 +14,16 @@ from edge.core.commands import Lifetime, WriteClass
 from edge.core.cyclic import MAX_PERIOD_S, MIN_PERIOD_S
 from edge.core.schedule import Schedule
 from edge.core.watchdog import MAX_TIME_LIMIT_S, MIN_TIME_LIMIT_S, is_time_limit
+from edge.drivers.registry import DRIVERS
 from edge.profiles.model import Limit, Profile, ProfileError, Protocol, profile_from_builtins
 from edge.runtime.documents import CONFIG, SCHEDULES, DocumentRefused
 from edge.wire.messages import DeviceConfig, Document, NodeConfig, ScheduleBody, SiteConfig
 
 DEFAULT_TOLERANCE = 0.5
+MAX_PORT = 65535
+MAX_UNIT = 255
+# A reading older than 15 min is never served as current.
+MIN_POLL_S, MAX_POLL_S = 0.1, 900.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +88,9 @@ def _device(raw: dict[str, object], config: NodeConfig) -> Planned:
         raise DocumentRefused(f"profile {error} is not in the configuration") from error
     except (msgspec.ValidationError, ProfileError) as error:
         raise DocumentRefused(str(error)) from error
+    if profile.protocol not in DRIVERS:
+        raise DocumentRefused(f"this node's software does not speak {profile.protocol.value}")
+    _check_address(device)
     if not device.min_value <= device.default_value <= device.max_value:
         raise DocumentRefused("expected min_value <= default_value <= max_value")
     limit = profile.limit
@@ -92,6 +100,22 @@ def _device(raw: dict[str, object], config: NodeConfig) -> Planned:
     except ValueError as error:
         raise DocumentRefused(str(error)) from error
     return Planned(device, profile, settings)
+
+
+def _check_address(device: DeviceConfig) -> None:
+    """Refuse what no connection could be made of; the line would end over it, and the node with it."""
+    try:
+        resolvable = bool(device.host) and "\0" not in device.host and bool(device.host.encode("idna"))
+    except UnicodeError:
+        resolvable = False
+    if not resolvable:
+        raise DocumentRefused(f"host {device.host!r}: expected a name or an address")
+    if not 1 <= device.port <= MAX_PORT:
+        raise DocumentRefused(f"port {device.port}: expected 1 to {MAX_PORT}")
+    if not 0 <= device.unit <= MAX_UNIT:
+        raise DocumentRefused(f"unit {device.unit}: expected 0 to {MAX_UNIT}")
+    if not MIN_POLL_S <= device.poll_s <= MAX_POLL_S:
+        raise DocumentRefused(f"poll_s {device.poll_s:g}: expected {MIN_POLL_S:g} to {MAX_POLL_S:g}")
 
 
 def _settings(

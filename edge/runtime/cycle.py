@@ -7,6 +7,7 @@ turn re-evaluates every device, so that a lost timer costs a second and no more.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -64,6 +65,9 @@ class Unit:
     decision: Decision | None = None
     ticket: int | None = None
     ticket_value: float = 0.0
+    ticket_told: bool = False  # its first failure was told; it is still tried
+    confirmed_value: float | None = None  # what this process last saw confirmed
+    look_at: float = math.inf  # when its array changes by itself, on the boot-time clock
     waiters: list[tuple[Order, asyncio.Future[DeviceResult]]] = field(default_factory=list)
     lapse_group: _LapseGroup | None = None
     fallback_owed: FallbackEntered | None = None
@@ -104,13 +108,15 @@ class Cycle:
 
     async def run(self) -> None:
         """Turn for the life of the node. An error ends the process: nothing runs without its watchdog."""
-        due = self._clock.boottime_s()
         while True:
             self.turn()
-            due = max(due + PERIOD_S, self._clock.boottime_s())
-            while (left := min(due, self._next_look) - self._clock.boottime_s()) > 0:
+            turn_due = self._clock.boottime_s() + PERIOD_S
+            while (now := self._clock.boottime_s()) < turn_due:
+                if self._next_look <= now:
+                    self.evaluate([unit for unit in self.units.values() if unit.look_at <= now])
+                    self._next_look = min((unit.look_at for unit in self.units.values()), default=math.inf)
                 self._wake.clear()
-                await self._sleep(left)
+                await self._sleep(min(turn_due, self._next_look) - now)
 
     async def _sleep(self, seconds: float) -> None:
         timer = asyncio.ensure_future(self._clock.sleep(seconds))
@@ -124,6 +130,7 @@ class Cycle:
     def turn(self) -> None:
         """Evaluate every device once."""
         self.evaluate(self.units.values())
+        self._next_look = min((unit.look_at for unit in self.units.values()), default=math.inf)
 
     def evaluate(self, units: Iterable[Unit]) -> None:
         """Decide for these devices, keep what must be kept, then ask the lines for what is to be written."""
@@ -147,7 +154,9 @@ class Cycle:
         self._keep(decided)
         for unit in decided:
             self._ask_line(unit, now)
-        self._plan_next_look(now)
+            unit.look_at = _changes_at(unit.decision, now)
+            self._next_look = min(self._next_look, unit.look_at)
+        self._wake.set()
 
     def _ask_line(self, unit: Unit, now: Instant) -> None:
         """Bring the line to what was decided: at most one write waits, always of the resolved value."""
@@ -156,9 +165,15 @@ class Cycle:
             if unit.ticket is not None:
                 unit.ticket = None
                 unit.bus.withdraw(unit.settings.tag)
+            unit.bus.reserve(unit.settings.tag, None)
+            self._answer_waiters(
+                unit, DeviceResult(code=Code.EXCLUDED, detail="the device was taken out of control meanwhile")
+            )
             return
         if unit.ticket is not None:
-            if unit.ticket_value != decision.value:
+            # A failure is told once a ticket: whoever asks again for a value that is still being tried
+            # would never hear of it.
+            if unit.ticket_value != decision.value or (unit.ticket_told and unit.waiters):
                 self._submit(unit, decision.value, verify=False)
         elif decision.write is not None:
             self._submit(unit, decision.value, verify=False)
@@ -168,7 +183,7 @@ class Cycle:
         unit.bus.reserve(unit.settings.tag, self._known_write_at(unit, decision, now))
 
     def _submit(self, unit: Unit, value: float, *, verify: bool) -> None:
-        unit.ticket_value = value
+        unit.ticket_value, unit.ticket_told = value, False
         unit.ticket = unit.bus.write(unit.settings.tag, value, verify=verify)
 
     @staticmethod
@@ -182,23 +197,6 @@ class Cycle:
         if (unit.settings.default_value if following is None else following) == decision.wish:
             return None
         return now.boottime_s + (decision.until_utc - now.utc).total_seconds()
-
-    def _plan_next_look(self, now: Instant) -> None:
-        ends = [
-            unit.decision.until_boottime_s + AFTER_END_S
-            for unit in self.units.values()
-            if unit.decision is not None and unit.decision.until_boottime_s is not None
-        ]
-        slots = [
-            now.boottime_s + (unit.decision.until_utc - now.utc).total_seconds()
-            for unit in self.units.values()
-            if unit.decision is not None and unit.decision.until_utc is not None
-        ]
-        # Never in the past: what is due is evaluated by the next turn, not by spinning.
-        self._next_look = max(
-            min(ends + slots, default=now.boottime_s + PERIOD_S), now.boottime_s + AFTER_END_S
-        )
-        self._wake.set()
 
     def _keep(self, units: Iterable[Unit]) -> None:
         """Write to disk what a restart must find, where it changed."""
@@ -255,6 +253,8 @@ class Cycle:
                 accepted.refused[tag] = DeviceResult(code=refusal.value, detail=_why_refused(refusal, unit))
                 continue
             self._supersede(unit)
+            if unit.state.hold is not None:
+                self._abandon_fallback(unit)
             future: asyncio.Future[DeviceResult] = asyncio.get_running_loop().create_future()
             unit.waiters.append((order, future))
             accepted.waiting[tag] = future
@@ -265,11 +265,22 @@ class Cycle:
     @staticmethod
     def _supersede(unit: Unit) -> None:
         """Whoever still waits for an older request of this device hears that a newer one took its place."""
+        detail = "a newer request came before this one was confirmed"
+        Cycle._answer_waiters(unit, DeviceResult(code=Code.SUPERSEDED, detail=detail))
+
+    @staticmethod
+    def _answer_waiters(unit: Unit, result: DeviceResult) -> None:
         for _, future in unit.waiters:
             if not future.done():
-                detail = "a newer request came before this one was confirmed"
-                future.set_result(DeviceResult(code=Code.SUPERSEDED, detail=detail))
+                future.set_result(result)
         unit.waiters.clear()
+
+    def _abandon_fallback(self, unit: Unit) -> None:
+        """A new hold ends whatever fallback was owed: it is logged as never confirmed, not as its value."""
+        unit.fallback_owed = None
+        if unit.lapse_group is not None:
+            detail = "a newer request came before the fallback was confirmed"
+            self._lapse_result(unit, DeviceResult(code=Code.SUPERSEDED, detail=detail))
 
     # --- what the lines tell (bus.Listener) --------------------------------------------------------
 
@@ -278,10 +289,7 @@ class Cycle:
         unit = self.units.get(tag)
         if unit is None:
             return
-        if unit.reachable is False:
-            away = self._clock.boottime_s() - unit.lost_at
-            log.info("device is back", device=tag, away_s=round(away, 1))
-        unit.reachable = True
+        self._is_back(unit)
         unit.state = arbitration.contact_renewed(unit.state)
         unit.image = replace(unit.image, readback=standing)
         if unit.ticket is not None and standing is not None:
@@ -298,6 +306,12 @@ class Cycle:
         self._note_standing(unit, standing)
         self.evaluate([unit])
 
+    def _is_back(self, unit: Unit) -> None:
+        if unit.reachable is False:
+            away = self._clock.boottime_s() - unit.lost_at
+            log.info("device is back", device=unit.settings.tag, away_s=round(away, 1))
+        unit.reachable = True
+
     def _note_standing(self, unit: Unit, standing: float | None) -> None:
         """Rule 18: a limit found in the device that this node did not set is logged with its value."""
         wanted = unit.decision.value if unit.decision is not None else None
@@ -305,6 +319,9 @@ class Cycle:
         if standing is None or wanted is None or self._agrees(unit, settings.default_value, standing):
             return
         if unit.state.lapse is not None or self._agrees(unit, wanted, standing):
+            return
+        if unit.confirmed_value is not None and self._agrees(unit, unit.confirmed_value, standing):
+            # Ours, from before the device was out of reach.
             return
         log.warning("device holds a limit this node did not set", device=settings.tag, value=standing)
         self._append(
@@ -337,8 +354,10 @@ class Cycle:
         now = self._clock.now()
         confirmed = outcome.code is None
         unit.state = arbitration.written(unit.state, outcome.value, now, confirmed=confirmed)
+        unit.ticket_told = not confirmed
         if confirmed:
             unit.ticket = None
+            unit.confirmed_value = outcome.value
             if outcome.readback is not None:
                 unit.image = replace(unit.image, readback=outcome.readback)
         result = self._result(unit, outcome, now)
@@ -347,16 +366,13 @@ class Cycle:
             self._device_error(unit, result.reason)
         self._lapse_result(unit, result)
         self._keep([unit])
-        for _, future in unit.waiters:
-            if not future.done():
-                future.set_result(result)
-        unit.waiters.clear()
+        self._answer_waiters(unit, result)
 
     def polled(self, tag: str, result: PollResult) -> None:
         unit = self.units.get(tag)
         if unit is None:
             return
-        unit.reachable = True
+        self._is_back(unit)
         now = self._clock.now()
         unit.image = replace(unit.image, readback=result.readback)
         unit.readings = {key: Reading(value, now) for key, value in result.readings.items()}
@@ -385,7 +401,8 @@ class Cycle:
             value = unit.decision.value if unit.decision is not None else None
             request_id = event.hold.request_id
             log.warning("direct request has lapsed", device=event.tag, request_id=request_id, fallback=value)
-            self._supersede(unit)
+            detail = "its hold ended before the device confirmed it"
+            self._answer_waiters(unit, DeviceResult(code=Code.WRITE_FAILED, detail=detail))
             if value is None:
                 continue
             group = groups.setdefault(
@@ -395,11 +412,13 @@ class Cycle:
             group.waiting.add(event.tag)
             unit.lapse_group, unit.fallback_owed = group, event
 
-    def take_up_lapses(self) -> None:
+    def _take_up_lapses(self) -> None:
         """After a restart: fallbacks that were owed when the process ended are owed still, and are logged."""
         now = self._clock.now()
         owing = [
-            unit for unit in self.units.values() if unit.state.lapse is not None and unit.lapse_group is None
+            unit
+            for unit in self.units.values()
+            if unit.state.lapse is not None and unit.lapse_group is None and unit.fallback_owed is None
         ]
         events = []
         for unit in owing:
@@ -463,22 +482,37 @@ class Cycle:
     def drop(self, tag: str) -> None:
         """A device leaves this node, or its line is built anew; nobody waits for it any longer."""
         unit = self.units.pop(tag)
-        for _, future in unit.waiters:
-            if not future.done():
-                detail = "the device's configuration changed while the request was under way"
-                future.set_result(DeviceResult(code=Code.WRITE_FAILED, detail=detail))
+        detail = "the device's configuration changed before it was confirmed"
+        result = DeviceResult(code=Code.WRITE_FAILED, detail=detail)
+        self._answer_waiters(unit, result)
+        if unit.lapse_group is not None:
+            # The others' fallback is logged without waiting for this one.
+            self._lapse_result(unit, result)
 
     def set_schedules(self, schedules: dict[str, Schedule]) -> None:
         """Give every device its category's days; what they change shows at the next evaluation."""
         for unit in self.units.values():
             schedule = schedules.get(unit.settings.category, Schedule())
             unit.state = replace(unit.state, schedule=schedule)
+        self._take_up_lapses()
         self.turn()
 
     @property
     def sequences(self) -> dict[str, int]:
         """The last accepted sequence of each device."""
         return {tag: unit.state.last_order[1] for tag, unit in self.units.items() if unit.state.last_order[1]}
+
+
+def _changes_at(decision: Decision | None, now: Instant) -> float:
+    """When a device is to be evaluated anew without being told to, on the boot-time clock."""
+    if decision is None:
+        return math.inf
+    if decision.until_boottime_s is not None:
+        # Never in the past: what is due is evaluated by the next turn, not by spinning.
+        return max(decision.until_boottime_s, now.boottime_s) + AFTER_END_S
+    if decision.until_utc is not None:
+        return now.boottime_s + max((decision.until_utc - now.utc).total_seconds(), AFTER_END_S)
+    return math.inf
 
 
 def _why_refused(refusal: Refusal, unit: Unit) -> str:

@@ -50,9 +50,13 @@ class Desired:
         """
         self.manifest = self.store.manifest()
         found = self.store.documents()
-        # The configuration first: schedules mean nothing without devices.
-        for name in sorted(found, key=lambda name: name != CONFIG):
+        # The configuration last: its devices must find their schedules, or they would begin at the default.
+        for name in sorted(found, key=lambda name: name == CONFIG):
             doc = found[name]
+            if name != CONFIG and self.manifest is not None and name not in self.manifest.docs:
+                # The process ended between a manifest without it and its removal.
+                self.store.drop_document(name)
+                continue
             if not codec.is_intact(doc):
                 log.error("document on disk is damaged", document=name)
                 continue
@@ -78,19 +82,26 @@ class Desired:
         if manifest == current:
             return
         self.manifest = manifest
-        self.store.keep_manifest(manifest)
+        try:
+            self.store.keep_manifest(manifest)
+        except OSError as error:
+            # It comes again at the next connect; meanwhile it holds from memory.
+            log.error("manifest cannot be stored", version=manifest.version, error=str(error))  # noqa: TRY400
         for name in [name for name in self.applied if name not in manifest.docs and name != CONFIG]:
             self._drop(name)
         for name in [name for name in self.failed if name not in manifest.docs]:
             del self.failed[name]
-        for name in sorted(self._waiting, key=lambda name: name != CONFIG):
+        for name in sorted(self._waiting, key=lambda name: name == CONFIG):
             self._consider(name)
         self.changed()
 
     def take(self, name: str, doc: Document) -> None:
         if not codec.is_intact(doc):
-            # Its manifest entry will never match; a later, whole copy will.
             log.error("document arrived damaged", document=name, version=doc.version)
+            current = self.applied.get(name)
+            if current is None or doc.version > current.version:
+                self._failed(name, doc, "it arrived damaged: its hash does not match its body")
+                self.changed()
             return
         self._waiting[name] = doc
         self._consider(name)
@@ -114,7 +125,7 @@ class Desired:
             self.apply(self.applied, name)
         except DocumentRefused as error:
             log.warning("document refused", document=name, version=doc.version, error=str(error))
-            self.failed[name] = AppliedDocument(v=doc.version, status="failed", error=str(error))
+            self._failed(name, doc, str(error))
             if before is None:
                 del self.applied[name]
             else:
@@ -122,8 +133,16 @@ class Desired:
             return
         self.failed.pop(name, None)
         if keep:
-            self.store.keep_document(name, doc)
+            try:
+                self.store.keep_document(name, doc)
+            except OSError as error:
+                log.error("document cannot be stored", document=name, error=str(error))  # noqa: TRY400
+                self._failed(name, doc, f"in force, but lost at a restart: it cannot be stored: {error}")
+                return
         log.info("document applied", document=name, version=doc.version)
+
+    def _failed(self, name: str, doc: Document, error: str) -> None:
+        self.failed[name] = AppliedDocument(v=doc.version, status="failed", error=error)
 
     def _drop(self, name: str) -> None:
         del self.applied[name]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import structlog
 
@@ -43,7 +43,14 @@ class Fleet:
     _lines: dict[Endpoint, _Line] = field(default_factory=dict)
 
     def apply(self, plan: Plan) -> None:
-        """Go over to a new plan. A line whose devices did not change keeps its session and its queue."""
+        """Go over to a new plan. A line whose devices did not change keeps its session and its queue.
+
+        A device that cannot be used as it is configured now goes on as it was before. The caller turns the
+        cycle once the devices have their schedules.
+        """
+        if self.plan is not None:
+            before = {tag: self.plan.devices[tag] for tag in plan.refused.keys() & self.plan.devices.keys()}
+            plan = replace(plan, devices=before | plan.devices)
         self.plan = plan
         wanted: dict[Endpoint, dict[str, Planned]] = {}
         for tag, planned in plan.devices.items():
@@ -66,8 +73,6 @@ class Fleet:
             for tag, device in devices.items():
                 unit = self.cycle.units[tag]
                 unit.state = arbitration.reconfigure(unit.state, device.settings)
-        self.cycle.take_up_lapses()
-        self.cycle.turn()
 
     def _open(
         self,

@@ -58,6 +58,10 @@ RECONNECT_SLOWEST_S = 15.0
 # Live data goes first: the outbox waits this long after an entry, and so gathers what belongs together.
 UPLOAD_DELAY_S = 0.4
 UPLOAD_BATCH = 200
+# Far below the wire's greatest packet: a batch that the broker refuses would be sent for ever.
+UPLOAD_BYTES = 512 * 1024
+TELEMETRY_BATCH = 2000
+FORGET_PERIOD_S = 3600.0
 ACK_TIMEOUT_S = 10.0
 REPORT_PERIOD_S = 10.0
 REPORT_ANYWAY_S = 60.0
@@ -125,6 +129,7 @@ class Link:
         self._report_wanted = asyncio.Event()
         self._upload_wanted = asyncio.Event()
         self._ack: _Waiting | None = None
+        self._sent_last = 0
         self._live: Session | None = None
         self._under_way = 0
 
@@ -191,6 +196,7 @@ class Link:
             self._report(session),
             self._upload(session),
             self._telemetry(session),
+            self._forget(),
         ]
         try:
             async with asyncio.TaskGroup() as group:
@@ -245,7 +251,7 @@ class Link:
             await self._upload_wanted.wait()
             self._upload_wanted.clear()
             await self._clock.sleep(UPLOAD_DELAY_S)
-            while entries := self._store.waiting(CONTROL_STREAM, limit=UPLOAD_BATCH):
+            while entries := self._store.waiting(CONTROL_STREAM, limit=UPLOAD_BATCH, max_bytes=UPLOAD_BYTES):
                 await self._upload_batch(session, entries)
 
     async def _upload_batch(self, session: Session, entries: list[LogEntry]) -> None:
@@ -257,6 +263,7 @@ class Link:
             entries=entries,
         )
         waiting = self._ack = _Waiting(batch.last, asyncio.Event())
+        self._sent_last = max(self._sent_last, batch.last)
         await session.publish(self._topics.log, codec.encode(batch))
         # No acknowledgement: central is down or restarting. The same batch goes out again.
         with contextlib.suppress(TimeoutError):
@@ -273,11 +280,17 @@ class Link:
             ]
             for unit in self._cycle.units.values():
                 unit.readings = {}
-            if points:
-                batch = TelemetryBatch(points=points)
+            for first in range(0, len(points), TELEMETRY_BATCH):
+                batch = TelemetryBatch(points=points[first : first + TELEMETRY_BATCH])
                 await session.publish(
                     self._topics.telemetry, codec.encode(batch), qos=0, expiry_s=TELEMETRY_EXPIRY_S
                 )
+
+    async def _forget(self) -> None:
+        """Commands are remembered for a day, so that the store does not grow for the life of a node."""
+        while True:
+            self._store.forget_old_commands(self._clock.now().utc)
+            await self._clock.sleep(FORGET_PERIOD_S)
 
     # --- down ---------------------------------------------------------------------------------------
 
@@ -302,7 +315,8 @@ class Link:
     def _log_ack(self, ack: LogAck) -> None:
         if ack.store != self._store.store_id or ack.stream != CONTROL_STREAM:
             return
-        self._store.acknowledged(CONTROL_STREAM, last=ack.last)
+        # What was never sent cannot have been committed, whatever a restored central thinks.
+        self._store.acknowledged(CONTROL_STREAM, last=min(ack.last, self._sent_last))
         if self._ack is not None and ack.last >= self._ack.last:
             self._ack.acknowledged.set()
 

@@ -110,7 +110,6 @@ def _build(
         devices_refused=devices_refused,
         tasks=tasks,
     )
-    store.forget_old_commands(clock.now().utc)
     # From the disk first: the devices are controlled before anybody is asked for permission to connect.
     desired.load()
     tasks.create_task(cycle.run(), name="cycle")

@@ -15,12 +15,20 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
+import structlog
 
 from edge.core.arbitration import Lapse
 from edge.core.commands import Hold, Order
-from edge.wire.messages import Document, LogEntry, Manifest
+from edge.wire import codec
+from edge.wire.codec import WireError
+from edge.wire.messages import Document, LogEntry, Manifest, Message
+
+log = structlog.get_logger()
+
+M = TypeVar("M", bound=Message)
 
 REMEMBER_COMMANDS = timedelta(hours=24)
 
@@ -52,11 +60,7 @@ class Store:
         self.directory = directory
         self._documents = directory / "documents"
         self._documents.mkdir(exist_ok=True)
-        self._db = sqlite3.connect(directory / "node.sqlite3", isolation_level=None)
-        self._db.execute("PRAGMA journal_mode=WAL")
-        self._db.execute("PRAGMA synchronous=NORMAL")
-        self._db.execute("PRAGMA busy_timeout=2000")
-        self._db.executescript(_SCHEMA)
+        self._db = _open(directory / "node.sqlite3")
         self.store_id = self._meta("store_id") or self._set_meta("store_id", uuid.uuid4().hex)
         self._encode = msgspec.json.Encoder().encode
         self._kept = msgspec.json.Decoder(Kept)
@@ -67,7 +71,10 @@ class Store:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """All or nothing. Not nested."""
+        """All or nothing. Within another one it is part of that."""
+        if self._db.in_transaction:
+            yield
+            return
         self._db.execute("BEGIN IMMEDIATE")
         try:
             yield
@@ -87,15 +94,21 @@ class Store:
     # --- devices ------------------------------------------------------------------------------------
 
     def devices(self) -> dict[str, Kept]:
-        return {
-            tag: self._kept.decode(kept) for tag, kept in self._db.execute("SELECT tag, kept FROM device")
-        }
+        found = {}
+        for tag, kept in self._db.execute("SELECT tag, kept FROM device"):
+            try:
+                found[tag] = self._kept.decode(kept)
+            except msgspec.DecodeError as error:
+                # One row that cannot be read must not keep the node from its other devices.
+                log.error("kept state of a device cannot be read", device=tag, error=str(error))  # noqa: TRY400
+        return found
 
     def keep(self, devices: Iterable[tuple[str, Kept]]) -> None:
-        self._db.executemany(
-            "INSERT OR REPLACE INTO device VALUES (?, ?)",
-            [(tag, self._encode(kept)) for tag, kept in devices],
-        )
+        with self.transaction():
+            self._db.executemany(
+                "INSERT OR REPLACE INTO device VALUES (?, ?)",
+                [(tag, self._encode(kept)) for tag, kept in devices],
+            )
 
     def forget_device(self, tag: str) -> None:
         self._db.execute("DELETE FROM device WHERE tag = ?", (tag,))
@@ -120,17 +133,28 @@ class Store:
     def append(self, stream: str, entry: LogEntry) -> int:
         """Put an entry at the end of a stream, numbered without gaps; its number."""
         key = f"seq:{stream}"
-        seq = int(self._meta(key) or 0) + 1
-        entry = msgspec.structs.replace(entry, seq=seq)
-        self._db.execute("INSERT INTO outbox VALUES (?, ?, ?)", (stream, seq, self._encode(entry)))
-        self._set_meta(key, str(seq))
+        # Both or neither: an entry whose number was not kept would take the next one's place, and the node
+        # would end over it at every start.
+        with self.transaction():
+            seq = int(self._meta(key) or 0) + 1
+            entry = msgspec.structs.replace(entry, seq=seq)
+            self._db.execute("INSERT INTO outbox VALUES (?, ?, ?)", (stream, seq, self._encode(entry)))
+            self._set_meta(key, str(seq))
         return seq
 
-    def waiting(self, stream: str, *, limit: int) -> list[LogEntry]:
+    def waiting(self, stream: str, *, limit: int, max_bytes: int) -> list[LogEntry]:
+        """The oldest entries in order: as many as `limit` and `max_bytes` allow, and one in any case."""
         rows = self._db.execute(
             "SELECT entry FROM outbox WHERE stream = ? ORDER BY seq LIMIT ?", (stream, limit)
         )
-        return [self._entry.decode(entry) for (entry,) in rows]
+        entries: list[LogEntry] = []
+        size = 0
+        for (entry,) in rows:
+            size += len(entry)
+            if entries and size > max_bytes:
+                break
+            entries.append(self._entry.decode(entry))
+        return entries
 
     def acknowledged(self, stream: str, *, last: int) -> None:
         """Central has committed everything up to `last`."""
@@ -139,8 +163,7 @@ class Store:
     # --- documents ----------------------------------------------------------------------------------
 
     def manifest(self) -> Manifest | None:
-        path = self.directory / "manifest.json"
-        return msgspec.json.decode(path.read_bytes(), type=Manifest) if path.exists() else None
+        return _read(self.directory / "manifest.json", Manifest)
 
     def keep_manifest(self, manifest: Manifest) -> None:
         _replace(self.directory / "manifest.json", msgspec.json.encode(manifest))
@@ -148,11 +171,9 @@ class Store:
     def documents(self) -> dict[str, Document]:
         found = {}
         for path in self._documents.glob("*.json"):
-            try:
-                found[path.stem.replace("~", "/")] = msgspec.json.decode(path.read_bytes(), type=Document)
-            except msgspec.DecodeError:
-                # Not ours, or damaged: the manifest will bring it again.
-                continue
+            doc = _read(path, Document)
+            if doc is not None:
+                found[path.stem.replace("~", "/")] = doc
         return found
 
     def keep_document(self, name: str, doc: Document) -> None:
@@ -163,6 +184,44 @@ class Store:
 
     def _document_path(self, name: str) -> Path:
         return self._documents / f"{name.replace('/', '~')}.json"
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    """Open the database. A damaged one is put aside: a node without memory is better than no node."""
+    try:
+        return _connect(path)
+    except sqlite3.DatabaseError as error:
+        if error.sqlite_errorcode not in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
+            raise
+        log.error("the store is damaged, begun anew", path=str(path), error=str(error))  # noqa: TRY400
+    for suffix in ("-wal", "-shm"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+    path.replace(path.with_name(path.name + ".damaged"))
+    return _connect(path)
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    db = sqlite3.connect(path, isolation_level=None)
+    try:
+        db.execute("PRAGMA journal_mode=WAL")
+        db.execute("PRAGMA synchronous=NORMAL")
+        db.execute("PRAGMA busy_timeout=2000")
+        db.executescript(_SCHEMA)
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def _read(path: Path, kind: type[M]) -> M | None:
+    """What a file says; None where it is not there, or damaged: the broker will bring it again."""
+    try:
+        return codec.decode(kind, path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, WireError) as error:
+        log.error("file cannot be read", path=str(path), error=str(error))  # noqa: TRY400
+        return None
 
 
 def _replace(path: Path, content: bytes) -> None:

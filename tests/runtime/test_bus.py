@@ -1,0 +1,507 @@
+"""The line to one endpoint: who goes first, what becomes of a write, and what a dead device costs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from edge.drivers.errors import DeviceRefused, DeviceUnreachable, DriverError, ReadingInvalid
+from edge.drivers.modbus import ModbusDriver, ModbusSession
+from edge.runtime.bus import Bus, PollResult, WriteOutcome
+from edge.simulators.modbus import Fault, SimulatedDevice
+from edge.wire.messages import Code
+from tests.runtime.plant import NAMEPLATE_KW, TurnedClock, profile
+
+A, B = "INVERTER_01", "INVERTER_02"
+
+
+@dataclass
+class Recorder:
+    """A listener that remembers."""
+
+    contacts: list[tuple[str, float | None]] = field(default_factory=list)
+    losses: list[str] = field(default_factory=list)
+    outcomes: list[WriteOutcome] = field(default_factory=list)
+    polls: list[str] = field(default_factory=list)
+
+    def contact(self, tag: str, *, standing: float | None) -> None:
+        self.contacts.append((tag, standing))
+
+    def lost(self, tag: str, *, reason: str) -> None:  # noqa: ARG002 - the listener's signature
+        self.losses.append(tag)
+
+    def wrote(self, tag: str, outcome: WriteOutcome) -> None:  # noqa: ARG002 - the same
+        self.outcomes.append(outcome)
+
+    def polled(self, tag: str, result: PollResult) -> None:  # noqa: ARG002 - the same
+        self.polls.append(tag)
+
+    def outcome(self, ticket: int) -> WriteOutcome | None:
+        return next((outcome for outcome in self.outcomes if outcome.ticket == ticket), None)
+
+
+@dataclass
+class ScriptedLine:
+    """A session whose every command stands in `commands`, and can be held up or made to fail."""
+
+    commands: list[tuple[str, str]] = field(default_factory=list)
+    connected: bool = False
+    next_command_at: float = 0.0
+    connects: int = 0
+    errors: dict[str, DriverError] = field(default_factory=dict)  # by kind of command
+    once: dict[str, DriverError] = field(default_factory=dict)
+    held: dict[str, asyncio.Event] = field(default_factory=dict)
+    takes: dict[str, Callable[[], Awaitable[None]]] = field(default_factory=dict)
+
+    async def connect(self) -> None:
+        self.connects += 1
+        if "connect" in self.errors:
+            raise self.errors["connect"]
+        self.connected = True
+
+    async def aclose(self) -> None:
+        self.connected = False
+
+    async def command(self, kind: str, tag: str) -> None:
+        self.commands.append((kind, tag))
+        if kind in self.held:
+            await self.held[kind].wait()
+        if kind in self.takes:
+            await self.takes[kind]()
+        error = self.once.pop(kind, None) or self.errors.get(kind)
+        if error is not None:
+            if isinstance(error, DeviceUnreachable):
+                self.connected = False
+            raise error
+
+    def hold(self, kind: str) -> asyncio.Event:
+        """Let the next commands of this kind wait for what this returns."""
+        self.commands.clear()
+        self.held[kind] = asyncio.Event()
+        return self.held[kind]
+
+
+@dataclass
+class ScriptedDevice:
+    line: ScriptedLine
+    tag: str
+    value: float | None = 100.0
+    takes: bool = True
+    commands_per_write: int = 1
+    commands_per_poll: int = 2
+    telemetry_units: dict[str, str] = field(default_factory=dict)
+
+    async def identify(self) -> None:
+        await self.line.command("identify", self.tag)
+
+    async def read(self) -> dict[str, float | None]:
+        await self.line.command("read", self.tag)
+        return {}
+
+    async def write(self, value: float) -> None:
+        await self.line.command("write", self.tag)
+        if self.takes:
+            self.value = value
+
+    async def read_setpoint(self) -> float | None:
+        await self.line.command("read_setpoint", self.tag)
+        return self.value
+
+
+class Bench:
+    """One bus on the bench."""
+
+    def __init__(self, stack: AsyncExitStack, *, min_gap_s: float) -> None:
+        self.clock = TurnedClock()
+        self.heard = Recorder()
+        self.bus = Bus(name="line", clock=self.clock, listener=self.heard, min_gap_s=min_gap_s)
+        self.line = ScriptedLine()
+        self.devices: dict[str, ScriptedDevice] = {}
+        self._stack = stack
+
+    def scripted(self, *tags: str, poll_s: float = 1.0) -> None:
+        self.bus.attach(self.line)
+        for tag in tags:
+            self.devices[tag] = ScriptedDevice(self.line, tag)
+            self.bus.add(tag, self.devices[tag], poll_s=poll_s, tolerance=0.5, settable=True)
+        self._start()
+
+    async def simulated(self, kind: Any, *, absent_unit: int | None = None) -> SimulatedDevice:
+        """A real socket with device A behind it; B, if wanted, is a unit that nobody answers for."""
+        device = SimulatedDevice(
+            profile=kind, unit=kind.default_unit, nameplate_kw=NAMEPLATE_KW, clock=self.clock.boottime_s
+        )
+        await device.start()
+        self._stack.push_async_callback(device.stop)
+        session = ModbusSession(
+            host=device.host,
+            port=device.port,
+            timeout_s=0.1,
+            min_gap_s=kind.min_gap_ms / 1000,
+            clock=self.clock.boottime_s,
+            sleep=self.bus.gap,
+        )
+        self.bus.attach(session)
+        units = {A: kind.default_unit} if absent_unit is None else {B: absent_unit, A: kind.default_unit}
+        for tag, unit in units.items():
+            driver = ModbusDriver(session=session, profile=kind, unit=unit, nameplate_kw=NAMEPLATE_KW)
+            self.bus.add(tag, driver, poll_s=1.0, tolerance=0.5, settable=True)
+        self._start()
+        return device
+
+    def _start(self) -> None:
+        task = asyncio.create_task(self.bus.run())
+
+        async def end() -> None:
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+        self._stack.push_async_callback(end)
+
+    async def run(self, seconds: float, until: Any = None) -> float:
+        return await self.clock.run(seconds, tasks=1, until=until)
+
+    async def until_busy(self, kind: str, tag: str) -> None:
+        async with asyncio.timeout(5):
+            while self.line.commands[-1:] != [(kind, tag)]:  # noqa: ASYNC110 - the line has no event for it
+                await asyncio.sleep(0)
+
+
+@pytest.fixture
+async def stack() -> AsyncIterator[AsyncExitStack]:
+    async with AsyncExitStack() as stack:
+        yield stack
+
+
+@pytest.fixture
+def bench(stack: AsyncExitStack) -> Bench:
+    return Bench(stack, min_gap_s=0.0)
+
+
+@pytest.fixture
+def slow_bench(stack: AsyncExitStack) -> Bench:
+    """A line whose device wants a second between commands."""
+    return Bench(stack, min_gap_s=1.0)
+
+
+# --- order ----------------------------------------------------------------------------------------------
+
+
+async def test_all_writes_come_before_all_readbacks_and_those_before_polls(bench):
+    bench.scripted(A, B)
+    await bench.run(0.5)
+    bench.line.commands.clear()
+    bench.clock.advance(0.6)  # polls are due
+
+    bench.bus.write(A, 30, verify=False)
+    bench.bus.write(B, 40, verify=False)
+    await bench.run(0.1)
+
+    assert bench.line.commands[:4] == [("write", A), ("write", B), ("read_setpoint", A), ("read_setpoint", B)]
+    assert bench.line.commands[4][0] == "read"
+
+
+async def test_device_is_identified_and_read_before_it_is_written(bench):
+    bench.scripted(A)
+    bench.bus.write(A, 30, verify=False)
+    await bench.run(0.1)
+
+    assert [kind for kind, _ in bench.line.commands[:4]] == [
+        "identify",
+        "read_setpoint",
+        "write",
+        "read_setpoint",
+    ]
+    assert bench.heard.contacts == [(A, 100.0)]
+
+
+async def test_device_slower_than_its_period_keeps_no_other_from_being_polled(bench):
+    bench.scripted(A, B, poll_s=0.1)
+    await bench.run(0.05)
+    bench.line.takes["read"] = lambda: bench.clock.sleep(0.3)
+    await bench.run(30)
+
+    assert bench.heard.polls.count(A) > 30
+    assert abs(bench.heard.polls.count(A) - bench.heard.polls.count(B)) <= 1
+
+
+# --- a write that is replaced, withdrawn or doubted -----------------------------------------------------
+
+
+async def test_write_that_waits_is_replaced_by_a_newer_one(bench):
+    bench.scripted(A)
+    await bench.run(0.1)
+    first = bench.bus.write(A, 30, verify=False)
+    second = bench.bus.write(A, 40, verify=False)
+    await bench.run(0.1)
+
+    assert bench.line.commands.count(("write", A)) == 1
+    assert bench.heard.outcome(first) is None
+    assert bench.heard.outcome(second) == WriteOutcome(second, 40, readback=40)
+
+
+async def test_write_replaced_while_under_way_is_followed_by_the_newer_one(bench):
+    bench.scripted(A)
+    await bench.run(0.1)
+    held = bench.line.hold("write")
+    first = bench.bus.write(A, 30, verify=False)
+    await bench.until_busy("write", A)
+    second = bench.bus.write(A, 40, verify=False)
+    held.set()
+    await bench.run(0.1)
+
+    assert bench.devices[A].value == 40
+    assert [outcome.ticket for outcome in bench.heard.outcomes] == [second]
+    assert bench.heard.outcome(first) is None
+
+
+async def test_readback_under_way_does_not_judge_a_newer_write(bench):
+    bench.scripted(A)
+    await bench.run(0.1)
+    held = bench.line.hold("read_setpoint")
+    bench.bus.write(A, 30, verify=False)
+    await bench.until_busy("read_setpoint", A)
+    second = bench.bus.write(A, 40, verify=False)
+    held.set()
+    await bench.run(0.1)
+
+    assert [outcome.ticket for outcome in bench.heard.outcomes] == [second]
+    assert bench.devices[A].value == 40
+
+
+@pytest.mark.parametrize("kind", ["write", "read_setpoint"])
+@pytest.mark.parametrize("error", [None, DeviceRefused("no"), ReadingInvalid("nonsense")])
+async def test_write_withdrawn_while_under_way_is_not_tried_again(bench, kind, error):
+    bench.scripted(A)
+    await bench.run(0.1)
+    bench.devices[A].takes = False
+    held = bench.line.hold(kind)
+    bench.bus.write(A, 30, verify=False)
+    await bench.until_busy(kind, A)
+    bench.bus.withdraw(A)
+    if error is not None:
+        bench.line.errors[kind] = error
+    held.set()
+    await bench.run(0.5)
+    bench.line.errors.clear()
+    await bench.run(30)
+
+    assert bench.line.commands.count(("write", A)) == 1
+    assert not bench.heard.outcomes
+
+
+async def test_verified_write_asks_first_and_writes_only_what_differs(bench):
+    bench.scripted(A)
+    await bench.run(0.1)
+
+    same = bench.bus.write(A, 100, verify=True)
+    await bench.run(0.1)
+    assert ("write", A) not in bench.line.commands
+    assert bench.heard.outcome(same) == WriteOutcome(same, 100, readback=100)
+
+    bench.devices[A].value = 60.0
+    bench.bus.write(A, 100, verify=True)
+    await bench.run(0.1)
+    assert bench.devices[A].value == 100
+
+
+async def test_verified_write_that_is_replaced_while_the_device_is_asked_is_not_written(bench):
+    bench.scripted(A)
+    await bench.run(0.1)
+    held = bench.line.hold("read_setpoint")
+    bench.bus.write(A, 30, verify=True)
+    await bench.until_busy("read_setpoint", A)
+    bench.bus.write(A, 40, verify=False)
+    held.set()
+    await bench.run(0.1)
+
+    assert bench.line.commands.count(("write", A)) == 1
+    assert bench.devices[A].value == 40
+
+
+@pytest.mark.parametrize("kind", ["identify", "read_setpoint", "write", "read"])
+@pytest.mark.parametrize(
+    "error", [DeviceRefused("no"), ReadingInvalid("nonsense"), DeviceUnreachable("gone")]
+)
+@pytest.mark.parametrize("verify", [False, True])
+async def test_no_answer_of_a_device_ends_the_line(bench, kind, error, verify):
+    bench.scripted(A)
+    await bench.run(0.1)
+    bench.line.errors[kind] = error
+    bench.bus.write(A, 30, verify=verify)
+    await bench.run(12)
+    bench.line.errors.clear()
+
+    await bench.run(30, lambda: bench.devices[A].value == 30)
+
+
+async def test_device_that_is_wrong_for_weeks_does_not_end_the_line(bench):
+    bench.scripted(A)
+    bench.line.errors["identify"] = DeviceRefused("it is another model")
+    await bench.run(0.1)
+    bench.bus._members[A].contact_tries = 5000
+    bench.bus.write(A, 30, verify=False)
+    await bench.run(1)
+    write = bench.bus._members[A].write
+    assert write is not None
+    write.tries = 5000
+    await bench.run(700)
+
+    bench.line.errors.clear()
+    await bench.run(301, lambda: bench.devices[A].value == 30)
+
+
+async def test_idle_session_that_died_unnoticed_costs_a_write_no_failure(bench):
+    bench.scripted(A)
+    await bench.run(0.1)
+    bench.line.once["write"] = DeviceUnreachable("the connection broke")
+    ticket = bench.bus.write(A, 30, verify=False)
+    await bench.run(0.1)
+
+    assert bench.line.connects == 2
+    assert bench.heard.outcomes == [WriteOutcome(ticket, 30, readback=30)]
+    assert not bench.heard.losses
+
+
+# --- gaps ---------------------------------------------------------------------------------------------------
+
+
+async def test_profiles_pause_is_kept_over_polls_writes_and_a_new_session(slow_bench):
+    bench = slow_bench
+    device = await bench.simulated(profile("growatt_max_60ktl"))
+    for value in (30, 40, 50):
+        bench.bus.write(A, value, verify=False)
+        await bench.run(23)
+    await device.restart()
+    bench.bus.write(A, 60, verify=False)
+    await bench.run(30)
+
+    assert device.limit_in_force == 60
+    assert device.commands > 20
+    assert device.gap_violations == []
+
+
+async def test_poll_gives_way_to_a_write_between_two_of_its_commands(slow_bench):
+    bench = slow_bench
+    device = await bench.simulated(profile("growatt_max_60ktl"))
+    bench.bus.write(A, 50, verify=False)  # the first write of a session also prepares the device
+    await bench.run(60, lambda: bench.heard.polls)
+    await bench.run(60, lambda: bench.bus._polling)
+
+    ticket = bench.bus.write(A, 30, verify=False)
+    took_s = await bench.run(10, lambda: device.limit_in_force == 30)
+
+    assert took_s <= 1.1
+    await bench.run(2, lambda: bench.heard.outcome(ticket))
+    assert device.gap_violations == []
+
+
+async def test_line_is_kept_free_for_a_write_that_is_known_beforehand(slow_bench):
+    bench = slow_bench
+    device = await bench.simulated(profile("growatt_max_60ktl"))
+    bench.bus.write(A, 30, verify=False)
+    await bench.run(40)
+    for offset in (7.3, 11.9, 16.2, 20.7):
+        at = bench.clock.boottime_s() + offset
+        bench.bus.reserve(A, at)
+        await bench.run(offset)
+        value = 40 + offset
+        bench.bus.write(A, round(value), verify=False)
+
+        took_s = await bench.run(3, lambda value=value: device.limit_in_force == round(value))
+        assert took_s < 0.1
+
+    assert device.gap_violations == []
+
+
+async def test_reservation_under_a_running_gap_does_not_hold_up_the_event_loop(slow_bench):
+    bench = slow_bench
+    bench.scripted(A)
+    await bench.run(0.1)
+    # A poll is due; its gap still runs for half a second, and it would then run into the reservation.
+    bench.clock.advance(20)
+    bench.line.next_command_at = bench.clock.boottime_s() + 0.5
+    bench.bus.reserve(A, bench.clock.boottime_s() + 1.5)
+    bench.line.commands.clear()
+
+    await bench.run(1.4)
+    assert bench.line.commands == []
+    await bench.run(2, lambda: bench.line.commands)
+
+
+# --- what is gone ---------------------------------------------------------------------------------------
+
+
+async def test_device_that_returns_is_written_within_one_and_a_half_seconds(bench):
+    device = await bench.simulated(profile())
+    await bench.run(1)
+    await device.set_fault(Fault.REFUSE)
+    ticket = bench.bus.write(A, 30, verify=False)
+    await bench.run(3, lambda: bench.heard.outcome(ticket))
+    outcome = bench.heard.outcome(ticket)
+    assert outcome is not None
+    assert (outcome.code, outcome.still_trying) == (Code.WRITE_FAILED, True)
+    await bench.run(3600)
+
+    await device.set_fault(Fault.NONE)
+    assert await bench.run(5, lambda: device.limit_in_force == 30) < 1.5
+
+
+async def test_endpoint_that_is_gone_is_sought_every_second_for_ten_minutes_then_ever_more_seldom(bench):
+    bench.scripted(A)
+    bench.line.errors["connect"] = DeviceUnreachable("nobody there")
+    await bench.run(600)
+    assert 590 <= bench.line.connects <= 610
+
+    before = bench.line.connects
+    await bench.run(3600)
+    assert 3600 / 300 <= bench.line.connects - before <= 3600 / 300 + 10
+    assert bench.heard.losses == [A]
+
+    bench.bus.write(A, 30, verify=False)
+    bench.line.errors.clear()
+    assert await bench.run(5, lambda: bench.devices[A].value == 30) < 1.5
+
+
+async def test_device_that_takes_connections_and_never_answers_is_not_asked_every_second_for_ever(bench):
+    bench.scripted(A)
+    bench.line.errors["identify"] = DeviceUnreachable("no answer")
+    await bench.run(601)
+    before = len(bench.line.commands)
+    await bench.run(3600)
+
+    assert len(bench.line.commands) - before <= 3600 / 300 + 10
+
+
+async def test_silent_device_does_not_keep_those_on_its_line_from_being_controlled(bench):
+    device = await bench.simulated(profile(), absent_unit=9)
+    silent = bench.bus.write(B, 20, verify=False)
+    await bench.run(2)
+    polls = bench.heard.polls.count(A)
+
+    live = bench.bus.write(A, 30, verify=False)
+    assert await bench.run(2, lambda: device.limit_in_force == 30) < 1
+    await bench.run(10)
+
+    outcome = bench.heard.outcome(live)
+    assert outcome is not None
+    assert outcome.code is None
+    outcome = bench.heard.outcome(silent)
+    assert outcome is not None
+    assert outcome.code is Code.WRITE_FAILED
+    assert bench.heard.losses == [B]
+    assert bench.heard.polls.count(A) - polls >= 6
+
+
+async def test_line_that_is_closed_closes_its_session(bench, stack):
+    bench.scripted(A)
+    await bench.run(1)
+    await stack.aclose()
+
+    assert not bench.line.connected
