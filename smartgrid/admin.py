@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from django.contrib import messages
 from django.contrib.admin import AdminSite, ModelAdmin
 from django.db.models import Model, QuerySet
+from django.db.models.base import ModelBase
 from django.forms import ModelForm
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 
@@ -23,6 +24,17 @@ class Console(AdminSite):
     site_title = "Smart Grid Manager"
     site_header = "Smart Grid Manager"
     index_title = "Sites, devices and control"
+
+    def register(self, model_or_iterable: Any, *args: Any, **options: Any) -> None:
+        """Leave out the toolkit's tables that the embedded issuer never writes: of it, clients are of use."""
+        single = isinstance(model_or_iterable, ModelBase)
+        models: list[Any] = [model_or_iterable] if single else list(model_or_iterable)
+        used = [
+            model
+            for model in models
+            if model._meta.app_label != "oauth2_provider" or model._meta.model_name == "application"  # noqa: SLF001 - Django's documented name for it
+        ]
+        super().register(used, *args, **options)
 
 
 class ServiceAdmin(AnyModelAdmin):

@@ -135,8 +135,8 @@ CELERY_TASK_ROUTES = {"control_app.tasks.dispatch_command": {"queue": "control"}
 CELERY_TASK_CREATE_MISSING_QUEUES = False
 CELERY_WORKER_PREFETCH_MULTIPLIER = 1
 if DATABASES["default"]["ENGINE"].endswith("sqlite3"):
-    # Celery closes a thread's database connection after each task. That gives a pooled one back; a SQLite file
-    # would be opened anew for each command, which costs more than the command's own query.
+    # Celery closes a thread's database connection after each task. That gives a pooled one back; a SQLite
+    # file would be opened anew for each command, which costs more than the command's own query.
     CELERY_DB_REUSE_MAX = 100_000
 
 # Seconds within which a control request is answered. Tokens of nodes outlive it (15 s), so no more than that.
