@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import uuid
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from django.db import connection, connections
@@ -55,7 +56,7 @@ def wall(at: datetime) -> str:
 
 
 def entry(seq: int, *, kind: str = "watchdog", **fields) -> LogEntry:
-    given = {
+    given: dict[str, Any] = {
         "at": wall(timezone.now()),
         "category": "inverter",
         "value": 100.0,
@@ -81,6 +82,14 @@ def take(story, *entries: LogEntry, **options) -> int:
     return ack.last
 
 
+def values_logged() -> list[float | None]:
+    return list(ControlLog.objects.order_by("value").values_list("value", flat=True))
+
+
+def answer_of_the_request() -> dict[str, Any]:
+    return ControlRequest.objects.get().result or {}
+
+
 def unknown_command(story, *, deadline_ago_s: float = 60) -> ControlCommand:
     request = control_request_make(
         site=story.site_a, deadline_in_s=-deadline_ago_s, status=Status.FAILED, result=UNKNOWN
@@ -89,7 +98,7 @@ def unknown_command(story, *, deadline_ago_s: float = 60) -> ControlCommand:
 
 
 def result_of(command: ControlCommand, seq: int, **fields) -> LogEntry:
-    given = {
+    given: dict[str, Any] = {
         "kind": "result",
         "command_id": str(command.id),
         "sequence": command.sequence,
@@ -123,7 +132,7 @@ def test_batch_that_comes_twice_is_taken_once(story):
 def test_of_an_overlapping_batch_only_the_new_entries_are_taken(story):
     take(story, entry(1, value=1), entry(2, value=2))
     assert take(story, entry(2, value=2), entry(3, value=3)) == 3
-    assert sorted(ControlLog.objects.values_list("value", flat=True)) == [1, 2, 3]
+    assert values_logged() == [1, 2, 3]
 
 
 def test_older_batch_behind_a_newer_one_adds_nothing_and_learns_where_the_stream_is(story):
@@ -169,7 +178,7 @@ def test_two_inboxes_take_a_batch_once_between_them():
     for thread in threads:
         thread.join(20)
     assert acknowledged == [20, 20]
-    assert sorted(ControlLog.objects.values_list("value", flat=True)) == list(range(1, 21))
+    assert values_logged() == list(range(1, 21))
 
 
 # --- entries that are odd -------------------------------------------------------------------------------------------------
@@ -276,7 +285,7 @@ def test_unconfirmed_device_keeps_its_value(story):
     command = unknown_command(story)
     take(story, result_of(command, 1, devices={TAG: DeviceResult(code="write_failed", value=50)}))
     assert Device.objects.get(pk=story.device_a.pk).value is None
-    assert ControlRequest.objects.get().result["not_updated"] == {TAG: "write_failed"}
+    assert answer_of_the_request()["not_updated"] == {TAG: "write_failed"}
 
 
 def test_result_takes_the_same_locks_in_the_same_order_as_the_view(story, django_assert_max_num_queries):
@@ -301,7 +310,7 @@ def test_result_takes_the_same_locks_in_the_same_order_as_the_view(story, django
 
 def report(story, **fields) -> Reported:
     manifest = manifest_for(story.node_a)
-    given = {
+    given: dict[str, Any] = {
         "session": "s",
         "boot": "b",
         "store": "store-1",
@@ -322,7 +331,7 @@ def test_report_that_shows_no_acceptance_settles_the_unknown_as_not_delivered(st
     command = unknown_command(story)
     on_reported(story, sequences={TAG: command.sequence - 1})
     assert ControlCommand.objects.get().state == CommandState.NOT_DELIVERED
-    why = ControlRequest.objects.get().result["not_updated"][TAG]
+    why = answer_of_the_request()["not_updated"][TAG]
     assert why == "not_delivered: the node never accepted it"
     assert ControlLog.objects.get().status == Status.FAILED
 

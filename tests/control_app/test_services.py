@@ -72,6 +72,7 @@ def test_answered_request_command_and_value_are_on_record(story, node_a):
     assert request.result == {"updated": {"SMA_STP60_01": None}, "not_updated": {}}
     assert request.deadline - request.created_at == timedelta(seconds=8)
     assert command.state == CommandState.DONE
+    assert command.result is not None
     assert command.result["SMA_STP60_01"]["readback"] == 50
     assert value_of(story.device_a) == (50, command.sequence)
 
@@ -184,7 +185,10 @@ def test_request_whose_view_died_is_closed_by_what_its_command_tells(story, stat
     assert requests_settle() == 0
     assert ControlCommand.objects.get().state == expected
     request = ControlRequest.objects.get()
-    assert (request.status, request.result["not_updated"]) == (Status.FAILED, {"SMA_STP60_01": reason})
+    assert (request.status, request.result) == (
+        Status.FAILED,
+        {"updated": {}, "not_updated": {"SMA_STP60_01": reason}},
+    )
     assert ControlLog.objects.get().request_id == command.request_id
 
 
@@ -233,7 +237,8 @@ def test_not_delivered_settles_only_what_is_unknown(story):
     command = closed(story, state=CommandState.UNKNOWN)
     assert command_resolve(command=command, devices=None)
     request = ControlRequest.objects.get(pk=command.request_id)
-    assert request.result["not_updated"] == {"SMA_STP60_01": "not_delivered: the node never accepted it"}
+    expected = {"SMA_STP60_01": "not_delivered: the node never accepted it"}
+    assert request.result == {"updated": {}, "not_updated": expected}
 
 
 def test_correction_leaves_other_devices_as_they_were(story):
