@@ -55,6 +55,8 @@ class NodeLink(Protocol):
 class BrokerConnection:
     """One session with the broker, kept open in a thread; `on_message` is called there and must not block."""
 
+    _loop: asyncio.AbstractEventLoop
+
     def __init__(
         self,
         broker: Broker,
@@ -71,11 +73,11 @@ class BrokerConnection:
         self._on_connect = on_connect
         self._session: Session | None = None
         self._connected = threading.Event()
-        self._loop = asyncio.new_event_loop()
         self._stop = asyncio.Event()
         self._thread = threading.Thread(target=self._run, name=f"broker {identifier}", daemon=True)
 
     def start(self) -> None:
+        self._loop = asyncio.new_event_loop()
         self._thread.start()
 
     def stop(self) -> None:

@@ -6,9 +6,17 @@ from celery import shared_task
 
 from sites_app.publishing import node_publish
 from sites_app.services import nodes_silent_mark
+from smartgrid.errors import Unavailable
 
 
-@shared_task(name="sites_app.tasks.publish_desired")  # type: ignore[untyped-decorator]
+# What the broker did not take is tried again after 1, 2, 4, ... s; beyond that, the node's next report tells.
+@shared_task(  # type: ignore[untyped-decorator]
+    name="sites_app.tasks.publish_desired",
+    autoretry_for=(Unavailable,),
+    max_retries=6,
+    retry_backoff=1,
+    retry_jitter=True,
+)
 def publish_desired(node_id: str, names: list[str] | None = None) -> None:
     # Here, so that a web process which only queues this task does not load the broker's client.
     from sites_app.node_link import node_link  # noqa: PLC0415

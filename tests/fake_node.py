@@ -65,7 +65,7 @@ class FakeNode:
         self._subscribed = threading.Event()
         self._client = client = paho.Client(CallbackAPIVersion.VERSION2, protocol=paho.MQTTv5)
         client.username_pw_set(str(node.pk), broker.passwords[str(node.pk)])
-        client.on_connect = lambda *_: client.subscribe(self.topics.commands, qos=1)
+        client.on_connect = lambda *_: self._subscribe()
         client.on_subscribe = lambda *_: self._subscribed.set()
         client.on_message = lambda _client, _data, message: self._command(message)
         client.connect(broker.host, broker.port)
@@ -138,10 +138,13 @@ class FakeNode:
         payload = message if isinstance(message, bytes) else codec.encode(message)
         self._client.publish(topic, payload, qos=1)
 
+    def _subscribe(self) -> None:
+        self._client.subscribe(self.topics.commands, qos=1)
+
     # --- commands -----------------------------------------------------------------------------------------
 
     def _command(self, message: paho.MQTTMessage) -> None:
-        command = codec.decode_command(message.payload)
+        command = codec.decode_command(bytes(message.payload))
         self._response_topics[command.id] = str(getattr(message.properties, "ResponseTopic", ""))
         match command:
             case PingCommand():

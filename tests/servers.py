@@ -307,7 +307,12 @@ def main() -> int:
     match sys.argv[1:]:
         case ["postgres", *command] if command:
             with postgres_server() as url:
-                env = {**os.environ, "SGM_TEST_DATABASE_URL": url}
+                # Importing the project names its own settings, and that name would win over the one of the tests.
+                env = {
+                    **os.environ,
+                    "SGM_TEST_DATABASE_URL": url,
+                    "DJANGO_SETTINGS_MODULE": "tests.settings",
+                }
                 return subprocess.run(command, env=env, check=False).returncode
         case _:
             sys.stderr.write("usage: python -m tests.servers postgres COMMAND ...\n")

@@ -155,7 +155,8 @@ def test_stale_refusal_long_after_the_claim_stands(sent, node_a, monkeypatch):
     monkeypatch.setattr("control_app.dispatch.RESEND_WITHIN_S", 0.0)
     dispatcher().dispatch(order_of(sent, fresh="from a former session"))
     assert told(sent).answer.code == Code.STALE
-    assert node_a.commands.get(timeout=1) and node_a.commands.empty()
+    assert node_a.commands.get(timeout=1)
+    assert node_a.commands.empty()
 
 
 def test_command_is_not_sent_again_beyond_its_deadline(story, node_a):
@@ -170,7 +171,8 @@ def test_command_is_not_sent_again_beyond_its_deadline(story, node_a):
     node_a.behaviour = late
     dispatcher().dispatch(order_of(command, fresh=node_a.token()))
     assert told(command).answer.code == Code.STALE
-    assert node_a.commands.get(timeout=1) and node_a.commands.empty()
+    assert node_a.commands.get(timeout=1)
+    assert node_a.commands.empty()
 
 
 def test_answer_on_another_nodes_branch_is_ignored(sent, node_a, node_b):

@@ -1,0 +1,469 @@
+"""What nodes send unasked: taken once, and never in the way of what comes behind it."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from django.db import connection, connections
+from django.utils import timezone
+
+from control_app import inbox
+from control_app.management.commands.run_inbox import Inbox
+from control_app.models import (
+    CommandState,
+    ControlCommand,
+    ControlLog,
+    ControlRequest,
+    DeviceErrorLog,
+    NodeStream,
+    Status,
+)
+from devices_app.models import Device
+from edge.wire import codec
+from edge.wire.messages import (
+    DeviceResult,
+    Heartbeat,
+    LogBatch,
+    LogEntry,
+    Presence,
+    Reported,
+    TelemetryBatch,
+    TelemetryPoint,
+)
+from edge.wire.session import Incoming
+from sites_app.documents import manifest_for
+from sites_app.models import Node
+from sites_app.presence import presence_read
+from tests.factories import control_command_make, control_request_make, device_make, node_make, story_make
+
+pytestmark = pytest.mark.django_db
+
+TAG = "SMA_STP60_01"
+UNKNOWN = {"updated": {}, "not_updated": {TAG: "unknown: no confirmation within 8 s"}}
+
+
+@pytest.fixture
+def story():
+    return story_make()
+
+
+def wall(at: datetime) -> str:
+    return at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def entry(seq: int, *, kind: str = "watchdog", **fields) -> LogEntry:
+    given: dict[str, Any] = {
+        "at": wall(timezone.now()),
+        "category": "inverter",
+        "value": 100.0,
+        "reason": "lapse",
+        "devices": {TAG: DeviceResult(value=100.0, readback=100.0)},
+    } | fields
+    return LogEntry(seq=seq, kind=kind, **given)
+
+
+def batch(*entries: LogEntry, store: str = "store-1") -> LogBatch:
+    return LogBatch(
+        stream="control",
+        store=store,
+        first=entries[0].seq,
+        last=entries[-1].seq,
+        entries=list(entries),
+    )
+
+
+def take(story, *entries: LogEntry, **options) -> int:
+    ack = inbox.on_log(str(story.node_a.pk), batch(*entries, **options))
+    assert ack is not None
+    return ack.last
+
+
+def values_logged() -> list[float | None]:
+    return list(ControlLog.objects.order_by("value").values_list("value", flat=True))
+
+
+def answer_of_the_request() -> dict[str, Any]:
+    return ControlRequest.objects.get().result or {}
+
+
+def unknown_command(story, *, deadline_ago_s: float = 60) -> ControlCommand:
+    request = control_request_make(
+        site=story.site_a, deadline_in_s=-deadline_ago_s, status=Status.FAILED, result=UNKNOWN
+    )
+    return control_command_make(story.device_a, request=request, state=CommandState.UNKNOWN)
+
+
+def result_of(command: ControlCommand, seq: int, **fields) -> LogEntry:
+    given: dict[str, Any] = {
+        "kind": "result",
+        "command_id": str(command.id),
+        "sequence": command.sequence,
+        "value": 50.0,
+        "devices": {TAG: DeviceResult(value=50.0, readback=50.0)},
+    } | fields
+    return entry(seq, **given)
+
+
+# --- the log, exactly once ----------------------------------------------------------------------------------------------
+
+
+def test_lapse_is_a_line_of_the_control_log_and_the_devices_value(story):
+    command = control_command_make(story.device_a, state=CommandState.DONE)
+    at = timezone.now()
+    assert take(story, entry(1, at=wall(at), sequence=command.sequence)) == 1
+    line = ControlLog.objects.get()
+    assert (line.watchdog, line.value, line.status) == (True, 100, Status.SUCCESS)
+    assert (line.site, line.node, line.request) == (story.site_a, story.node_a, command.request)
+    assert line.result == {"updated": {TAG: None}, "not_updated": {}}
+    assert line.created_at == at
+    assert Device.objects.get(pk=story.device_a.pk).value == 100
+
+
+def test_batch_that_comes_twice_is_taken_once(story):
+    assert take(story, entry(1), entry(2)) == 2
+    assert take(story, entry(1), entry(2)) == 2
+    assert ControlLog.objects.count() == 2
+
+
+def test_of_an_overlapping_batch_only_the_new_entries_are_taken(story):
+    take(story, entry(1, value=1), entry(2, value=2))
+    assert take(story, entry(2, value=2), entry(3, value=3)) == 3
+    assert values_logged() == [1, 2, 3]
+
+
+def test_older_batch_behind_a_newer_one_adds_nothing_and_learns_where_the_stream_is(story):
+    take(story, entry(1), entry(2), entry(3))
+    assert take(story, entry(1)) == 3
+    assert ControlLog.objects.count() == 3
+
+
+def test_stream_goes_on_behind_entries_that_this_database_has_lost(story, caplog):
+    assert take(story, entry(7), entry(8)) == 8
+    assert ControlLog.objects.count() == 2
+    assert "log_entries_missing" in caplog.text
+
+
+def test_replaced_store_begins_its_numbers_anew(story):
+    take(story, entry(1), entry(2))
+    assert take(story, entry(1), store="store-2") == 1
+    assert ControlLog.objects.count() == 3
+
+
+def test_unknown_node_is_not_acknowledged(story):
+    assert inbox.on_log(str(uuid.uuid4()), batch(entry(1))) is None
+    assert not NodeStream.objects.exists()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_two_inboxes_take_a_batch_once_between_them():
+    story = story_make()
+    entries = [entry(seq, value=seq) for seq in range(1, 21)]
+    barrier = threading.Barrier(2)
+    acknowledged: list[int] = []
+
+    def one_inbox() -> None:
+        barrier.wait(5)
+        try:
+            acknowledged.append(take(story, *entries))
+        finally:
+            connections.close_all()
+
+    threads = [threading.Thread(target=one_inbox) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert acknowledged == [20, 20]
+    assert values_logged() == list(range(1, 21))
+
+
+# --- entries that are odd -------------------------------------------------------------------------------------------------
+
+ODD = {
+    "unknown kind": {"kind": "poem"},
+    "unknown device": {"kind": "device_error", "devices": {"NO_SUCH": DeviceResult(code="x", detail="y")}},
+    "no devices": {"devices": {}},
+    "standing limit without a value": {"kind": "standing", "devices": {TAG: DeviceResult()}},
+    "no moment": {"at": ""},
+    "a moment that is none": {"at": "yesterday"},
+    "a moment beyond all time zones": {"at": "0001-01-01T00:00:00+14:00"},
+    "a moment without a zone": {"at": "2026-01-01T00:00:00"},
+    "a category too long": {"category": "x" * 5000},
+    "a reason too long": {"reason": "x" * 5000},
+    "NUL in a reason": {"reason": "a\x00b"},
+    "NUL in an error": {"kind": "device_error", "devices": {TAG: DeviceResult(code="x", detail="a\x00b")}},
+    "NUL in a result": {"devices": {TAG: DeviceResult(code="x", detail="a\x00b")}},
+    "a sequence beyond the database": {"sequence": 2**80},
+    "a negative sequence": {"sequence": -1},
+    "a command that is no id": {"kind": "result", "command_id": "no id", "sequence": 1},
+    "a result of nothing": {"kind": "result"},
+}
+
+
+@pytest.mark.parametrize("fields", ODD.values(), ids=ODD.keys())
+def test_odd_entry_does_not_hold_up_those_behind_it(story, fields):
+    assert take(story, entry(1, **fields), entry(2, value=77)) == 2
+    assert ControlLog.objects.filter(value=77).count() == 1
+
+
+def test_long_reason_is_cut_and_its_line_kept(story):
+    take(story, entry(1, reason="x" * 5000, category="y" * 5000))
+    line = ControlLog.objects.get()
+    assert (len(line.reason), len(line.category)) == (500, 64)
+
+
+@pytest.mark.parametrize("years", [-20, 20])
+def test_moment_that_cannot_be_right_is_the_time_of_receipt(story, years):
+    before = timezone.now()
+    take(story, entry(1, at=wall(before + timedelta(days=365 * years))))
+    assert before <= ControlLog.objects.get().created_at <= timezone.now()
+
+
+def test_errors_of_devices_are_logged_by_device(story):
+    take(
+        story,
+        entry(1, kind="device_error", devices={TAG: DeviceResult(code="device_error", detail="no answer")}),
+        entry(2, kind="standing", devices={TAG: DeviceResult(value=30)}),
+    )
+    assert list(DeviceErrorLog.objects.order_by("pk").values_list("device__device_tag", "error")) == [
+        (TAG, "no answer"),
+        (TAG, "holds 30 at first contact, which this node did not set"),
+    ]
+
+
+def test_node_cannot_speak_of_another_nodes_devices_or_commands(story):
+    foreign = control_command_make(story.device_b, state=CommandState.UNKNOWN)
+    error = {"GENERIC_PV_01": DeviceResult(code="x", detail="forged")}
+    value = {"GENERIC_PV_01": DeviceResult(value=1)}
+    take(
+        story,
+        entry(1, kind="device_error", devices=error),
+        result_of(foreign, 2, devices=value),
+        entry(3, sequence=foreign.sequence, devices=value),
+    )
+    assert not DeviceErrorLog.objects.exists()
+    assert ControlCommand.objects.get().state == CommandState.UNKNOWN
+    assert ControlLog.objects.get().request is None
+    assert Device.objects.get(pk=story.device_b.pk).value is None
+
+
+# --- results ----------------------------------------------------------------------------------------------------------------
+
+
+def test_result_of_an_unknown_command_corrects_the_answer(story):
+    command = unknown_command(story)
+    take(story, result_of(command, 1))
+    assert ControlCommand.objects.get().state == CommandState.DONE
+    assert ControlRequest.objects.get().status == Status.SUCCESS
+    assert ControlLog.objects.get().watchdog is False
+    assert Device.objects.get(pk=story.device_a.pk).value == 50
+
+
+def test_result_that_is_known_already_adds_no_line(story):
+    command = control_command_make(story.device_a, state=CommandState.DONE)
+    take(story, result_of(command, 1))
+    assert not ControlLog.objects.exists()
+
+
+def test_value_never_goes_back_to_an_older_sequence(story):
+    older = control_command_make(story.device_a, state=CommandState.DONE)
+    newer = control_command_make(story.device_a, state=CommandState.DONE)
+    take(
+        story,
+        result_of(newer, 1, devices={TAG: DeviceResult(value=20)}),
+        result_of(older, 2, devices={TAG: DeviceResult(value=80)}),
+        entry(3, sequence=older.sequence),
+    )
+    assert Device.objects.get(pk=story.device_a.pk).value == 20
+
+
+def test_unconfirmed_device_keeps_its_value(story):
+    command = unknown_command(story)
+    take(story, result_of(command, 1, devices={TAG: DeviceResult(code="write_failed", value=50)}))
+    assert Device.objects.get(pk=story.device_a.pk).value is None
+    assert answer_of_the_request()["not_updated"] == {TAG: "write_failed"}
+
+
+def test_result_takes_the_same_locks_in_the_same_order_as_the_view(story, django_assert_max_num_queries):
+    """Command, request, device: two that learn of one result wait for each other, and do not deadlock."""
+    command = unknown_command(story)
+    with django_assert_max_num_queries(20) as queries:
+        take(story, result_of(command, 1))
+    tables = [
+        query["sql"].split('"')[1] for query in queries.captured_queries if query["sql"].startswith("UPDATE")
+    ]
+    assert tables == [
+        "control_app_nodestream",
+        "control_app_controlcommand",
+        "control_app_controlrequest",
+        "devices_app_device",
+        "control_app_nodestream",
+    ]
+
+
+# --- reports ----------------------------------------------------------------------------------------------------------------
+
+
+def report(story, **fields) -> Reported:
+    manifest = manifest_for(story.node_a)
+    given: dict[str, Any] = {
+        "session": "s",
+        "boot": "b",
+        "store": "store-1",
+        "epoch": manifest.epoch,
+        "manifest_version": manifest.version,
+        "at": wall(timezone.now()),
+        "clock": "trusted",
+    } | fields
+    return Reported(**given)
+
+
+def on_reported(story, *, retained: bool = False, after_s: float = 0, **fields) -> None:
+    received = timezone.now() + timedelta(seconds=after_s)
+    inbox.on_reported(str(story.node_a.pk), report(story, **fields), received=received, retained=retained)
+
+
+def test_report_that_shows_no_acceptance_settles_the_unknown_as_not_delivered(story):
+    command = unknown_command(story)
+    on_reported(story, sequences={TAG: command.sequence - 1})
+    assert ControlCommand.objects.get().state == CommandState.NOT_DELIVERED
+    why = answer_of_the_request()["not_updated"][TAG]
+    assert why == "not_delivered: the node never accepted it"
+    assert ControlLog.objects.get().status == Status.FAILED
+
+
+def test_report_that_shows_acceptance_leaves_it_to_the_log(story):
+    command = unknown_command(story)
+    on_reported(story, sequences={TAG: command.sequence})
+    assert ControlCommand.objects.get().state == CommandState.UNKNOWN
+
+
+def test_report_settles_nothing_that_could_still_be_accepted(story):
+    unknown_command(story, deadline_ago_s=5)
+    on_reported(story)
+    assert ControlCommand.objects.get().state == CommandState.UNKNOWN
+    on_reported(story, after_s=6)
+    assert ControlCommand.objects.get().state == CommandState.NOT_DELIVERED
+
+
+def test_retained_report_settles_nothing(story):
+    unknown_command(story)
+    on_reported(story, retained=True)
+    assert ControlCommand.objects.get().state == CommandState.UNKNOWN
+
+
+def test_log_outranks_what_a_report_seemed_to_prove(story):
+    command = unknown_command(story)
+    on_reported(story)
+    take(story, result_of(command, 1))
+    assert ControlCommand.objects.get().state == CommandState.DONE
+    assert ControlRequest.objects.get().status == Status.SUCCESS
+
+
+def test_report_of_an_unknown_node_is_passed_over(story):
+    inbox.on_reported(str(uuid.uuid4()), report(story), received=timezone.now(), retained=False)
+
+
+# --- the process --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def process(live_redis):
+    return Inbox()
+
+
+def incoming(node: str, leaf: str, payload: bytes, *, retain: bool = False) -> Incoming:
+    return Incoming(f"sgm/v1/tenant-123/{node}/{leaf}", payload, retain, None, None)
+
+
+def beat_of(session: str) -> bytes:
+    return codec.encode(Heartbeat(session=session, seq=1, mono_ms=0, wall="", fresh="token"))
+
+
+def test_heartbeat_makes_a_node_reachable(story, process):
+    process._handle(incoming(str(story.node_a.pk), "hb", beat_of("s1")))
+    known = presence_read([story.node_a.pk])[story.node_a.pk]
+    assert (known.session, known.fresh) == ("s1", "token")
+    assert known.is_reachable(now=timezone.now().timestamp())
+
+
+@pytest.mark.parametrize("node", ["no-uuid", "5f27ec202c4f42c2bb85d309ca009be6", "A" * 64])
+@pytest.mark.parametrize("leaf", ["hb", "presence", "reported", "log", "tele"])
+def test_branch_of_no_node_is_passed_over(process, caplog, node, leaf):
+    process._handle(incoming(node, leaf, beat_of("s1")))
+    assert "message_of_no_node" in caplog.text
+
+
+@pytest.mark.parametrize("leaf", ["hb", "presence", "reported", "log", "tele", "poem"])
+@pytest.mark.parametrize("payload", [b"", b"{", b"null", b'{"v": 2}', b'{"v": 1}', b"[" * 5000, b"\xff"])
+def test_what_cannot_be_read_does_not_end_the_process(story, process, leaf, payload):
+    process._handle(incoming(str(story.node_a.pk), leaf, payload))
+
+
+def test_node_unknown_to_central_does_not_end_the_process(process):
+    node, presence = str(uuid.uuid4()), Presence(online=True, session="s", boot="b")
+    points = [TelemetryPoint(t="", key="P_kW", value=1.0, device=TAG)]
+    for leaf, message in (
+        ("presence", presence),
+        ("log", batch(entry(1))),
+        ("tele", TelemetryBatch(points=points)),
+    ):
+        process._handle(incoming(node, leaf, codec.encode(message)))
+    assert not NodeStream.objects.exists()
+
+
+def test_birth_that_no_inbox_heard_is_learnt_from_the_retained_one(story, process):
+    birth = codec.encode(Presence(online=True, session="s1", boot="b1", fresh="old token"))
+    process._handle(incoming(str(story.node_a.pk), "presence", birth, retain=True))
+    node = Node.objects.get(pk=story.node_a.pk)
+    assert (node.online, node.session) == (True, "s1")
+    known = presence_read([node.pk])[node.pk]
+    assert known.fresh == ""
+    assert not known.is_reachable(now=timezone.now().timestamp())
+
+
+def test_will_of_a_former_session_changes_nothing(story, process):
+    name = str(story.node_a.pk)
+    for online, session in ((True, "s1"), (True, "s2"), (False, "s1")):
+        presence = Presence(online=online, session=session, boot="b")
+        process._handle(incoming(name, "presence", codec.encode(presence)))
+    assert Node.objects.get(pk=story.node_a.pk).online is True
+
+
+def test_telemetry_of_a_device_of_another_node_is_left_out(story, process):
+    device_make(node=node_make(site=story.site_a), device_tag="INV_02")
+    points = [
+        TelemetryPoint(t="", key="P_kW", value=30.0, device=TAG),
+        TelemetryPoint(t="", key="P_kW", value=500.0, device="INV_02"),
+    ]
+    telemetry = codec.encode(TelemetryBatch(points=points))
+    process._handle(incoming(str(story.node_a.pk), "tele", telemetry))
+    metrics = story.root.get(f"/v1/sites/{story.site_a.pk}").json()["metrics"]
+    assert [(metric["key"], metric["value"]) for metric in metrics] == [("P_Actual_kW", 30)]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_batch_that_could_not_be_committed_is_not_acknowledged_and_taken_when_it_comes_again(
+    live_redis, broker, settings
+):
+    settings.SGM_MQTT_HOST, settings.SGM_MQTT_PORT = broker.host, broker.port
+    settings.SGM_MQTT_INBOX_PASSWORD = broker.passwords["central-inbox"]
+    process, story = Inbox(), story_make()
+    message = incoming(str(story.node_a.pk), "log", codec.encode(batch(entry(1))))
+    table_rename("control_app_nodestream", "elsewhere")
+    try:
+        process._handle(message)
+    finally:
+        table_rename("elsewhere", "control_app_nodestream")
+    assert not ControlLog.objects.exists()
+    process._handle(message)
+    assert NodeStream.objects.get().last == 1
+
+
+def table_rename(name: str, to: str) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(f"ALTER TABLE {name} RENAME TO {to}")

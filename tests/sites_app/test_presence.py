@@ -1,0 +1,94 @@
+"""What makes a node reachable, on central's clock alone."""
+
+from __future__ import annotations
+
+import uuid
+
+import pytest
+
+from edge.wire.messages import Heartbeat, Presence
+from sites_app.presence import NodePresence, heartbeat_note, presence_note, presence_read
+from smartgrid import live
+
+NOW = 1_800_000_000.0
+
+
+@pytest.fixture
+def node_id(settings, redis_url):
+    settings.SGM_REDIS_URL = redis_url
+    live.client.cache_clear()
+    yield uuid.uuid4()
+    live.client().close()
+    live.client.cache_clear()
+
+
+def beat(node_id, *, session="s1", fresh="token", at=NOW) -> None:
+    message = Heartbeat(session=session, seq=1, mono_ms=0, wall="1970-01-01T00:00:00Z", fresh=fresh)
+    heartbeat_note(str(node_id), message, at=at)
+
+
+def say(node_id, *, online, session="s1", fresh=None, retained=False, at=NOW) -> None:
+    message = Presence(online=online, session=session, boot="b", fresh=fresh)
+    presence_note(str(node_id), message, retained=retained, at=at)
+
+
+def known(node_id) -> NodePresence:
+    return presence_read([node_id])[node_id]
+
+
+def test_node_never_heard_of_is_not_reachable_and_says_so(node_id):
+    assert not known(node_id).is_reachable(now=NOW)
+    assert known(node_id).why_not(now=NOW) == "the node has never been heard of"
+
+
+@pytest.mark.parametrize(("age_s", "reachable"), [(0, True), (14.9, True), (15, False), (3600, False)])
+def test_heartbeat_counts_for_fifteen_seconds(node_id, age_s, reachable):
+    beat(node_id)
+    assert known(node_id).is_reachable(now=NOW + age_s) is reachable
+
+
+def test_birth_makes_a_node_reachable_with_its_token(node_id):
+    say(node_id, online=True, fresh="first")
+    assert known(node_id).is_reachable(now=NOW)
+    assert (known(node_id).fresh, known(node_id).fresh_at) == ("first", NOW)
+
+
+def test_retained_birth_tells_nothing_about_now(node_id):
+    say(node_id, online=True, fresh="old", retained=True)
+    assert known(node_id) == NodePresence()
+
+
+def test_newest_token_replaces_the_one_before(node_id):
+    beat(node_id, fresh="first")
+    beat(node_id, fresh="second", at=NOW + 5)
+    assert (known(node_id).fresh, known(node_id).fresh_at) == ("second", NOW + 5)
+
+
+def test_will_counts_after_ten_seconds(node_id):
+    beat(node_id)
+    say(node_id, online=False)
+    assert known(node_id).is_reachable(now=NOW + 9.9)
+    assert not known(node_id).is_reachable(now=NOW + 10)
+
+
+def test_will_of_a_former_session_says_nothing_about_the_present_one(node_id):
+    beat(node_id, session="s1")
+    say(node_id, online=True, session="s2", fresh="new")
+    say(node_id, online=False, session="s1", at=NOW + 1)
+    beat(node_id, session="s2", at=NOW + 10)
+    assert known(node_id).is_reachable(now=NOW + 12)
+
+
+def test_many_nodes_come_in_one_round_trip_in_the_order_asked_for(node_id):
+    other = uuid.uuid4()
+    beat(other, session="other")
+    found = presence_read([node_id, other])
+    assert [presence.session for presence in found.values()] == ["", "other"]
+
+
+def test_without_redis_nothing_is_guessed(settings):
+    settings.SGM_REDIS_URL = "redis://127.0.0.1:1/0"
+    live.client.cache_clear()
+    with pytest.raises(live.LiveUnavailable):
+        presence_read([uuid.uuid4()])
+    live.client.cache_clear()
