@@ -117,18 +117,18 @@ class Central:
             )
 
     async def token(self) -> str:
-        return (
-            (await self.expect(Heartbeat)).fresh if not self.all(Heartbeat) else self.all(Heartbeat)[-1].fresh
-        )
+        """The newest freshness token, as central would send it."""
+        await self.expect(Heartbeat)
+        return self.all(Heartbeat)[-1].fresh
 
     async def setpoint(
-        self, *, id: str | None = None, sequence: int | None = None, fresh: str | None = None, epoch: int = 1,
+        self, *, command_id: str | None = None, sequence: int | None = None, fresh: str | None = None, epoch: int = 1,
         hold_s: float = 60.0, retain: bool = False, response_topic: str | None = None, **values: float,
     ) -> str:  # fmt: skip
         """Send a setpoint command; its id."""
         self.sequence = max(self.sequence, sequence or self.sequence + 1)
         command = SetpointCommand(
-            id=id or uuid.uuid4().hex,
+            id=command_id or uuid.uuid4().hex,
             epoch=epoch,
             sequence=sequence or self.sequence,
             fresh=await self.token() if fresh is None else fresh,
@@ -175,7 +175,8 @@ async def central_for(broker: Broker, topics: NodeTopics) -> AsyncIterator[Centr
             )
             await session.subscribe(*(f"{topics.base}/{leaf}" for leaf in leaves))
             sessions.append(session)
-        central = Central(topics, *sessions)
+        worker, inbox = sessions
+        central = Central(topics, worker, inbox)
         tasks = [asyncio.create_task(central.listen(session)) for session in sessions]
         try:
             yield central
