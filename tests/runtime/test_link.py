@@ -283,7 +283,10 @@ async def test_bad_time_limit_is_refused_and_the_previous_one_stays(rig):
     await rig.central.put("config", body, version=2)
     await rig.central.put_manifest()
 
-    report = await rig.central.expect(Reported, lambda report: report.documents["config"].status == "failed")
+    report = await rig.central.expect(
+        Reported,
+        lambda report: "config" in report.documents and report.documents["config"].status == "failed",
+    )
     assert "curtailment_time_limit" in report.documents["config"].error
     command = await rig.central.setpoint(INVERTER_01=30)
     done = await rig.central.expect_answer(command, "done")
