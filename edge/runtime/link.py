@@ -155,6 +155,10 @@ class Link:
             except LinkDown as error:
                 lasted = self._clock.boottime_s() - started
                 log.warning("link is down", reason=str(error), lasted_s=round(lasted, 1))
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                # Asked to stop just when the link went down: the loss must not swallow the request.
+                raise asyncio.CancelledError
             if self._clock.boottime_s() - started > RECONNECT_SLOWEST_S:
                 wait_s = RECONNECT_FIRST_S
             await self._clock.sleep(wait_s)
@@ -186,7 +190,7 @@ class Link:
                 await self._serve(session)
             finally:
                 self._live = None
-                with contextlib.suppress(LinkDown, asyncio.CancelledError):
+                with contextlib.suppress(LinkDown):
                     await session.publish(self._topics.presence, codec.encode(presence), retain=True)
 
     async def _serve(self, session: Session) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+import msgspec
+
 from edge.core.schedule import Schedule
 from edge.simulators.modbus import Fault
 from edge.wire.messages import Code
@@ -425,7 +427,7 @@ async def test_device_that_refuses_writes_is_answered_at_once_and_tried_on(tmp_p
 async def test_volatile_register_is_written_again_every_period_and_one_that_wears_is_not(tmp_path):
     limit = PROFILES["generic_modbus"].limit
     assert limit is not None
-    wearing = profile(limit=type(limit)(**{**_fields(limit), "write_class": "persistent"}))
+    wearing = profile(limit=msgspec.structs.replace(limit, write_class="persistent"))
     async with running_plant(tmp_path) as plant:
         volatile = await plant.add(A)
         persistent = await plant.add(B, wearing)
@@ -440,10 +442,6 @@ async def test_volatile_register_is_written_again_every_period_and_one_that_wear
         persistent._take_limit()
         await plant.run(301, lambda: plant.limit(B) == 30)
         assert persistent.writes[LIMIT] == 2
-
-
-def _fields(struct: object) -> dict[str, object]:
-    return {name: getattr(struct, name) for name in struct.__struct_fields__}  # type: ignore[attr-defined]
 
 
 async def test_new_time_limit_may_shorten_a_running_hold_and_never_lengthens_it(tmp_path):
@@ -492,6 +490,7 @@ async def test_device_that_becomes_unusable_goes_on_as_it_was_before(tmp_path):
 
         plant.raw[A]["profile"] = "nobody_knows_it"
         plant.apply()
+        assert plant.fleet.plan is not None
         assert "nobody_knows_it" in plant.fleet.plan.refused[A]
         await plant.run(54)
         assert (plant.limit(A), plant.limit(B)) == (30, 30)

@@ -1,0 +1,363 @@
+"""A node on a real broker: what it answers, what it refuses, and what it sends until it is acknowledged."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from edge.core.instant import Instant
+from edge.profiles.model import profile_to_builtins
+from edge.runtime.clock import HostClock
+from edge.runtime.node import run_node
+from edge.simulators.modbus import Fault, SimulatedDevice
+from edge.wire import codec
+from edge.wire.messages import (
+    Code,
+    CommandAnswer,
+    LogBatch,
+    PingCommand,
+    Presence,
+    ReleaseCommand,
+    Reported,
+    TelemetryBatch,
+)
+from edge.wire.session import Broker as Address
+from edge.wire.topics import NodeTopics
+from tests.runtime.central import Central, central_for
+from tests.runtime.plant import NAMEPLATE_KW, SITE, profile
+from tests.servers import Broker
+
+A = "INVERTER_01"
+LIMIT = "limit_target"
+
+
+class ShiftedClock(HostClock):
+    """The host's clock, which a test may put forward."""
+
+    shift_s = 0.0
+
+    def boottime_s(self) -> float:
+        return super().boottime_s() + self.shift_s
+
+    def now(self) -> Instant:
+        now = super().now()
+        return Instant(now.utc, now.boottime_s + self.shift_s)
+
+
+class Rig:
+    """One node with one device, and central at the other end of the broker."""
+
+    def __init__(self, central: Central, device: SimulatedDevice, clock: ShiftedClock) -> None:
+        self.central = central
+        self.device = device
+        self.clock = clock
+        self.start: Callable[[], None] = lambda: None
+        self.task: asyncio.Task[None] | None = None
+        self.stop = asyncio.Event()
+
+    @property
+    def body(self) -> dict[str, Any]:
+        kind = self.device.profile
+        return {
+            "site": dict(SITE),
+            "devices": [
+                {
+                    "id": A,
+                    "tag": A,
+                    "category": "inverter",
+                    "profile": kind.name,
+                    "host": self.device.host,
+                    "port": self.device.port,
+                    "unit": 1,
+                    "nameplate_kw": NAMEPLATE_KW,
+                }
+            ],
+            "profiles": {kind.name: profile_to_builtins(kind)},
+        }
+
+    async def end(self) -> None:
+        self.stop.set()
+        if self.task is not None:
+            await self.task
+        self.task = None
+        self.stop.clear()
+
+
+@asynccontextmanager
+async def rigged(broker: Broker, directory: Path) -> AsyncIterator[Rig]:
+    node = str(uuid.uuid4())
+    topics = NodeTopics("tenant", node)
+    address = Address(broker.host, broker.port, node, broker.add_user(node))
+    device = SimulatedDevice(profile=profile(), unit=1, nameplate_kw=NAMEPLATE_KW)
+    await device.start()
+    clock = ShiftedClock(trust_host=True)
+    async with central_for(broker, topics) as central:
+        rig = Rig(central, device, clock)
+
+        def start() -> None:
+            rig.task = asyncio.create_task(
+                run_node(broker=address, topics=topics, state=directory, clock=clock, stop=rig.stop)
+            )
+
+        rig.start = start
+        try:
+            yield rig
+        finally:
+            await rig.end()
+            await device.stop()
+
+
+@pytest.fixture
+async def rig(broker: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Rig]:
+    """A node that has its configuration, and reports a change sooner than every ten seconds."""
+    monkeypatch.setattr("edge.runtime.link.REPORT_PERIOD_S", 0.5)
+    async with rigged(broker, tmp_path) as rig:
+        rig.start()
+        await rig.central.configured(rig.body)
+        yield rig
+
+
+async def test_birth_is_presence_then_report(rig):
+    presence = await rig.central.expect(Presence, lambda presence: presence.online)
+    reported = await rig.central.expect(Reported)
+    assert (presence.session, presence.boot) == (reported.session, rig.clock.boot_id)
+    assert presence.fresh
+
+
+async def test_node_that_is_stopped_says_good_bye(rig):
+    await rig.central.expect(Presence, lambda presence: presence.online)
+    await rig.end()
+
+    await rig.central.expect(Presence, lambda presence: not presence.online)
+
+
+async def test_command_is_accepted_then_done_then_logged_and_its_sequence_reported(rig):
+    command = await rig.central.setpoint(INVERTER_01=30, sequence=41)
+
+    assert (await rig.central.expect_answer(command, "accepted")).devices == {}
+    done = await rig.central.expect_answer(command, "done")
+    assert done.devices[A].readback == 30
+    assert rig.device.limit_in_force == 30
+    entry = await rig.central.expect_entry(lambda entry: entry.kind == "result")
+    assert (entry.command_id, entry.sequence, entry.value) == (command, 41, 30.0)
+
+
+async def test_same_command_again_repeats_its_answer_and_writes_nothing(rig):
+    command = await rig.central.setpoint(INVERTER_01=30, command_id="twice")
+    first = await rig.central.expect_answer(command, "done")
+    writes = rig.device.writes[LIMIT]
+    # Its token is stale by now, which a repeated answer does not ask.
+    rig.clock.shift_s += 20
+    rig.central.heard.clear()
+
+    await rig.central.setpoint(INVERTER_01=70, command_id="twice", fresh="another")
+
+    assert await rig.central.expect(CommandAnswer) == first
+    assert rig.device.writes[LIMIT] == writes
+
+
+async def test_token_older_than_fifteen_seconds_is_stale_and_answered_with_a_fresh_one(rig):
+    token = await rig.central.token()
+    rig.clock.shift_s += 16
+
+    command = await rig.central.setpoint(INVERTER_01=30, fresh=token)
+    refusal = await rig.central.expect_answer(command, "refused")
+    assert refusal.code == Code.STALE
+
+    # Not remembered: the same id may come again with the fresh token.
+    await rig.central.setpoint(INVERTER_01=30, command_id=command, fresh=refusal.fresh)
+    assert (await rig.central.expect_answer(command, "done")).devices[A].ok
+
+
+async def test_token_of_nobody_is_stale(rig):
+    command = await rig.central.setpoint(INVERTER_01=30, fresh="made-up")
+
+    assert (await rig.central.expect_answer(command, "refused")).code == Code.STALE
+    assert rig.device.writes[LIMIT] == 0
+
+
+async def test_older_sequence_wrong_range_and_unknown_device_are_refused_in_the_answer(rig):
+    await rig.central.expect_answer(await rig.central.setpoint(INVERTER_01=30, sequence=50), "done")
+
+    command = await rig.central.setpoint(INVERTER_01=101, INVERTER_99=5, sequence=49)
+    done = await rig.central.expect_answer(command, "done")
+    assert done.devices[A].code == Code.SUPERSEDED  # the sequence is judged before the range
+    assert done.devices["INVERTER_99"].code == Code.UNKNOWN_DEVICE
+    command = await rig.central.setpoint(INVERTER_01=101, sequence=51)
+    assert (await rig.central.expect_answer(command, "done")).devices[A].code == Code.RANGE
+    assert rig.device.limit_in_force == 30
+
+
+async def test_release_ends_a_hold_at_once(rig):
+    await rig.central.expect_answer(await rig.central.setpoint(INVERTER_01=30), "done")
+    release = ReleaseCommand(
+        id="release",
+        epoch=1,
+        sequence=99,
+        fresh=await rig.central.token(),
+        request_id="r",
+        category="inverter",
+        devices=(A,),
+    )
+    await rig.central.send("release", release)
+
+    assert (await rig.central.expect_answer("release", "done")).devices[A].readback == 100
+
+
+async def test_command_of_an_older_epoch_is_refused_before_anything_else_is_looked_at(rig):
+    await rig.central.put_manifest(epoch=2)
+    await rig.central.expect(Reported, lambda report: report.epoch == 2)
+
+    command = await rig.central.setpoint(INVERTER_01=30, fresh="made-up")
+
+    assert (await rig.central.expect_answer(command, "refused")).code == Code.OLD_EPOCH
+
+
+async def test_retained_command_is_never_carried_out(broker, tmp_path):
+    async with rigged(broker, tmp_path) as rig:
+        command = await rig.central.setpoint(INVERTER_01=30, fresh="made-up", epoch=0, retain=True)
+        rig.start()
+
+        assert (await rig.central.expect_answer(command, "refused")).code == Code.RETAINED
+
+
+async def test_ping_needs_no_token_and_brings_one_with_four_times(rig):
+    await rig.central.send("ping", PingCommand(id="ping", epoch=1, sent_wall="2026-03-02T10:00:00.000000Z"))
+    pong = await rig.central.expect_answer("ping", "done")
+    assert pong.sent_wall == "2026-03-02T10:00:00.000000Z"
+    assert pong.received_wall is not None
+    assert pong.answered_wall is not None
+    assert pong.received_wall <= pong.answered_wall
+
+    command = await rig.central.setpoint(INVERTER_01=30, fresh=pong.fresh)
+    assert (await rig.central.expect_answer(command, "done")).devices[A].ok
+
+
+async def test_too_many_commands_at_once_are_busy(rig, monkeypatch):
+    monkeypatch.setattr("edge.runtime.link.MAX_UNDER_WAY", 1)
+    await rig.device.set_fault(Fault.IGNORE_WRITES)  # its answer takes three tries
+    first = await rig.central.setpoint(INVERTER_01=30)
+    await rig.central.expect_answer(first, "accepted")
+
+    second = await rig.central.setpoint(INVERTER_01=40)
+    assert (await rig.central.expect_answer(second, "refused")).code == Code.BUSY
+    await rig.central.expect_answer(first, "done")
+    third = await rig.central.setpoint(INVERTER_01=50)
+    await rig.central.expect_answer(third, "accepted")
+
+
+async def test_answer_goes_nowhere_but_to_a_topic_of_the_node(rig):
+    elsewhere = f"{rig.central.topics.base}/log"
+    command = await rig.central.setpoint(INVERTER_01=30, response_topic=elsewhere)
+
+    entry = await rig.central.expect_entry(lambda entry: entry.command_id == command)
+    assert entry.devices[A].ok
+    assert rig.central.all(CommandAnswer) == []
+    assert all(batch.first for batch in rig.central.all(LogBatch))
+
+
+async def test_bytes_that_mean_nothing_do_no_harm(rig):
+    topics = rig.central.topics
+    deep = b'{"v":1,"body":' + b"[" * 3000 + b"]" * 3000 + b"}"
+    for name in ("config", "schedule/2026-03-02/inverter", "manifest", "nothing"):
+        for payload in (b"", b"\xff\xfe", b"{}", b'{"v":99}', b'{"v":1}', deep):
+            await rig.central.worker.publish(topics.document(name), payload)
+    for payload in (b"", b"\xff\xfe", b"{}", b'{"v":1,"op":"dance"}', deep):
+        await rig.central.worker.publish(topics.command("setpoint"), payload)
+        await rig.central.inbox.publish(topics.log_ack, payload)
+
+    command = await rig.central.setpoint(INVERTER_01=30)
+    assert (await rig.central.expect_answer(command, "done")).devices[A].ok
+
+
+async def test_bad_time_limit_is_refused_and_the_previous_one_stays(rig):
+    body = rig.body
+    body["site"]["curtailment_time_limit_s"] = 0
+    await rig.central.put("config", body, version=2)
+    await rig.central.put_manifest()
+
+    report = await rig.central.expect(
+        Reported,
+        lambda report: "config" in report.documents and report.documents["config"].status == "failed",
+    )
+    assert "curtailment_time_limit" in report.documents["config"].error
+    command = await rig.central.setpoint(INVERTER_01=30)
+    done = await rig.central.expect_answer(command, "done")
+    assert 55 < (done.devices[A].holds_s or 0) <= 60
+
+
+async def test_reports_of_many_changes_are_gathered(rig):
+    await rig.central.expect(Reported)
+    before = len(rig.central.all(Reported))
+    for value in range(20, 40):
+        await rig.central.expect_answer(await rig.central.setpoint(INVERTER_01=value), "done")
+    last = rig.central.sequence
+    await rig.central.expect(Reported, lambda report: report.sequences.get(A) == last)
+
+    assert len(rig.central.all(Reported)) - before <= 4
+
+
+async def test_outbox_is_resent_in_order_until_it_is_acknowledged(rig):
+    for value in (30, 40, 50):
+        await rig.central.expect_answer(await rig.central.setpoint(INVERTER_01=value), "done")
+    await rig.central.expect(LogBatch)
+    await rig.end()
+    rig.central.heard.clear()
+    rig.start()
+
+    batch = await rig.central.expect(LogBatch)
+    assert [entry.seq for entry in batch.entries] == list(range(1, batch.last + 1))
+    results = [entry.value for entry in batch.entries if entry.kind == "result"]
+    assert results == [30.0, 40.0, 50.0]
+
+    # Acknowledged by halves: what is not covered comes again, what is covered does not.
+    await rig.central.acknowledge(msgspec.structs.replace(batch, last=batch.last - 1))
+    await rig.end()
+    rig.central.heard.clear()
+    rig.start()
+    again = await rig.central.expect(LogBatch)
+    assert again.first == again.last == batch.last
+
+
+async def test_acknowledgement_of_another_store_or_beyond_what_was_sent_deletes_nothing(rig):
+    command = await rig.central.setpoint(INVERTER_01=30)
+    batch = await rig.central.expect(
+        LogBatch, lambda batch: any(entry.command_id == command for entry in batch.entries)
+    )
+    await rig.central.acknowledge(msgspec.structs.replace(batch, store="another", last=10**6))
+    await rig.end()
+    rig.central.heard.clear()
+    rig.start()
+    assert (await rig.central.expect(LogBatch)).last == batch.last
+
+    await rig.central.acknowledge(msgspec.structs.replace(batch, last=10**6))
+    rig.central.heard.clear()
+    command = await rig.central.setpoint(INVERTER_01=60)
+    entry = await rig.central.expect_entry(lambda entry: entry.command_id == command)
+    assert entry.seq == batch.last + 1
+
+
+async def test_readings_reach_central(rig):
+    tele = await rig.central.expect(TelemetryBatch)
+    assert {(point.device, point.key) for point in tele.points} == {(A, "P_kW")}
+
+
+async def test_schedule_without_its_manifest_waits_and_with_it_is_applied(rig):
+    today = rig.clock.now().utc.date()
+    slots = {f"{hour:02d}:{minute:02d}": 80.0 for hour in range(24) for minute in (0, 15, 30, 45)}
+    name = f"schedule/{today}/inverter"
+    doc = await rig.central.put(name, {"date": str(today), "category": "inverter", "slots": slots}, version=5)
+    command = await rig.central.setpoint(INVERTER_01=30, hold_s=1.0)
+    await rig.central.expect_answer(command, "done")
+    await rig.central.put_manifest()
+    entry = await rig.central.expect_entry(lambda entry: entry.kind == "watchdog")
+
+    assert (entry.value, rig.device.limit_in_force) == (80.0, 80)
+    assert codec.is_intact(doc)
