@@ -207,13 +207,7 @@ class Bus:
     async def _pause(self, seconds: float) -> None:
         """Sleep, or until somebody wants something."""
         self._wake.clear()
-        timer = asyncio.ensure_future(self._clock.sleep(seconds))
-        waker = asyncio.ensure_future(self._wake.wait())
-        try:
-            await asyncio.wait({timer, waker}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            timer.cancel()
-            waker.cancel()
+        await self._clock.wait(self._wake, seconds)
 
     async def run(self) -> None:
         """Serve the line for the life of the node."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import os
 import time
@@ -30,6 +31,9 @@ class Clock(Protocol):
 
     def sleep(self, seconds: float) -> Awaitable[None]: ...
 
+    def wait(self, event: asyncio.Event, seconds: float) -> Awaitable[None]:
+        """Wait for the event, at most this long."""
+
     def quality(self) -> ClockQuality: ...
 
 
@@ -53,6 +57,12 @@ class HostClock:
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(max(0.0, seconds))
+
+    async def wait(self, event: asyncio.Event, seconds: float) -> None:
+        # No task for either of the two: a command comes this way.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(max(0.0, seconds)):
+                await event.wait()
 
     def quality(self) -> ClockQuality:
         """Trusted once the kernel was synchronised since boot; its drift after that is small (holdover)."""

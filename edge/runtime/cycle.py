@@ -116,16 +116,7 @@ class Cycle:
                     self.evaluate([unit for unit in self.units.values() if unit.look_at <= now])
                     self._next_look = min((unit.look_at for unit in self.units.values()), default=math.inf)
                 self._wake.clear()
-                await self._sleep(min(turn_due, self._next_look) - now)
-
-    async def _sleep(self, seconds: float) -> None:
-        timer = asyncio.ensure_future(self._clock.sleep(seconds))
-        waker = asyncio.ensure_future(self._wake.wait())
-        try:
-            await asyncio.wait({timer, waker}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            timer.cancel()
-            waker.cancel()
+                await self._clock.wait(self._wake, min(turn_due, self._next_look) - now)
 
     def turn(self) -> None:
         """Evaluate every device once."""

@@ -59,6 +59,15 @@ class TurnedClock(ManualClock):
         self._sleepers.append((self.boottime_s() + seconds, wake))
         await wake
 
+    async def wait(self, event: asyncio.Event, seconds: float) -> None:
+        timer = asyncio.ensure_future(self.sleep(seconds))
+        waker = asyncio.ensure_future(event.wait())
+        try:
+            await asyncio.wait({timer, waker}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            timer.cancel()
+            waker.cancel()
+
     def advance(self, seconds: float) -> Instant:
         moment = super().advance(seconds)
         for end, wake in self._awaited():
