@@ -9,6 +9,7 @@ timeout (design, rule 19).
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 from collections.abc import Awaitable
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ from edge.runtime.clock import Clock
 from edge.wire.messages import Code
 
 log = structlog.get_logger()
+
+# Over all lines: an outcome of a line that was taken down is never taken for one of its successor's.
+_tickets = itertools.count(1)
 
 # While a write is owed, or for this long after the loss, a bare connect is tried every second.
 RECONNECT_EAGERLY_FOR_S = 600.0
@@ -127,7 +131,6 @@ class Bus:
         self._endpoint: Session | None = None
         self._members: dict[str, _Member] = {}
         self._wake = asyncio.Event()
-        self._tickets = 0
         self._lost_at: float | None = None
         self._connect_due = 0.0
         self._connect_wait = RECONNECT_S
@@ -156,8 +159,7 @@ class Bus:
         first, and write only if it does not.
         """
         member = self._members[tag]
-        self._tickets += 1
-        member.write = _Write(self._tickets, value, verify)
+        write = member.write = _Write(next(_tickets), value, verify)
         member.written = None
         now = self._clock.boottime_s()
         member.contact_due = 0.0
@@ -165,7 +167,7 @@ class Bus:
         if self._endpoint is not None and not self._endpoint.connected:
             self._connect_due = min(self._connect_due, now + RECONNECT_S)
         self._wake.set()
-        return self._tickets
+        return write.ticket
 
     def withdraw(self, tag: str) -> None:
         """Nothing is owed to this device any more, neither a write nor its confirmation."""
@@ -212,9 +214,14 @@ class Bus:
     async def run(self) -> None:
         """Serve the line for the life of the node."""
         assert self._endpoint is not None
+        task = asyncio.current_task()
+        assert task is not None
         try:
-            while True:
+            # Libraries that wait with asyncio.wait_for swallow, on Python 3.11, a cancellation that meets an
+            # answer: a line taken down would go on beside its successor.
+            while not task.cancelling():
                 await self._turn(self._endpoint)
+            raise asyncio.CancelledError
         finally:
             await self._endpoint.aclose()
 

@@ -230,8 +230,10 @@ class Link:
     async def _report(self, session: Session) -> None:
         while True:
             # Now and then without a change too: a report proves what this node did *not* accept.
+            # asyncio.timeout, not wait_for: on Python 3.11 that one may swallow the request to stop.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._report_wanted.wait(), REPORT_ANYWAY_S)
+                async with asyncio.timeout(REPORT_ANYWAY_S):
+                    await self._report_wanted.wait()
             self._report_wanted.clear()
             clock = "trusted" if self._clock.quality().untrusted_since_s is None else "unsynced"
             report = Reported(
@@ -271,7 +273,8 @@ class Link:
         await session.publish(self._topics.log, codec.encode(batch))
         # No acknowledgement: central is down or restarting. The same batch goes out again.
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(waiting.acknowledged.wait(), ACK_TIMEOUT_S)
+            async with asyncio.timeout(ACK_TIMEOUT_S):
+                await waiting.acknowledged.wait()
 
     async def _telemetry(self, session: Session) -> None:
         while True:

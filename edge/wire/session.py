@@ -119,6 +119,11 @@ class Session:
             )
         except (aiomqtt.MqttError, ValueError) as error:
             raise LinkDown(str(error)) from error
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            # The library waits with asyncio.wait_for, which on Python 3.11 swallows a cancellation that meets
+            # the acknowledgement: whoever publishes in a loop would never end.
+            raise asyncio.CancelledError
 
     async def messages(self) -> AsyncIterator[Incoming]:
         """What arrives, until the connection is gone."""

@@ -53,6 +53,7 @@ class Central:
     documents: dict[str, Document] = field(default_factory=dict)
     manifest_version: int = 0
     sequence: int = 0
+    acknowledges: bool = True
     _news: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def listen(self, session: Session) -> None:
@@ -62,6 +63,8 @@ class Central:
             if kind is not None:
                 self.heard.append(codec.decode(kind, message.payload))
                 self._news.set()
+                if isinstance(self.heard[-1], LogBatch) and self.acknowledges:
+                    await self.acknowledge(self.heard[-1])
 
     def all(self, kind: type[M]) -> list[M]:
         return [message for message in self.heard if isinstance(message, kind)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -155,7 +155,7 @@ class Bench:
         return device
 
     def _start(self) -> None:
-        task = asyncio.create_task(self.bus.run())
+        task = self.task = asyncio.create_task(self.bus.run())
 
         async def end() -> None:
             task.cancel()
@@ -504,4 +504,24 @@ async def test_line_that_is_closed_closes_its_session(bench, stack):
     await bench.run(1)
     await stack.aclose()
 
+    assert not bench.line.connected
+
+
+async def test_line_taken_down_under_a_command_ends_though_the_library_swallows_it(bench):
+    async def swallow() -> None:
+        with suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+
+    bench.scripted(A)
+    await bench.run(0.1)
+    bench.line.commands.clear()
+    bench.line.takes["read"] = swallow
+    bench.clock.advance(2)
+    await bench.until_busy("read", A)
+
+    task = bench.task
+    task.cancel()
+    await asyncio.wait({task}, timeout=5)
+
+    assert task.cancelled()
     assert not bench.line.connected

@@ -117,7 +117,7 @@ async def rigged(broker: Broker, directory: Path) -> AsyncIterator[Rig]:
 @pytest.fixture
 async def rig(broker: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Rig]:
     """A node that has its configuration, and reports a change sooner than every ten seconds."""
-    monkeypatch.setattr("edge.runtime.link.REPORT_PERIOD_S", 0.5)
+    monkeypatch.setattr("edge.runtime.link.REPORT_PERIOD_S", 0.2)
     async with rigged(broker, tmp_path) as rig:
         rig.start()
         await rig.central.configured(rig.body)
@@ -136,6 +136,16 @@ async def test_node_that_is_stopped_says_good_bye(rig):
     await rig.end()
 
     await rig.central.expect(Presence, lambda presence: not presence.online)
+
+
+async def test_node_ends_whatever_it_is_doing_when_it_is_stopped(rig):
+    for moment in range(8):
+        command = await rig.central.setpoint(INVERTER_01=30 + moment)
+        await rig.central.expect_answer(command, "accepted" if moment % 2 else "done")
+        async with asyncio.timeout(5):
+            await rig.end()
+        rig.central.heard.clear()
+        rig.start()
 
 
 async def test_command_is_accepted_then_done_then_logged_and_its_sequence_reported(rig):
@@ -305,6 +315,7 @@ async def test_reports_of_many_changes_are_gathered(rig):
 
 
 async def test_outbox_is_resent_in_order_until_it_is_acknowledged(rig):
+    rig.central.acknowledges = False
     for value in (30, 40, 50):
         await rig.central.expect_answer(await rig.central.setpoint(INVERTER_01=value), "done")
     await rig.central.expect(LogBatch)
@@ -327,6 +338,7 @@ async def test_outbox_is_resent_in_order_until_it_is_acknowledged(rig):
 
 
 async def test_acknowledgement_of_another_store_or_beyond_what_was_sent_deletes_nothing(rig):
+    rig.central.acknowledges = False
     command = await rig.central.setpoint(INVERTER_01=30)
     batch = await rig.central.expect(
         LogBatch, lambda batch: any(entry.command_id == command for entry in batch.entries)

@@ -1,0 +1,138 @@
+"""What a configuration means, and which part of it cannot be used."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from edge.core.schedule import value_at
+from edge.profiles.model import profile_to_builtins
+from edge.runtime import config
+from edge.runtime.documents import DocumentRefused
+from edge.wire.codec import document
+from edge.wire.messages import Document
+from tests.runtime.plant import SITE, profile
+
+PROFILES = {"generic_modbus": profile_to_builtins(profile())}
+
+
+def device(tag: str = "A", **changes: Any) -> dict[str, Any]:
+    return {
+        "id": tag,
+        "tag": tag,
+        "category": "inverter",
+        "profile": "generic_modbus",
+        "host": "127.0.0.1",
+        "port": 502,
+        "unit": 1,
+        **changes,
+    }
+
+
+def body(*devices: dict[str, Any], **site: Any) -> dict[str, Any]:
+    return {"site": {**SITE, **site}, "devices": list(devices), "profiles": PROFILES}
+
+
+def test_device_gets_the_sites_limits_and_its_own_range():
+    plan = config.plan(
+        body(device(min_value=10, default_value=90), curtailment_time_limit_s=30, cyclic_write_timeout_s=20)
+    )
+    settings = plan.devices["A"].settings
+    assert (settings.time_limit_s, settings.period_s) == (30, 20)
+    assert (settings.minimum, settings.maximum, settings.default_value) == (10, 100, 90)
+    assert settings.tolerance == 0.1
+
+
+@pytest.mark.parametrize("limit", [0, -1, 0.5, 3601, None, "60", 1e400])
+def test_time_limit_that_would_switch_the_watchdog_off_refuses_the_configuration(limit):
+    with pytest.raises(DocumentRefused):
+        config.plan(body(device(), curtailment_time_limit_s=limit))
+
+
+@pytest.mark.parametrize("period", [0, 9, 86401, None])
+def test_cyclic_write_timeout_out_of_range_refuses_the_configuration(period):
+    with pytest.raises(DocumentRefused):
+        config.plan(body(device(), cyclic_write_timeout_s=period))
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"profile": "nobody_knows"}, "nobody_knows"),
+        ({"profile": None}, "profile"),
+        ({"min_value": 50, "default_value": 20}, "default_value"),
+        ({"min_value": 60, "max_value": 40, "default_value": 50}, "default_value"),
+        ({"host": ""}, "host"),
+        ({"host": "two..dots"}, "host"),
+        ({"host": "a" * 70}, "host"),
+        ({"host": "a\0b"}, "host"),
+        ({"port": 0}, "port"),
+        ({"port": 65536}, "port"),
+        ({"unit": 256}, "unit"),
+        ({"unit": -1}, "unit"),
+        ({"poll_s": 0}, "poll_s"),
+        ({"poll_s": -1}, "poll_s"),
+        ({"poll_s": 1e400}, "poll_s"),
+        ({"lifetime": "for ever"}, "Lifetime"),
+        ({"tag": None}, "tag"),
+        ({"port": "502"}, "port"),
+    ],
+)
+def test_device_that_cannot_be_used_is_refused_alone(changes, complaint):
+    plan = config.plan(body({**device("A"), **changes}, device("B")))
+
+    assert list(plan.devices) == ["B"]
+    (reason,) = plan.refused.values()
+    assert complaint in reason
+
+
+def test_profile_that_cannot_be_read_refuses_its_devices_only():
+    content = body(device("A", profile="broken"), device("B"))
+    content["profiles"] = {**PROFILES, "broken": {"points": {"p": {}}}}
+    plan = config.plan(content)
+
+    assert (list(plan.devices), list(plan.refused)) == (["B"], ["A"])
+
+
+def test_second_device_of_a_tag_is_refused_and_the_first_stays():
+    plan = config.plan(body(device("A", port=1), device("A", port=2)))
+
+    assert plan.devices["A"].config.port == 1
+    assert "A" in plan.refused
+
+
+@pytest.mark.parametrize("changes", [{"excluded": True}, {"measured_only": True}])
+def test_excluded_and_measured_devices_are_not_controlled(changes):
+    plan = config.plan(body(device(**changes)))
+
+    assert not plan.devices["A"].settings.is_controlled
+
+
+@pytest.mark.parametrize("content", [{}, {"site": None}, {"site": SITE, "devices": 3, "profiles": {}}])
+def test_what_is_no_configuration_is_refused(content):
+    with pytest.raises(DocumentRefused):
+        config.plan(content)
+
+
+def schedule(**changes: Any) -> Document:
+    content = {"date": "2026-03-02", "category": "inverter", "slots": {"10:00": 70.0, "10:15": None}}
+    return document({**content, **changes}, epoch=1, version=1)
+
+
+def test_schedule_gives_its_slots_to_its_category_and_null_means_default():
+    documents = {"schedule/2026-03-02/inverter": schedule(), "config": document({}, epoch=1, version=1)}
+    schedules = config.schedules(documents)
+
+    assert list(schedules) == ["inverter"]
+    assert value_at(schedules["inverter"], datetime(2026, 3, 2, 10, 14, 59, tzinfo=UTC)) == 70
+    assert value_at(schedules["inverter"], datetime(2026, 3, 2, 10, 15, tzinfo=UTC)) is None
+
+
+@pytest.mark.parametrize(
+    "changes", [{"date": "2026-02-30"}, {"date": 3}, {"slots": {"10:00": "70"}}, {"slots": {"10:00": 1e400}}]
+)
+def test_schedule_that_means_nothing_is_refused(changes):
+    with pytest.raises(DocumentRefused):
+        config.schedule_body(schedule(**changes))
