@@ -89,13 +89,20 @@ def answers_key(request_id: str) -> str:
     return f"sgm:answers:{request_id}"
 
 
+def accepted_key(request_id: str) -> str:
+    """What nodes have accepted and not yet done: read at the deadline, so that nobody is woken for it."""
+    return f"sgm:accepted:{request_id}"
+
+
 def note_read(text: str) -> Note:
     return _note.decode(text)
 
 
 def _tell(request_id: str, note: Note) -> None:
+    is_interim = note.answer is not None and note.answer.stage is Stage.ACCEPTED
+    key = accepted_key(request_id) if is_interim else answers_key(request_id)
     try:
-        live.list_push(answers_key(request_id), _encode(note).decode(), expires_s=ANSWERS_KEPT_S)
+        live.list_push(key, _encode(note).decode(), expires_s=ANSWERS_KEPT_S)
     except live.LiveUnavailable as error:
         # The view will call it unknown, and the control log will tell.
         log.error("answer_not_passed_on", command=note.command_id, error=str(error))  # noqa: TRY400

@@ -16,7 +16,7 @@ from django.db import connection, transaction
 from django.utils import timezone
 from kombu.exceptions import OperationalError
 
-from control_app.dispatch import Order, answers_key, note_read, order_encode
+from control_app.dispatch import Note, Order, accepted_key, answers_key, note_read, order_encode
 from control_app.models import CommandState, ControlCommand, ControlLog, ControlRequest, Status
 from control_app.targets import Targets, offline_nodes, reason, targets_select
 from devices_app.services import device_values_confirm
@@ -174,38 +174,44 @@ def _queue(
             reason=request.reason,
         )
         try:
-            dispatch_command.apply_async((order_encode(order),), expires=expires)
+            # Without a text of its arguments, which Celery would make for each message and nobody reads.
+            dispatch_command.apply_async((order_encode(order),), expires=expires, argsrepr="", kwargsrepr="")
         except OperationalError as error:
             item.state, item.detail = CommandState.NOT_SENT, f"the task queue does not answer: {error}"
 
 
 def _wait(request: ControlRequest, waiting: Mapping[str, _Waiting], *, until: float) -> None:
+    """Hear of each command until all are over, or the deadline; then of those accepted meanwhile."""
     key = answers_key(str(request.pk))
-    while any(not item.is_over for item in waiting.values()):
-        left = until - time.monotonic()
-        if left <= 0:
-            return
-        try:
-            text = live.list_wait(key, timeout_s=left)
-        except live.LiveUnavailable as error:
-            log.warning("answers_unreachable", request=str(request.pk), error=str(error))
-            for open_item in waiting.values():
-                if not open_item.is_over:
-                    open_item.detail = "the answers cannot be heard: Redis does not answer"
-            return
-        if text is None:
-            return
-        note = note_read(text)
-        item = waiting.get(note.command_id)
-        if item is None or item.is_over:
-            # What is delivered at least once may come again; the first word counts.
-            continue
-        if note.answer is not None:
-            _take_answer(item, note.answer)
-        elif note.not_sent:
-            item.state, item.detail = CommandState.NOT_SENT, note.not_sent
+    try:
+        while any(not item.is_over for item in waiting.values()):
+            left = until - time.monotonic()
+            text = live.list_wait(key, timeout_s=left) if left > 0 else None
+            if text is None:
+                break
+            _take_note(waiting, note_read(text))
         else:
-            item.state, item.detail = CommandState.UNKNOWN, note.lost
+            return
+        for accepted in live.list_read(accepted_key(str(request.pk))):
+            _take_note(waiting, note_read(accepted))
+    except live.LiveUnavailable as error:
+        log.warning("answers_unreachable", request=str(request.pk), error=str(error))
+        for item in waiting.values():
+            if not item.is_over:
+                item.detail = "the answers cannot be heard: Redis does not answer"
+
+
+def _take_note(waiting: Mapping[str, _Waiting], note: Note) -> None:
+    item = waiting.get(note.command_id)
+    if item is None or item.is_over:
+        # What is delivered at least once may come again; the first word counts.
+        return
+    if note.answer is not None:
+        _take_answer(item, note.answer)
+    elif note.not_sent:
+        item.state, item.detail = CommandState.NOT_SENT, note.not_sent
+    else:
+        item.state, item.detail = CommandState.UNKNOWN, note.lost
 
 
 def _take_answer(item: _Waiting, answer: CommandAnswer) -> None:

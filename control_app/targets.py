@@ -14,6 +14,19 @@ from sites_app.selectors import site_get, sites_visible_to
 from smartgrid.api.principal import Principal
 from smartgrid.errors import Invalid, NotFound
 
+# What a request needs to know: a node's row also carries its last report, which may be long.
+NEEDED = (
+    "device_tag",
+    "include_in_curtailment",
+    "measured_only",
+    "min_value",
+    "max_value",
+    "node__tenant_tag",
+    "node__epoch",
+    "node__curtail_in_batch",
+    "site__curtailment_time_limit",
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Targets:
@@ -44,7 +57,11 @@ def targets_select(
     outside the range of every device it could reach. Outside some: those answer `range`.
     """
     visible = sites_visible_to(principal).filter(pk=site_id).order_by()
-    found = Device.objects.filter(site__in=visible, category=category).select_related("node", "site")
+    found = (
+        Device.objects.filter(site__in=visible, category=category)
+        .select_related("node", "site")
+        .only(*NEEDED)
+    )
     devices = {device.device_tag: device for device in found.order_by("device_tag")}
     if not devices:
         site_get(principal=principal, site_id=site_id)

@@ -93,6 +93,14 @@ def list_push(key: str, value: str, *, expires_s: int) -> None:
         raise LiveUnavailable(f"Redis does not answer: {error}") from error
 
 
+def list_read(key: str) -> list[str]:
+    """All of a list, as it is now."""
+    try:
+        return cast("list[str]", client().lrange(key, 0, -1))
+    except redis.RedisError as error:
+        raise LiveUnavailable(f"Redis does not answer: {error}") from error
+
+
 @cache
 def _waiting_client() -> redis.Redis:
     """Connections for those who block: the server ends the wait, and the socket only where that hangs."""
