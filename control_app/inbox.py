@@ -15,7 +15,7 @@ import structlog
 from django.db import InterfaceError, OperationalError, transaction
 from django.utils import timezone
 
-from control_app.models import ControlCommand, ControlLog, DeviceErrorLog, NodeStream
+from control_app.models import CommandState, ControlCommand, ControlLog, DeviceErrorLog, NodeStream
 from control_app.services import (
     ControlResult,
     command_resolve,
@@ -112,12 +112,24 @@ def on_log(node_id: str, batch: LogBatch) -> LogAck | None:
         log.error("log_entries_missing", node=node.name, after=position.last, before=batch.first)
     tags = {tag for entry in batch.entries for tag in entry.devices}
     devices = {device.device_tag: device for device in Device.objects.filter(node=node, device_tag__in=tags)}
+    answered = _answered(node, batch)
     for entry in batch.entries:
-        if entry.seq > position.last:
+        if entry.seq > position.last and entry.command_id not in answered:
             _take_once(position, node, entry, devices)
     _advance(position, batch.last)
     position.refresh_from_db(fields=["last"])
     return LogAck(stream=batch.stream, store=batch.store, last=position.last)
+
+
+def _answered(node: Node, batch: LogBatch) -> set[str]:
+    """The commands of this batch whose result the view has recorded, which is nearly all: nothing is written
+    for them, so that the log does not compete with the requests it is about for the database.
+    """
+    results = [entry for entry in batch.entries if entry.kind == "result" and entry.sequence is not None]
+    found = ControlCommand.objects.filter(
+        pk__in=[entry.sequence for entry in results], node=node, state=CommandState.DONE
+    )
+    return {str(command_id) for command_id in found.values_list("id", flat=True)}
 
 
 def _take_once(position: NodeStream, node: Node, entry: LogEntry, devices: Mapping[str, Device]) -> None:

@@ -270,8 +270,8 @@ def test_result_that_is_known_already_adds_no_line(story):
 
 
 def test_value_never_goes_back_to_an_older_sequence(story):
-    older = control_command_make(story.device_a, state=CommandState.DONE)
-    newer = control_command_make(story.device_a, state=CommandState.DONE)
+    older = control_command_make(story.device_a, state=CommandState.SENT)
+    newer = control_command_make(story.device_a, state=CommandState.SENT)
     take(
         story,
         result_of(newer, 1, devices={TAG: DeviceResult(value=20)}),
@@ -279,6 +279,18 @@ def test_value_never_goes_back_to_an_older_sequence(story):
         entry(3, sequence=older.sequence),
     )
     assert Device.objects.get(pk=story.device_a.pk).value == 20
+
+
+def test_result_that_the_view_has_recorded_writes_nothing_but_the_position(
+    story, django_assert_max_num_queries
+):
+    commands = [control_command_make(story.device_a, state=CommandState.DONE) for _ in range(3)]
+    with django_assert_max_num_queries(20) as queries:
+        take(story, *(result_of(command, seq) for seq, command in enumerate(commands, start=1)))
+    written = [
+        query["sql"] for query in queries.captured_queries if query["sql"].startswith(("UPDATE", "INSERT"))
+    ]
+    assert [sql.split('"')[1] for sql in written] == ["control_app_nodestream"] * 2  # made, then moved once
 
 
 def test_unconfirmed_device_keeps_its_value(story):
