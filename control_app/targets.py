@@ -57,15 +57,16 @@ def targets_select(
     outside the range of every device it could reach. Outside some: those answer `range`.
     """
     visible = sites_visible_to(principal).filter(pk=site_id).order_by()
-    found = (
-        Device.objects.filter(site__in=visible, category=category)
-        .select_related("node", "site")
-        .only(*NEEDED)
-    )
-    devices = {device.device_tag: device for device in found.order_by("device_tag")}
-    if not devices:
-        site_get(principal=principal, site_id=site_id)
-        raise NotFound(f"This site has no device of category {category!r}.")
+    found = Device.objects.filter(site__in=visible, category=category).select_related("node", "site")
+    if device_tags is not None:
+        found = found.filter(device_tag__in=device_tags)
+    devices = {device.device_tag: device for device in found.only(*NEEDED).order_by("device_tag")}
+    if devices:
+        site = next(iter(devices.values())).site
+    else:
+        site = site_get(principal=principal, site_id=site_id)
+        if device_tags is None or not site.devices.filter(category=category).exists():
+            raise NotFound(f"This site has no device of category {category!r}.")
     refused: dict[str, str] = {}
     chosen = _chosen(devices, device_tags, category, refused)
     controllable: list[Device] = []
@@ -90,7 +91,6 @@ def targets_select(
     by_node: dict[UUID, list[Device]] = {}
     for device in in_range:
         by_node.setdefault(device.node_id, []).append(device)
-    site = next(iter(devices.values())).site
     return Targets(site, by_node, {device.node_id: device.node for device in in_range}, refused)
 
 

@@ -392,10 +392,13 @@ class Link:
             self._under_way -= 1
         last = codec.encode(CommandAnswer(id=command.id, stage=Stage.DONE, devices=results))
         now = self._clock.now().utc
+        # The answer leaves before the record is written: somebody waits for it, and the record is for when it
+        # gets lost. A process that dies between the two was heard; one that dies before both is asked again.
+        answer.send_bytes(last)
+        await asyncio.sleep(0)
         with self._store.transaction():
             self._store.remember(command.id, at=now, answer=last)
             self._store.append(CONTROL_STREAM, _log_entry(command, results, now))
-        answer.send_bytes(last)
         self.logged()
         self.changed()
 
