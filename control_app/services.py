@@ -21,7 +21,7 @@ from control_app.models import CommandState, ControlCommand, ControlLog, Control
 from control_app.targets import Targets, offline_nodes, reason, targets_select
 from devices_app.services import device_values_confirm
 from edge.wire.messages import Code, CommandAnswer, DeviceResult, Stage
-from sites_app.models import Node, Site
+from sites_app.models import Node
 from sites_app.presence import NodePresence, central_now, presence_read
 from smartgrid import live
 from smartgrid.api.principal import Principal
@@ -95,12 +95,12 @@ def category_curtail(
     offline = offline_nodes(targets, presence, now=central_now())
     for node_id, why_not in offline.items():
         for device in targets.by_node[node_id]:
-            targets.refused[device.device_tag] = reason(Code.NODE_OFFLINE, why_not)
+            targets.refused[device.tag] = reason(Code.NODE_OFFLINE, why_not)
     now = timezone.now()
     with transaction.atomic():
         request = ControlRequest.objects.create(
             created_at=now,
-            site=targets.site,
+            site_id=targets.site_id,
             category=category,
             value=value,
             device_tags=None if device_tags is None else list(device_tags),
@@ -112,7 +112,7 @@ def category_curtail(
         commands = _commands_create(request, targets, offline)
     waiting = {str(command.id): _Waiting(command) for command in commands}
     _connection_give_back()
-    _queue(request, targets.site, waiting.values(), presence)
+    _queue(request, targets, waiting.values(), presence)
     _wait(request, waiting, until=started + within_s)
     return _close(request, targets.refused, list(waiting.values()))
 
@@ -125,12 +125,15 @@ def _commands_create(
     for node_id, devices in targets.by_node.items():
         if node_id in offline:
             continue
-        node = targets.nodes[node_id]
-        values = {device.device_tag: request.value for device in devices}
-        batches = [values] if node.curtail_in_batch else [{tag: value} for tag, value in values.items()]
+        values = {device.tag: request.value for device in devices}
+        batches = [values] if devices[0].in_batch else [{tag: value} for tag, value in values.items()]
         commands += [
             ControlCommand(
-                request=request, node=node, epoch=node.epoch, values=batch, deadline=request.deadline
+                request=request,
+                node_id=node_id,
+                epoch=devices[0].epoch,
+                values=batch,
+                deadline=request.deadline,
             )
             for batch in batches
         ]
@@ -148,7 +151,7 @@ def _connection_give_back() -> None:
 
 def _queue(
     request: ControlRequest,
-    site: Site,
+    targets: Targets,
     waiting: Iterable[_Waiting],
     presence: Mapping[UUID, NodePresence],
 ) -> None:
@@ -156,18 +159,19 @@ def _queue(
 
     expires = (request.deadline - request.created_at).total_seconds()
     for item in waiting:
-        command, node = item.command, item.command.node
-        known = presence[node.pk]
+        command = item.command
+        known = presence[command.node_id]
+        target = targets.by_node[command.node_id][0]
         order = Order(
             command_id=str(command.id),
             request_id=str(request.pk),
             sequence=command.sequence,
             epoch=command.epoch,
-            tenant=node.tenant_tag,
-            node=str(node.pk),
+            tenant=target.tenant,
+            node=str(command.node_id),
             category=request.category,
             values=command.values,
-            hold_s=float(site.curtailment_time_limit),
+            hold_s=float(target.time_limit_s),
             fresh=known.fresh,
             fresh_at=known.fresh_at,
             deadline=command.deadline,

@@ -6,24 +6,47 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-from devices_app.models import Device
+from devices_app.selectors import devices_visible_to
 from edge.wire.messages import Code
-from sites_app.models import Node, Site
 from sites_app.presence import NodePresence
-from sites_app.selectors import site_get, sites_visible_to
+from sites_app.selectors import site_get
 from smartgrid.api.principal import Principal
 from smartgrid.errors import Invalid, NotFound
 
-# What a request needs to know: a node's row also carries its last report, which may be long.
-NEEDED = (
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a request needs to know of a device, its node and its site.
+
+    Read as plain values: a node's row also carries its last report, which may be long, and making model
+    objects would cost a request more than its query.
+    """
+
+    tag: str
+    is_included: bool
+    is_measured_only: bool
+    minimum: float
+    maximum: float
+    node_id: UUID
+    tenant: str
+    epoch: int
+    in_batch: bool
+    site_id: UUID
+    time_limit_s: int
+
+
+# In the order of `Target`.
+COLUMNS = (
     "device_tag",
     "include_in_curtailment",
     "measured_only",
     "min_value",
     "max_value",
+    "node_id",
     "node__tenant_tag",
     "node__epoch",
     "node__curtail_in_batch",
+    "site_id",
     "site__curtailment_time_limit",
 )
 
@@ -32,9 +55,8 @@ NEEDED = (
 class Targets:
     """Devices to command by node, and the reason for each device that is not commanded."""
 
-    site: Site
-    by_node: dict[UUID, list[Device]]
-    nodes: dict[UUID, Node]
+    site_id: UUID
+    by_node: dict[UUID, list[Target]]
     refused: dict[str, str]
 
 
@@ -56,50 +78,47 @@ def targets_select(
     `NotFound` for a site out of sight, or without a device of this category; `Invalid` where the value is
     outside the range of every device it could reach. Outside some: those answer `range`.
     """
-    visible = sites_visible_to(principal).filter(pk=site_id).order_by()
-    found = Device.objects.filter(site__in=visible, category=category).select_related("node", "site")
+    found = devices_visible_to(principal).filter(site_id=site_id, category=category)
     if device_tags is not None:
         found = found.filter(device_tag__in=device_tags)
-    devices = {device.device_tag: device for device in found.only(*NEEDED).order_by("device_tag")}
-    if devices:
-        site = next(iter(devices.values())).site
-    else:
+    devices = {row[0]: Target(*row) for row in found.order_by("device_tag").values_list(*COLUMNS)}
+    if not devices:
         site = site_get(principal=principal, site_id=site_id)
         if device_tags is None or not site.devices.filter(category=category).exists():
             raise NotFound(f"This site has no device of category {category!r}.")
     refused: dict[str, str] = {}
     chosen = _chosen(devices, device_tags, category, refused)
-    controllable: list[Device] = []
+    controllable: list[Target] = []
     for device in chosen:
-        if not device.include_in_curtailment:
+        if not device.is_included:
             detail = "include_in_curtailment is off for this device"
-            refused[device.device_tag] = reason(Code.EXCLUDED, detail)
-        elif device.measured_only:
+            refused[device.tag] = reason(Code.EXCLUDED, detail)
+        elif device.is_measured_only:
             detail = "this device is only measured"
-            refused[device.device_tag] = reason(Code.EXCLUDED, detail)
+            refused[device.tag] = reason(Code.EXCLUDED, detail)
         else:
             controllable.append(device)
-    in_range = [device for device in controllable if device.min_value <= value <= device.max_value]
+    in_range = [device for device in controllable if device.minimum <= value <= device.maximum]
     if controllable and not in_range:
-        low = min(device.min_value for device in controllable)
-        high = max(device.max_value for device in controllable)
+        low = min(device.minimum for device in controllable)
+        high = max(device.maximum for device in controllable)
         raise Invalid.field("value", f"{value:g} is outside the range of every device, {low:g} to {high:g}")
     for device in controllable:
         if device not in in_range:
-            detail = f"allowed is {device.min_value:g} to {device.max_value:g}"
-            refused[device.device_tag] = reason(Code.RANGE, detail)
-    by_node: dict[UUID, list[Device]] = {}
+            detail = f"allowed is {device.minimum:g} to {device.maximum:g}"
+            refused[device.tag] = reason(Code.RANGE, detail)
+    by_node: dict[UUID, list[Target]] = {}
     for device in in_range:
         by_node.setdefault(device.node_id, []).append(device)
-    return Targets(site, by_node, {device.node_id: device.node for device in in_range}, refused)
+    return Targets(site_id, by_node, refused)
 
 
 def _chosen(
-    devices: Mapping[str, Device], tags: Iterable[str] | None, category: str, refused: dict[str, str]
-) -> list[Device]:
+    devices: Mapping[str, Target], tags: Iterable[str] | None, category: str, refused: dict[str, str]
+) -> list[Target]:
     if tags is None:
         # What is only measured is not asked for by a category; where nothing else is there, it is named.
-        controlled = [device for device in devices.values() if not device.measured_only]
+        controlled = [device for device in devices.values() if not device.is_measured_only]
         return controlled or list(devices.values())
     chosen = {}
     for tag in tags:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from control_app.targets import Targets, targets_select
+from sites_app.models import Node
 from smartgrid.errors import Invalid, NotFound
 from tests.factories import ROOT, device_make, meter_type_make, node_make, principal_of_token, story_make
 
@@ -22,7 +23,7 @@ def select(story, *, principal=ROOT, category="inverter", tags=None, value=50.0)
 
 def commanded(targets: Targets) -> dict[str, list[str]]:
     return {
-        targets.nodes[node_id].name: [device.device_tag for device in devices]
+        Node.objects.get(pk=node_id).name: [device.tag for device in devices]
         for node_id, devices in targets.by_node.items()
     }
 
@@ -39,8 +40,9 @@ def test_everything_about_a_request_is_found_in_one_query(story, django_assert_n
     device_make(node=story.node_a)
     with django_assert_num_queries(1):
         targets = select(story, principal=principal_of_token(story.token_a))
-        assert targets.site == story.site_a
-        assert {node.tenant_tag for node in targets.nodes.values()} == {"tenant-123"}
+        assert targets.site_id == story.site_a.pk
+        found = [device for devices in targets.by_node.values() for device in devices]
+        assert {(device.tenant, device.time_limit_s) for device in found} == {("tenant-123", 60)}
 
 
 def test_hidden_site_and_absent_category_are_not_found(story):
