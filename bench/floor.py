@@ -78,6 +78,7 @@ class Floor:
         self._run_soon(self._keep_session(broker_port, ready))
         ready.wait(START_S)
         self._modbus = self._await(self._open_modbus(device_port))
+        stack.callback(self._loop.call_soon_threadsafe, self._modbus.close)
 
     def _run_soon(self, coroutine: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
