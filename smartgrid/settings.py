@@ -145,7 +145,7 @@ SGM_REQUEST_DEADLINE_S: float = env_int("SGM_REQUEST_DEADLINE_S", default=8, min
 # --- MQTT -----------------------------------------------------------------------------------------------
 
 SGM_MQTT_URL, SGM_MQTT_HOST, SGM_MQTT_PORT = env_url(
-    "SGM_MQTT_URL", default="mqtt://127.0.0.1:1883", schemes=("mqtt", "mqtts"), default_port=1883
+    "SGM_MQTT_URL", default="mqtt://127.0.0.1:1883", schemes=("mqtt",), default_port=1883
 )
 SGM_MQTT_WORKER_USERNAME = env_str("SGM_MQTT_WORKER_USERNAME", default="central-worker")
 SGM_MQTT_WORKER_PASSWORD = env_secret("SGM_MQTT_WORKER_PASSWORD")
