@@ -14,6 +14,8 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 from msgspec import Meta
 
+from edge.core.commands import WriteClass
+
 T = TypeVar("T")
 
 VALUE = "$value"
@@ -112,14 +114,6 @@ class Confidence(StrEnum):
     DERIVED = "derived"  # by arithmetic from verified facts
     UNVERIFIED = "unverified"  # common knowledge, or one weak source
     DISPUTED = "disputed"  # sources disagree
-
-
-class WriteClass(StrEnum):
-    """What writing the limit costs the device; decides how often it may be repeated."""
-
-    VOLATILE = "volatile"
-    PERSISTENT = "persistent"
-    UNKNOWN = "unknown"
 
 
 class Data(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):

@@ -130,7 +130,7 @@ def _settings(
         time_limit_s=site.curtailment_time_limit_s,
         excluded=excluded,
         lifetime=Lifetime(device.lifetime),
-        write_class=WriteClass(limit.write_class.value) if limit is not None else WriteClass.UNKNOWN,
+        write_class=limit.write_class if limit is not None else WriteClass.UNKNOWN,
         period_s=site.cyclic_write_timeout_s,
         tolerance=limit.tolerance if limit is not None else DEFAULT_TOLERANCE,
     )
