@@ -8,7 +8,6 @@ from typing import Any, TypedDict, Unpack
 
 import structlog
 from django.db import transaction
-from django.db.models import Q
 
 from devices_app.models import Device, DeviceType
 from sites_app.documents import node_documents_render
@@ -150,15 +149,16 @@ def device_values_confirm(
     """
     if not values:
         return
-    devices = Device.objects.filter(node_id=node_id)
+    devices = Device.objects.all()
     if len(values) > 1:
         # In one order for all, so that two requests for the same devices do not wait for each other.
-        ordered = devices.filter(device_tag__in=values).order_by("pk").select_for_update(no_key=True)
-        list(ordered.values_list("pk", flat=True))
-    earlier = Q(value_sequence__lt=sequence) if is_first_word else Q(value_sequence__lte=sequence)
+        ordered = devices.filter(node_id=node_id, device_tag__in=values).order_by("pk")
+        list(ordered.select_for_update(no_key=True).values_list("pk", flat=True))
+    # Sequences are whole numbers: one below this one, or up to it.
+    before = sequence if is_first_word else sequence + 1
     for value in sorted(set(values.values())):
         tags = [tag for tag in values if values[tag] == value]
-        devices.filter(Q(value_sequence=None) | earlier, device_tag__in=tags).update(
+        devices.filter(node_id=node_id, device_tag__in=tags, value_sequence__lt=before).update(
             value=value, value_sequence=sequence
         )
 

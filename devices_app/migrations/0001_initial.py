@@ -58,7 +58,7 @@ class Migration(migrations.Migration):
                 ('telemetry_s', models.FloatField(default=10, help_text='Seconds between two readings sent to central.', validators=[django.core.validators.MinValueValidator(1)])),
                 ('control_point', models.CharField(editable=False, max_length=300, null=True)),
                 ('value', models.FloatField(editable=False, null=True)),
-                ('value_sequence', models.BigIntegerField(editable=False, null=True)),
+                ('value_sequence', models.BigIntegerField(default=0, editable=False)),
                 ('node', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='devices', to='sites_app.node')),
                 ('site', models.ForeignKey(editable=False, on_delete=django.db.models.deletion.PROTECT, related_name='devices', to='sites_app.site')),
                 ('device_type', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='devices', to='devices_app.devicetype')),
