@@ -12,6 +12,7 @@ import queue
 import threading
 import time
 import uuid
+from collections import deque
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache
@@ -39,6 +40,8 @@ RESEND_WITHIN_S = 3.0
 # Answers are passed on this long after a claim; later ones come with the control log.
 FORGET_AFTER_S = 60.0
 ANSWERS_KEPT_S = 60
+# An interim answer is passed on when the last one has not come by then.
+ACCEPTED_TOLD_AFTER_S = 0.3
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
@@ -130,6 +133,8 @@ class Dispatcher:
         self._link = link
         self._pending: dict[str, _Pending] = {}
         self._pings: dict[str, _Ping] = {}
+        # Accepted, and when; used by the consumer of answers alone.
+        self._accepted: deque[tuple[float, CommandAnswer]] = deque()
         self._arrived: queue.SimpleQueue[tuple[NodeTopics, bytes] | None] = queue.SimpleQueue()
         link.results(lambda topics, payload: self._arrived.put((topics, payload)))
         threading.Thread(target=self._consume, name="answers", daemon=True).start()
@@ -202,14 +207,31 @@ class Dispatcher:
     # --- answers ----------------------------------------------------------------------------------
 
     def _consume(self) -> None:
-        while (arrived := self._arrived.get()) is not None:
+        while True:
+            try:
+                arrived = self._arrived.get(timeout=ACCEPTED_TOLD_AFTER_S)
+            except queue.Empty:
+                self._tell_accepted()
+                continue
+            if arrived is None:
+                return
             topics, payload = arrived
             try:
+                self._tell_accepted()
                 self._answered(topics, codec.decode(CommandAnswer, payload))
             except WireError as error:
                 log.warning("answer_not_understood", node=topics.node, error=str(error))
             except Exception:  # the top of this thread: it must live as long as the process
                 log.exception("answer_failed", node=topics.node)
+
+    def _tell_accepted(self) -> None:
+        """Pass on what was accepted a while ago and is not done; nearly all is done before that."""
+        due = time.monotonic() - ACCEPTED_TOLD_AFTER_S
+        while self._accepted and self._accepted[0][0] <= due:
+            _, answer = self._accepted.popleft()
+            pending = self._pending.get(answer.id)
+            if pending is not None:
+                _tell(pending.order.request_id, Note(command_id=answer.id, answer=answer))
 
     def _answered(self, topics: NodeTopics, answer: CommandAnswer) -> None:
         ping = self._pings.get(answer.id)
@@ -233,9 +255,11 @@ class Dispatcher:
             pending.stale.add(answer.fresh)
             if self._resend(topics, pending, answer.fresh):
                 return
+        if answer.stage is Stage.ACCEPTED:
+            self._accepted.append((time.monotonic(), answer))
+            return
         _tell(pending.order.request_id, Note(command_id=answer.id, answer=answer))
-        if answer.stage is not Stage.ACCEPTED:
-            self._pending.pop(answer.id, None)
+        self._pending.pop(answer.id, None)
 
     def _resend(self, topics: NodeTopics, pending: _Pending, fresh: str) -> bool:
         """Once, the same id, soon after its claim: the token had died on the way, nobody wrote anything.

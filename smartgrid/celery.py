@@ -6,7 +6,9 @@ import os
 from typing import Any
 
 from celery import Celery
-from celery.signals import celeryd_init, setup_logging
+from celery.signals import celeryd_init, setup_logging, worker_ready
+
+from smartgrid.garbage import collector_settle
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "smartgrid.settings")
 
@@ -39,3 +41,8 @@ def _let_workers_wait(conf: Any = None, **_: Any) -> None:
     """A worker waits for its next task by a blocking command, which that timeout would break off."""
     options = {key: value for key, value in conf.broker_transport_options.items() if key != "socket_timeout"}
     conf.broker_transport_options = options
+
+
+@worker_ready.connect  # type: ignore[untyped-decorator]
+def _settle(**_: Any) -> None:
+    collector_settle()
