@@ -28,6 +28,7 @@ from edge.wire.codec import WireError
 from edge.wire.messages import Code, CommandAnswer, PingCommand, SetpointCommand, Stage
 from edge.wire.topics import NodeTopics
 from sites_app.node_link import LinkUnavailable, MqttNodeLink, SendUnconfirmed, node_link
+from sites_app.presence import central_now
 from smartgrid import live
 
 log = structlog.stdlib.get_logger(__name__)
@@ -150,7 +151,7 @@ class Dispatcher:
             self._not_sent(order, CommandState.QUEUED, "the message broker is not connected")
             return
         fresh = order.fresh
-        if time.time() - order.fresh_at > TOKEN_GOOD_FOR_S:
+        if central_now() - order.fresh_at > TOKEN_GOOD_FOR_S:
             fresh = self._ping(topics, epoch=order.epoch) or order.fresh
         now = timezone.now()
         claimed = ControlCommand.objects.filter(
