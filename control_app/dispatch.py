@@ -210,20 +210,18 @@ class Dispatcher:
     def _consume(self) -> None:
         while True:
             try:
+                self._tell_accepted()
                 arrived = self._arrived.get(timeout=ACCEPTED_TOLD_AFTER_S)
-            except queue.Empty:
-                self._tell_accepted()
-                continue
-            if arrived is None:
-                return
-            topics, payload = arrived
-            try:
-                self._tell_accepted()
+                if arrived is None:
+                    return
+                topics, payload = arrived
                 self._answered(topics, codec.decode(CommandAnswer, payload))
+            except queue.Empty:
+                continue
             except WireError as error:
                 log.warning("answer_not_understood", node=topics.node, error=str(error))
             except Exception:  # the top of this thread: it must live as long as the process
-                log.exception("answer_failed", node=topics.node)
+                log.exception("answer_failed")
 
     def _tell_accepted(self) -> None:
         """Pass on what was accepted a while ago and is not done; nearly all is done before that."""

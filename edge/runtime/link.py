@@ -393,7 +393,7 @@ class Link:
         last = codec.encode(CommandAnswer(id=command.id, stage=Stage.DONE, devices=results))
         now = self._clock.now().utc
         # The answer leaves before the record is written: somebody waits for it, and the record is for when it
-        # gets lost. A process that dies between the two was heard; one that dies before both is asked again.
+        # gets lost. Only a death between the two, the answer lost as well, leaves central with `unknown`.
         answer.send_bytes(last)
         await asyncio.sleep(0)
         with self._store.transaction():
