@@ -29,7 +29,7 @@ test: $(VENV)/.dev-installed services ## the suite with real services on SQLite,
 	$(RUN) -m tests.servers postgres $(PYTEST) -q --only-database -m "not system"
 	$(PYTEST)
 
-test-quick: $(VENV)/.dev-installed ## what needs no service, under a minute
+test-quick: $(VENV)/.dev-installed ## what needs no service, in about a minute
 	$(PYTEST) -m "not services and not system"
 
 test-all: test ## `make test` and the long runs
