@@ -7,11 +7,13 @@ import logging
 import os
 import socket
 from collections.abc import Awaitable, Callable, Iterable
+from typing import Protocol
 
 from pymodbus.client import AsyncModbusTcpClient
 from pymodbus.exceptions import ConnectionException, ModbusException
 from pymodbus.pdu import ModbusPDU
 
+from edge.drivers.base import Session
 from edge.drivers.errors import DeviceRefused, DeviceUnreachable, ReadingInvalid
 from edge.drivers.plan import Block, plan_reads
 from edge.profiles.model import VALUE, Check, Limit, Point, Profile, Step, Table
@@ -38,6 +40,20 @@ EXCEPTIONS = {
     11: "the unit behind the gateway does not answer",
 }
 FUNCTIONS = {3: "read holding register", 4: "read input register", 6: "write register", 16: "write registers"}
+
+
+class RegisterSession(Session, Protocol):
+    """What the driver needs of a session, over whatever kind of line."""
+
+    endpoint: str
+    # Counts connections, so that a driver knows when what it has prepared or cached is gone.
+    generation: int
+
+    async def read(self, unit: int, table: Table, address: int, count: int) -> list[int]:
+        """Read `count` registers with one command."""
+
+    async def write(self, unit: int, address: int, registers: list[int], *, single: bool) -> None:
+        """Write registers with one command: function 6 where `single`, else function 16."""
 
 
 class ModbusSession:
@@ -68,7 +84,6 @@ class ModbusSession:
         self._client: AsyncModbusTcpClient | None = None
         self._busy = False
         self._next_command_at = 0.0
-        # Counts connections, so that a driver knows when what it has prepared or cached is gone.
         self.generation = 0
 
     @property
@@ -200,7 +215,7 @@ class ModbusDriver:
     """One device behind a session, as its profile describes it."""
 
     def __init__(
-        self, *, session: ModbusSession, profile: Profile, unit: int, nameplate_kw: float | None
+        self, *, session: RegisterSession, profile: Profile, unit: int, nameplate_kw: float | None
     ) -> None:
         self._session = session
         self._profile = profile
@@ -235,7 +250,11 @@ class ModbusDriver:
         return self._profile.telemetry_units
 
     async def identify(self) -> None:
-        """Refuse a device whose identity or rated power (within 10 %) is not what it should be."""
+        """Refuse a device whose identity or rated power (within 10 %) is not what it should be.
+
+        What was learned of it before is forgotten: on a line that stays open, it may have been away.
+        """
+        self._forget()
         identity = self._profile.identity
         names = {check.point for check in identity.checks}
         if identity.nameplate is not None and self._nameplate_kw is not None:
@@ -316,8 +335,11 @@ class ModbusDriver:
         # Another connection may lead to another device, or to this one after a restart.
         if self._generation != self._session.generation:
             self._generation = self._session.generation
-            self._exponents.clear()
-            self._prepared = not self._needs_preparation
+            self._forget()
+
+    def _forget(self) -> None:
+        self._exponents.clear()
+        self._prepared = not self._needs_preparation
 
     async def _prepare(self, limit: Limit) -> None:
         """Do what comes before the first write of a connection: scale factors, requirements, `once`."""

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import structlog
 
 from edge.core import arbitration
 from edge.core.arbitration import DeviceState
 from edge.drivers.registry import DRIVERS
-from edge.profiles.model import Protocol
 from edge.runtime.bus import Bus
 from edge.runtime.clock import Clock
-from edge.runtime.config import Plan, Planned
+from edge.runtime.config import Endpoint, Plan, Planned
 from edge.runtime.cycle import Cycle, Unit
 from edge.runtime.store import Kept, Store
 
 log = structlog.get_logger()
-
-Endpoint = tuple[Protocol, str, int]
 
 
 @dataclass(slots=True)
@@ -81,20 +79,19 @@ class Fleet:
         states: dict[str, DeviceState],
         kept: dict[str, Kept],
     ) -> None:
-        protocol, host, port = endpoint
         profiles = [device.profile for device in planned.values()]
         # Devices that share a line share its strictest pause.
         gap_s = max(profile.min_gap_ms for profile in profiles) / 1000
         timeout_s = max(profile.timeout_ms for profile in profiles) / 1000
-        bus = Bus(name=f"{host}:{port}", clock=self.clock, listener=self.cycle, min_gap_s=gap_s)
-        constructors = DRIVERS[protocol]
-        session = constructors.session(
-            host=host,
-            port=port,
-            timeout_s=timeout_s,
-            min_gap_s=gap_s,
-            clock=self.clock.boottime_s,
-            sleep=bus.gap,
+        bus = Bus(name=str(endpoint), clock=self.clock, listener=self.cycle, min_gap_s=gap_s)
+        constructors = DRIVERS[endpoint.protocol]
+        if endpoint.serial is None:
+            open_session = partial(constructors.session, host=endpoint.host, port=endpoint.port)
+        else:
+            assert constructors.serial_session is not None
+            open_session = partial(constructors.serial_session, line=endpoint.serial)
+        session = open_session(
+            timeout_s=timeout_s, min_gap_s=gap_s, clock=self.clock.boottime_s, sleep=bus.gap
         )
         bus.attach(session)
         for tag, device in planned.items():
