@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from edge.drivers.base import Driver, Session
@@ -25,7 +25,10 @@ class Constructors:
     serial_session: Callable[..., Session] | None = None
 
 
-DRIVERS: dict[Protocol, Constructors] = {
+# The table a node is given; a simulated plant brings one of its own.
+Drivers = Mapping[Protocol, Constructors]
+
+DRIVERS: Drivers = {
     Protocol.MODBUS_TCP: Constructors(session=ModbusSession, driver=ModbusDriver),
     Protocol.MODBUS_RTU: Constructors(
         session=RtuOverTcpSession, driver=ModbusDriver, serial_session=SerialSession
