@@ -19,11 +19,11 @@ from dataclasses import dataclass
 from pymodbus.framer import FramerRTU
 
 from edge.drivers.errors import DeviceRefused, DeviceUnreachable
+from edge.drivers.mbap import READ_HOLDING, READ_INPUT, WRITE_MULTIPLE, WRITE_SINGLE
 from edge.drivers.modbus import EXCEPTIONS, FUNCTIONS
 from edge.drivers.serial_line import SerialSettings, open_port
 from edge.profiles.model import Parity, Table
 
-READ_HOLDING, READ_INPUT, WRITE_SINGLE, WRITE_MULTIPLE = 3, 4, 6, 16
 EXCEPTION = 0x80
 # Unit, function, code, checksum.
 EXCEPTION_FRAME = 5

@@ -17,7 +17,7 @@ from typing import Protocol
 
 import structlog
 
-from edge.drivers.base import Driver, Session
+from edge.drivers.base import Driver, PollResult, Session
 from edge.drivers.errors import DeviceRefused, DeviceUnreachable, ReadingInvalid
 from edge.runtime.clock import Clock
 from edge.wire.messages import Code
@@ -51,14 +51,6 @@ class WriteOutcome:
     detail: str = ""
     readback: float | None = None
     still_trying: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class PollResult:
-    """What a poll read: telemetry by canonical key, and the setpoint in force as the device tells it."""
-
-    readings: dict[str, float | None]
-    readback: float | None
 
 
 class Listener(Protocol):
@@ -95,6 +87,7 @@ class _Member:
     tag: str
     driver: Driver
     poll_s: float
+    phase_s: float
     tolerance: float
     settable: bool
     known: bool = False  # identified and read since the session came up
@@ -113,6 +106,13 @@ class _Member:
     def look_due(self) -> float:
         """When it is to be polled, or to be contacted first."""
         return self.poll_due if self.known else self.contact_due
+
+    def next_poll_due(self, now: float) -> float:
+        """The next moment of this device's own grid, however late this poll is."""
+        turns = math.floor((now - self.phase_s) / self.poll_s) + 1
+        due = self.phase_s + turns * self.poll_s
+        # Rounding may name the moment that has just come.
+        return due if due > now else due + self.poll_s
 
 
 def _backed_off(tries: int) -> float:
@@ -140,15 +140,27 @@ class Bus:
     def attach(self, endpoint: Session) -> None:
         self._endpoint = endpoint
 
-    def add(self, tag: str, driver: Driver, *, poll_s: float, tolerance: float, settable: bool) -> None:
+    def add(
+        self,
+        tag: str,
+        driver: Driver,
+        *,
+        poll_s: float,
+        tolerance: float,
+        settable: bool,
+        phase_s: float | None = None,
+    ) -> None:
         """Put a device on this line.
 
+        It is polled at boot-time seconds `phase_s` + n * `poll_s`; the phase is now where none is given.
         `tolerance`: how far a read-back may be from the value written. `settable`: it has a setpoint at all;
         a meter has none.
         """
         # A line with a gap is kept three quarters free, so that a write seldom waits for a poll's gap.
         poll_s = max(poll_s, 4 * self._min_gap_s * driver.commands_per_poll)
-        self._members[tag] = _Member(tag, driver, poll_s, tolerance, settable)
+        if phase_s is None:
+            phase_s = self._clock.boottime_s()
+        self._members[tag] = _Member(tag, driver, poll_s, phase_s, tolerance, settable)
         self._wake.set()
 
     # --- what the cycle asks for ----------------------------------------------------------------------
@@ -468,14 +480,10 @@ class Bus:
 
     async def _poll(self, member: _Member) -> None:
         now = self._clock.boottime_s()
-        # From the due moment rather than from now, so that a late poll does not shift all later ones.
-        member.poll_due = (
-            max(member.poll_due + member.poll_s, now) if member.poll_due else now + member.poll_s
-        )
+        member.poll_due = member.next_poll_due(now)
         self._polling = True
         try:
-            readings = await member.driver.read()
-            readback = await member.driver.read_setpoint() if member.settable else None
+            result = await member.driver.poll()
         except PollPreempted:
             member.poll_due = now
             return
@@ -485,4 +493,4 @@ class Bus:
         finally:
             self._polling = False
         self._answered(member)
-        self._listener.polled(member.tag, PollResult(readings, readback))
+        self._listener.polled(member.tag, result)

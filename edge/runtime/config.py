@@ -80,10 +80,11 @@ def plan(body: Mapping[str, object]) -> Plan:
         )
     devices: dict[str, Planned] = {}
     refused: dict[str, str] = {}
+    profiles = _Profiles(config.profiles)
     for number, raw in enumerate(config.devices):
         name = str(raw.get("tag", f"device {number}"))
         try:
-            planned = _device(raw, config)
+            planned = _device(raw, config.site, profiles)
             if planned.config.tag in devices:
                 raise DocumentRefused("a second device has this tag")  # noqa: TRY301
             _check_line(planned, devices)
@@ -94,10 +95,24 @@ def plan(body: Mapping[str, object]) -> Plan:
     return Plan(site, devices, refused)
 
 
-def _device(raw: dict[str, object], config: NodeConfig) -> Planned:
+class _Profiles:
+    """The profiles of one configuration, each read once: a thousand devices of one type share it."""
+
+    def __init__(self, raw: Mapping[str, Mapping[str, object]]) -> None:
+        self._raw = raw
+        self._read: dict[str, Profile] = {}
+
+    def get(self, name: str) -> Profile:
+        """`KeyError` where there is none, `ProfileError` where it cannot be used."""
+        if name not in self._read:
+            self._read[name] = profile_from_builtins(self._raw[name])
+        return self._read[name]
+
+
+def _device(raw: dict[str, object], site: SiteConfig, profiles: _Profiles) -> Planned:
     try:
         device = msgspec.convert(raw, DeviceConfig)
-        profile = profile_from_builtins(config.profiles[device.profile])
+        profile = profiles.get(device.profile)
     except KeyError as error:
         raise DocumentRefused(f"profile {error} is not in the configuration") from error
     except (msgspec.ValidationError, ProfileError) as error:
@@ -110,7 +125,7 @@ def _device(raw: dict[str, object], config: NodeConfig) -> Planned:
     limit = profile.limit
     measured_only = device.measured_only or limit is None
     try:
-        settings = _settings(device, config.site, limit, excluded=device.excluded or measured_only)
+        settings = _settings(device, site, limit, excluded=device.excluded or measured_only)
     except ValueError as error:
         raise DocumentRefused(str(error)) from error
     return Planned(device, profile, settings, endpoint)

@@ -21,7 +21,8 @@ from edge.core.events import FallbackEntered, FallbackReached, LapseCause
 from edge.core.image import EMPTY, ProcessImage
 from edge.core.instant import Instant
 from edge.core.schedule import Schedule, value_at
-from edge.runtime.bus import Bus, PollResult, WriteOutcome
+from edge.drivers.base import PollResult
+from edge.runtime.bus import Bus, WriteOutcome
 from edge.runtime.clock import Clock, wall
 from edge.runtime.store import Kept, Store
 from edge.wire.messages import Code, DeviceResult, LogEntry, ReleaseCommand, SetpointCommand
@@ -463,7 +464,9 @@ class Cycle:
                 value=group.value,
                 request_id=group.hold.request_id,
                 sequence=group.hold.order[1],
-                reason=f"{group.cause.value} by {self._written_by}" if self._written_by else group.cause.value,
+                reason=f"{group.cause.value} by {self._written_by}"
+                if self._written_by
+                else group.cause.value,
                 devices=group.results,
             )
         )

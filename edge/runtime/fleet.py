@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import zlib
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -18,6 +19,10 @@ from edge.runtime.cycle import Cycle, Unit
 from edge.runtime.store import Kept, Store
 
 log = structlog.get_logger()
+
+# Polls of many devices are spread in steps of this, rather than evenly: those that begin together share the
+# node's waking up, and between two steps it sleeps.
+PHASE_STEP_S = 0.05
 
 
 @dataclass(slots=True)
@@ -116,6 +121,7 @@ class Fleet:
                 tag,
                 driver,
                 poll_s=device.config.poll_s,
+                phase_s=poll_phase_s(tag, device.config.poll_s),
                 tolerance=device.settings.tolerance,
                 settable=device.profile.controllable,
             )
@@ -142,6 +148,12 @@ class Fleet:
         task = self.tasks.create_task(bus.run(), name=f"bus {bus.name}")
         self._lines[endpoint] = _Line(bus, task, planned)
         log.info("line opened", endpoint=bus.name, devices=sorted(planned), gap_s=gap_s)
+
+
+def poll_phase_s(tag: str, poll_s: float) -> float:
+    """When in its period a device is polled, in 0..`poll_s`: the same moment on every start."""
+    steps = max(1, round(poll_s / PHASE_STEP_S))
+    return zlib.crc32(tag.encode()) % steps * (poll_s / steps)
 
 
 def _same_line(before: dict[str, Planned], after: dict[str, Planned]) -> bool:

@@ -108,11 +108,11 @@ async def test_unit_that_does_not_answer_leaves_the_line_open(stack, tcp):
     generation = line.session.generation
 
     with pytest.raises(DeviceUnreachable, match=r"no answer from .* unit 9 within"):
-        await line.driver(ABSENT).read()
+        await line.driver(ABSENT).poll()
 
     assert line.session.connected
     assert line.session.generation == generation
-    assert (await line.driver(1).read())["P_kW"] == pytest.approx(60)
+    assert (await line.driver(1).poll()).readings["P_kW"] == pytest.approx(60)
 
 
 async def test_unit_that_refuses_says_why(stack):
@@ -184,7 +184,7 @@ async def test_noise_before_an_answer_does_not_hide_it(stack, noise):
 async def test_line_full_of_noise_is_silence_and_says_what_to_check(stack):
     line = await open_line(stack)
     await line.device(1).set_fault(Fault.SILENT)
-    asking = asyncio.ensure_future(line.driver(1).read())
+    asking = asyncio.ensure_future(line.driver(1).poll())
     async with asyncio.timeout(5):
         while not line.device(1).commands:  # noqa: ASYNC110 - the device has no event for it
             await asyncio.sleep(0)
@@ -244,7 +244,7 @@ async def test_longer_answers_may_take_longer(stack):
 async def test_port_that_is_pulled_out_ends_the_command_and_the_session(stack):
     line = await open_line(stack, timeout_s=30)
     await line.device(1).set_fault(Fault.SILENT)
-    asking = asyncio.ensure_future(line.driver(1).read())
+    asking = asyncio.ensure_future(line.driver(1).poll())
     async with asyncio.timeout(5):
         while not line.device(1).commands:  # noqa: ASYNC110 - the device has no event for it
             await asyncio.sleep(0)
@@ -254,7 +254,7 @@ async def test_port_that_is_pulled_out_ends_the_command_and_the_session(stack):
 
     assert not line.session.connected
     with pytest.raises(DeviceUnreachable, match="not connected"):
-        await line.driver(1).read()
+        await line.driver(1).poll()
     with pytest.raises(DeviceUnreachable, match="cannot open"):
         await line.session.connect()
 
@@ -262,7 +262,7 @@ async def test_port_that_is_pulled_out_ends_the_command_and_the_session(stack):
 async def test_serial_device_server_that_closes_ends_the_command_and_the_session(stack):
     line = await open_line(stack, tcp=True, timeout_s=30)
     await line.device(1).set_fault(Fault.SILENT)
-    asking = asyncio.ensure_future(line.driver(1).read())
+    asking = asyncio.ensure_future(line.driver(1).poll())
     async with asyncio.timeout(5):
         while not line.device(1).commands:  # noqa: ASYNC110 - the device has no event for it
             await asyncio.sleep(0)
