@@ -11,6 +11,7 @@ import structlog
 
 from edge.core import arbitration
 from edge.core.arbitration import DeviceState
+from edge.drivers.base import Session
 from edge.drivers.registry import DRIVERS, Drivers
 from edge.runtime.bus import Bus
 from edge.runtime.clock import Clock
@@ -30,6 +31,7 @@ class _Line:
     """One endpoint: its bus, the task that serves it, and the devices on it as they were planned."""
 
     bus: Bus
+    session: Session
     task: asyncio.Task[None]
     planned: dict[str, Planned]
 
@@ -45,6 +47,7 @@ class Fleet:
     drivers: Drivers = field(default_factory=lambda: DRIVERS)
     plan: Plan | None = None
     _lines: dict[Endpoint, _Line] = field(default_factory=dict)
+    _ending: list[_Line] = field(default_factory=list)
 
     def apply(self, plan: Plan) -> None:
         """Go over to a new plan. A line whose devices did not change keeps its session and its queue.
@@ -59,9 +62,14 @@ class Fleet:
         wanted: dict[Endpoint, dict[str, Planned]] = {}
         for tag, planned in plan.devices.items():
             wanted.setdefault(planned.endpoint, {})[tag] = planned
+        now = self.clock.boottime_s()
+        self._ending = [
+            line for line in self._ending if not line.task.done() or line.session.next_command_at > now
+        ]
         for endpoint, line in list(self._lines.items()):
             if not _same_line(line.planned, wanted.get(endpoint, {})):
                 line.task.cancel()
+                self._ending.append(line)
                 del self._lines[endpoint]
         states = {tag: unit.state for tag, unit in self.cycle.units.items()}
         kept = self.store.devices()
@@ -145,8 +153,12 @@ class Fleet:
             unit = Unit(state=state, bus=bus, can_write=device.profile.controllable)
             unit.kept = kept.get(tag, Kept())
             self.cycle.units[tag] = unit
+        # By name, since a serial port whose settings changed is another endpoint on the same line.
+        for before in self._ending:
+            if before.bus.name == bus.name:
+                bus.follow(before.task, before.session)
         task = self.tasks.create_task(bus.run(), name=f"bus {bus.name}")
-        self._lines[endpoint] = _Line(bus, task, planned)
+        self._lines[endpoint] = _Line(bus, session, task, planned)
         log.info("line opened", endpoint=bus.name, devices=sorted(planned), gap_s=gap_s)
 
 
