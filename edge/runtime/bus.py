@@ -107,6 +107,7 @@ class _Member:
     contact_due: float = 0.0
     contact_tries: int = 0
     tried_at: float = 0.0  # its last write or contact
+    looked_at: float = 0.0  # its last poll or contact
     quiet_until: float = 0.0  # it did not answer, and is left alone until then
     quiet_s: float = RECONNECT_S
     silent_since: float | None = None  # it gives no answer at all
@@ -119,11 +120,13 @@ class _Member:
         return self.poll_due if self.known else self.contact_due
 
     def next_poll_due(self, now: float) -> float:
-        """The next moment of this device's own grid, however late this poll is."""
-        turns = math.floor((now - self.phase_s) / self.poll_s) + 1
-        due = self.phase_s + turns * self.poll_s
-        # Rounding may name the moment that has just come.
-        return due if due > now else due + self.poll_s
+        """The moment of this device's own grid that follows the poll that starts now.
+
+        A line that cannot carry all its polls is late with each: the moment that has passed meanwhile is the
+        next one, so that all of them have their turn and none is left out for being late.
+        """
+        begun = self.phase_s + math.floor((now - self.phase_s) / self.poll_s) * self.poll_s
+        return begun if 0 < self.poll_due < begun else begun + self.poll_s
 
 
 def _tried_at(member: _Member) -> float:
@@ -274,7 +277,7 @@ class Bus:
         await self._clock.wait(self._wake, seconds)
 
     def follow(self, task: asyncio.Task[None], session: Session) -> None:
-        """Take a line over: begin once this task has let go of it, and keep the pause after its last command."""
+        """Take a line over: begin once this task has let go of it, and keep the pause after its command."""
         self._before.append((task, session))
 
     async def _wait_for_line(self) -> None:
@@ -343,7 +346,7 @@ class Bus:
                     to_write = member
             elif member.written is not None:
                 to_read_back = to_read_back or member
-            elif look is None or member.look_due() < look.look_due():
+            elif member.look_due() <= now and (look is None or member.looked_at < look.looked_at):
                 look = member
         if to_write is not None and to_write.write is not None and not self._finishing:
             return to_write, self._write(to_write, to_write.write)
@@ -357,7 +360,7 @@ class Bus:
         if lost is not None:
             self._silent_tries += 1
             return lost, self._write(lost, lost.write) if lost.write is not None else self._contact(lost)
-        if look is None or look.look_due() > now or self._line_is_wanted(starts):
+        if look is None or self._line_is_wanted(starts):
             return None, None
         return look, self._poll(look) if look.known else self._contact(look)
 
@@ -481,7 +484,7 @@ class Bus:
 
     async def _contact(self, member: _Member) -> bool:
         """Identify the device and read what stands in it. Nothing is written before that succeeds."""
-        member.tried_at = self._clock.boottime_s()
+        member.tried_at = member.looked_at = self._clock.boottime_s()
         try:
             await member.driver.identify()
             standing = await member.driver.read_setpoint() if member.settable else None
@@ -493,6 +496,7 @@ class Bus:
             self._tell_lost(member, str(error))
             return False
         member.known, member.refused, member.contact_tries = True, "", 0
+        member.poll_due = 0.0
         self._answered(member)
         self._listener.contact(member.tag, standing=standing)
         return True
@@ -588,11 +592,12 @@ class Bus:
     async def _poll(self, member: _Member) -> None:
         now = self._clock.boottime_s()
         member.poll_due = member.next_poll_due(now)
+        looked_at, member.looked_at = member.looked_at, now
         self._polling = True
         try:
             result = await member.driver.poll()
         except PollPreempted:
-            member.poll_due = now
+            member.poll_due, member.looked_at = now, looked_at
             return
         except (DeviceRefused, ReadingInvalid) as error:
             self._tell_lost(member, str(error))

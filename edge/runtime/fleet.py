@@ -154,9 +154,9 @@ class Fleet:
             unit.kept = kept.get(tag, Kept())
             self.cycle.units[tag] = unit
         # By name, since a serial port whose settings changed is another endpoint on the same line.
-        for before in self._ending:
-            if before.bus.name == bus.name:
-                bus.follow(before.task, before.session)
+        for ending in self._ending:
+            if ending.bus.name == bus.name:
+                bus.follow(ending.task, ending.session)
         task = self.tasks.create_task(bus.run(), name=f"bus {bus.name}")
         self._lines[endpoint] = _Line(bus, session, task, planned)
         log.info("line opened", endpoint=bus.name, devices=sorted(planned), gap_s=gap_s)
