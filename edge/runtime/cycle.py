@@ -23,8 +23,9 @@ from edge.core.image import EMPTY, ProcessImage
 from edge.core.instant import Instant
 from edge.core.schedule import Schedule, value_at
 from edge.core.wear import is_alarming
+from edge.drivers.base import PollResult
 from edge.runtime.alarms import Alarms
-from edge.runtime.bus import Bus, PollResult, WriteOutcome
+from edge.runtime.bus import Bus, WriteOutcome
 from edge.runtime.clock import Clock, wall
 from edge.runtime.store import Kept, Store
 from edge.wire.messages import Code, DeviceResult, LogEntry, ReleaseCommand, SetpointCommand

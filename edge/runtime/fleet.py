@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import msgspec
 import structlog
@@ -16,13 +18,17 @@ from edge.drivers.registry import DRIVERS, Drivers
 from edge.profiles.model import profile_to_builtins
 from edge.runtime.bus import Bus
 from edge.runtime.clock import Clock
-from edge.runtime.config import Endpoint, Plan, Planned, planned_device
+from edge.runtime.config import Endpoint, Plan, Planned, Profiles, planned_device
 from edge.runtime.cycle import Cycle, Unit
 from edge.runtime.documents import DocumentRefused
 from edge.runtime.store import Kept, Leaving, Store
 from edge.wire.messages import SiteConfig
 
 log = structlog.get_logger()
+
+# Polls of many devices are spread in steps of this, rather than evenly: those that begin together share the
+# node's waking up, and between two steps it sleeps.
+PHASE_STEP_S = 0.05
 
 
 @dataclass(slots=True)
@@ -70,7 +76,7 @@ class Fleet:
             unit = self.cycle.leaving[key]
             state = "not back at its default yet"
             if unit.reachable is False:
-                state = f"out of reach at {planned.endpoint[1]}:{planned.endpoint[2]}"
+                state = f"out of reach at {planned.endpoint}"
             told[planned.config.id] = f"{planned.config.tag}: {state}"
         return told
 
@@ -116,7 +122,9 @@ class Fleet:
         for key, leaving in self.store.leaving().items():
             device = msgspec.to_builtins(leaving.device)
             try:
-                planned = planned_device(device, leaving.site, {leaving.device.profile: leaving.profile})
+                planned = planned_device(
+                    device, leaving.site, Profiles({leaving.device.profile: leaving.profile})
+                )
             except DocumentRefused as error:
                 log.error("a leaving device cannot be used", device=leaving.device.tag, error=str(error))  # noqa: TRY400
                 continue
@@ -213,16 +221,16 @@ class Fleet:
                 self._put(line, key, planned, kept)
 
     def _open(self, endpoint: Endpoint, devices: dict[str, Planned]) -> _Line:
-        protocol, host, port = endpoint
         gap_s, timeout_s = _pace(devices)
-        bus = Bus(name=f"{host}:{port}", clock=self.clock, listener=self.cycle, min_gap_s=gap_s)
-        session = self.drivers[protocol].session(
-            host=host,
-            port=port,
-            timeout_s=timeout_s,
-            min_gap_s=gap_s,
-            clock=self.clock.boottime_s,
-            sleep=bus.gap,
+        bus = Bus(name=str(endpoint), clock=self.clock, listener=self.cycle, min_gap_s=gap_s)
+        constructors = self.drivers[endpoint.protocol]
+        if endpoint.serial is None:
+            open_session = partial(constructors.session, host=endpoint.host, port=endpoint.port)
+        else:
+            assert constructors.serial_session is not None
+            open_session = partial(constructors.serial_session, line=endpoint.serial)
+        session = open_session(
+            timeout_s=timeout_s, min_gap_s=gap_s, clock=self.clock.boottime_s, sleep=bus.gap
         )
         bus.attach(session)
         task = self.tasks.create_task(bus.run(), name=f"bus {bus.name}")
@@ -246,6 +254,7 @@ class Fleet:
                 key,
                 driver,
                 poll_s=planned.config.poll_s,
+                phase_s=poll_phase_s(planned.config.tag, planned.config.poll_s),
                 tolerance=planned.settings.tolerance,
                 settable=planned.profile.controllable,
                 sparing=planned.settings.wears,
@@ -292,3 +301,9 @@ def _same_driver(before: Planned, after: Planned) -> bool:
         and before.settings.tolerance == after.settings.tolerance
         and before.settings.wears == after.settings.wears
     )
+
+
+def poll_phase_s(tag: str, poll_s: float) -> float:
+    """When in its period a device is polled, in 0..`poll_s`: the same moment on every start."""
+    steps = max(1, round(poll_s / PHASE_STEP_S))
+    return zlib.crc32(tag.encode()) % steps * (poll_s / steps)
