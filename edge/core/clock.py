@@ -1,9 +1,10 @@
 """What a node may believe of its wall clock (design, rule 17).
 
-Everything here is about one number: UTC minus the boot-time clock, in seconds, called a *base*. The wall clock
-tells one (`Look.base_s`), and each exchange of four timestamps with central measures one. The boot-time clock
-runs on whatever happens to the wall clock, so a base once confirmed stays good but for the drift of a crystal.
-Linux slews both clocks alike; their difference changes by steps alone, and that is how a step is seen.
+Everything here is about one number: UTC minus the boot-time clock, in seconds, called a *base*. The wall
+clock tells one (`Look.base_s`), and each exchange of four timestamps with central measures one. The boot-time
+clock runs on whatever happens to the wall clock, so a base once confirmed stays good but for the drift of a
+crystal. Linux slews both clocks alike; their difference changes by steps alone, and that is how a step is
+seen.
 """
 
 from __future__ import annotations

@@ -24,12 +24,12 @@ from edge.core.schedule import Schedule, value_at
 from edge.runtime.bus import Bus, PollResult, WriteOutcome
 from edge.runtime.clock import Clock, wall
 from edge.runtime.store import Kept, Store
-from edge.wire.messages import Code, DeviceResult, LogEntry, ReleaseCommand, SetpointCommand
+from edge.wire.messages import Code, DeviceResult, LogEntry, ReleaseCommand, SetpointCommand, Stream
 
 log = structlog.get_logger()
 
 PERIOD_S = 1.0
-CONTROL_STREAM = "control"
+CONTROL_STREAM = Stream.CONTROL
 # A hold counts as lapsed strictly after its end; waking this much later spares a second look.
 AFTER_END_S = 0.002
 
