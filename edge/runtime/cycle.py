@@ -7,6 +7,7 @@ turn re-evaluates every device, so that a lost timer costs a second and no more.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
@@ -23,6 +24,7 @@ from edge.core.instant import Instant
 from edge.core.schedule import Schedule, value_at
 from edge.runtime.bus import Bus, PollResult, WriteOutcome
 from edge.runtime.clock import Clock, wall
+from edge.runtime.database import StoreFailed
 from edge.runtime.store import Kept, Store
 from edge.wire.messages import Code, DeviceResult, LogEntry, ReleaseCommand, SetpointCommand, Stream
 
@@ -87,6 +89,7 @@ class Accepted:
 
     refused: dict[str, DeviceResult]
     waiting: dict[str, asyncio.Future[DeviceResult]]
+    before: dict[str, DeviceState] = field(default_factory=dict)
 
     async def results(self) -> dict[str, DeviceResult]:
         """Every device's outcome, each as soon as its first try has ended."""
@@ -195,10 +198,20 @@ class Cycle:
         for unit in units:
             kept = Kept(self._clock.boot_id, unit.state.hold, unit.state.last_order, unit.state.lapse)
             if kept != unit.kept:
+                changed.append((unit, unit.kept, kept))
+        if not changed:
+            return
+
+        def put_back() -> None:
+            for unit, before, _ in changed:
+                unit.kept = before
+
+        # Where the disk takes nothing, control goes on (ADR 0009), and each turn tries again.
+        with contextlib.suppress(StoreFailed), self._store.transaction():
+            self._store.if_lost(put_back)
+            for unit, _, kept in changed:
                 unit.kept = kept
-                changed.append((unit.settings.tag, kept))
-        if changed:
-            self._store.keep(changed)
+            self._store.keep([(unit.settings.tag, kept) for unit, _, kept in changed])
 
     # --- commands -----------------------------------------------------------------------------------
 
@@ -227,6 +240,23 @@ class Cycle:
 
         return self._accept(command.devices, order, release)
 
+    def take_back(self, accepted: Accepted) -> None:
+        """Undo an acceptance that the disk did not take: its devices get back what they held.
+
+        To be called before anything else happens: nothing has been written to a device by then.
+        """
+        taken = []
+        for tag, before in accepted.before.items():
+            unit = self.units[tag]
+            unit.state = replace(
+                unit.state, hold=before.hold, last_order=before.last_order, lapse=before.lapse
+            )
+            unit.waiters.clear()
+            unit.ticket = None
+            unit.bus.withdraw(tag)
+            taken.append(unit)
+        self.evaluate(taken)
+
     def _accept(
         self, tags: Iterable[str], order: Order, apply: Callable[[Unit, str], Refusal | None]
     ) -> Accepted:
@@ -239,6 +269,7 @@ class Cycle:
                     code=Code.UNKNOWN_DEVICE, detail="this node has no such device"
                 )
                 continue
+            before = unit.state
             refusal = apply(unit, tag)
             if refusal is not None:
                 accepted.refused[tag] = DeviceResult(code=refusal.value, detail=_why_refused(refusal, unit))
@@ -249,6 +280,7 @@ class Cycle:
             future: asyncio.Future[DeviceResult] = asyncio.get_running_loop().create_future()
             unit.waiters.append((order, future))
             accepted.waiting[tag] = future
+            accepted.before[tag] = before
             taken.append(unit)
         self.evaluate(taken)
         return accepted

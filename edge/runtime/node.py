@@ -18,13 +18,14 @@ from pathlib import Path
 import structlog
 
 from edge.runtime import config
-from edge.runtime.clock import Clock, HostClock, trusts_host
+from edge.runtime.clock import HostClock, SteeredClock, trusts_host
 from edge.runtime.cycle import Cycle
 from edge.runtime.documents import CONFIG, Desired
 from edge.runtime.fleet import Fleet
 from edge.runtime.link import Link
 from edge.runtime.logs import configure_logging
 from edge.runtime.store import Store
+from edge.runtime.uploader import PACE, Pace
 from edge.wire.messages import Document
 from edge.wire.session import Broker, broker_from_url
 from edge.wire.topics import NodeTopics
@@ -58,13 +59,19 @@ class Stopped(Exception):  # noqa: N818 - not an error: somebody asked
 
 
 async def run_node(
-    *, broker: Broker, topics: NodeTopics, state: Path, clock: Clock, stop: asyncio.Event
+    *,
+    broker: Broker,
+    topics: NodeTopics,
+    state: Path,
+    clock: SteeredClock,
+    stop: asyncio.Event,
+    pace: Pace = PACE,
 ) -> None:
-    """Run a node until `stop` is set."""
+    """Run a node until `stop` is set; `pace`: how fast its outbox may leave."""
     store = Store(state)
     try:
         async with asyncio.TaskGroup() as tasks:
-            _build(broker=broker, topics=topics, store=store, clock=clock, tasks=tasks)
+            _build(broker=broker, topics=topics, store=store, clock=clock, tasks=tasks, pace=pace)
             tasks.create_task(_stop_on(stop), name="stop")
     except* Stopped:
         log.info("node stops")
@@ -78,7 +85,13 @@ async def _stop_on(stop: asyncio.Event) -> None:
 
 
 def _build(
-    *, broker: Broker, topics: NodeTopics, store: Store, clock: Clock, tasks: asyncio.TaskGroup
+    *,
+    broker: Broker,
+    topics: NodeTopics,
+    store: Store,
+    clock: SteeredClock,
+    tasks: asyncio.TaskGroup,
+    pace: Pace,
 ) -> None:
     def logged() -> None:
         link.logged()
@@ -96,9 +109,6 @@ def _build(
             config.schedule_body(documents[name])
         cycle.set_schedules(config.schedules(documents))
 
-    def devices_refused() -> dict[str, str]:
-        return {} if fleet.plan is None else fleet.plan.refused
-
     desired = Desired(store, apply, changed)
     link = Link(
         broker=broker,
@@ -107,8 +117,9 @@ def _build(
         store=store,
         cycle=cycle,
         desired=desired,
-        devices_refused=devices_refused,
+        plan=lambda: fleet.plan,
         tasks=tasks,
+        pace=pace,
     )
     # From the disk first: the devices are controlled before anybody is asked for permission to connect.
     desired.load()
