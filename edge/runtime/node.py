@@ -20,13 +20,15 @@ import structlog
 from edge.drivers.registry import DRIVERS, Drivers
 from edge.runtime import config
 from edge.runtime.alarms import Alarms
-from edge.runtime.clock import Clock, HostClock, trusts_host
+from edge.runtime.clock import HostClock, SteeredClock, trusts_host
 from edge.runtime.cycle import Cycle
 from edge.runtime.documents import CONFIG, Desired
 from edge.runtime.fleet import Fleet
-from edge.runtime.link import Link, OpenSession
+from edge.runtime.link import Link
 from edge.runtime.logs import configure_logging
+from edge.runtime.session import OpenSession
 from edge.runtime.store import Store
+from edge.runtime.uploader import PACE, Pace
 from edge.wire.messages import Document
 from edge.wire.session import Broker, broker_from_url, open_session
 from edge.wire.topics import NodeTopics
@@ -64,12 +66,13 @@ async def run_node(
     broker: Broker,
     topics: NodeTopics,
     state: Path,
-    clock: Clock,
+    clock: SteeredClock,
     stop: asyncio.Event,
     drivers: Drivers = DRIVERS,
     open_session: OpenSession = open_session,
+    pace: Pace = PACE,
 ) -> None:
-    """Run a node until `stop` is set.
+    """Run a node until `stop` is set; `pace`: how fast its outbox may leave.
 
     All it knows of the world comes through `clock`, `drivers` and `open_session`: on simulated ones the same
     node lives a day in seconds.
@@ -85,6 +88,7 @@ async def run_node(
                 tasks=tasks,
                 drivers=drivers,
                 open_session=open_session,
+                pace=pace,
             )
             tasks.create_task(_stop_on(stop), name="stop")
     except* Stopped:
@@ -103,10 +107,11 @@ def _build(
     broker: Broker,
     topics: NodeTopics,
     store: Store,
-    clock: Clock,
+    clock: SteeredClock,
     tasks: asyncio.TaskGroup,
     drivers: Drivers,
     open_session: OpenSession,
+    pace: Pace,
 ) -> None:
     def logged() -> None:
         link.logged()
@@ -138,6 +143,7 @@ def _build(
         alarms=alarms,
         tasks=tasks,
         open_session=open_session,
+        pace=pace,
     )
     # From the disk first: the devices are controlled before anybody is asked for permission to connect.
     desired.load()
