@@ -463,7 +463,9 @@ class Cycle:
                 value=group.value,
                 request_id=group.hold.request_id,
                 sequence=group.hold.order[1],
-                reason=f"{group.cause.value} by {self._written_by}" if self._written_by else group.cause.value,
+                reason=f"{group.cause.value} by {self._written_by}"
+                if self._written_by
+                else group.cause.value,
                 devices=group.results,
             )
         )

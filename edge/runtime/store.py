@@ -43,6 +43,10 @@ CREATE TABLE IF NOT EXISTS outbox (
 """
 
 
+class StoreFailed(Exception):  # noqa: N818 - states the fault
+    """The store cannot be opened, and is not merely damaged: a disk that is full, read-only, or dead."""
+
+
 class Kept(msgspec.Struct, frozen=True, omit_defaults=True):
     """What of a device's state must survive a restart; a hold's end counts on the clock of `boot`."""
 
@@ -192,7 +196,7 @@ def _open(path: Path) -> sqlite3.Connection:
         return _connect(path)
     except sqlite3.DatabaseError as error:
         if error.sqlite_errorcode not in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
-            raise
+            raise StoreFailed(f"{path}: {error}") from error
         log.error("the store is damaged, begun anew", path=str(path), error=str(error))  # noqa: TRY400
     for suffix in ("-wal", "-shm"):
         path.with_name(path.name + suffix).unlink(missing_ok=True)
