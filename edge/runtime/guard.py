@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import shutil
 import signal
 import sys
@@ -131,6 +132,7 @@ class Guard:
         return (
             sign is not None
             and sign.phase is Phase.WAITING
+            and sign.boot == self._clock.boot_id
             and abs(self._clock.boottime_s() - sign.stamp_s) <= WANTED_S
             and is_alive(sign)
         )
@@ -139,7 +141,7 @@ class Guard:
         """Keep a hand on the process behind the sign: its death wakes the watch at once."""
         if self._holder is not None and (sign is None or not _same_process(self._holder.sign, sign)):
             self._forget_holder()
-        if self._holder is None and sign is not None:
+        if self._holder is None and sign is not None and sign.pid != os.getpid():
             self._holder = Holder.of(sign)
             if self._holder is not None:
                 asyncio.get_running_loop().add_reader(self._holder.pidfd, self._holder_died)

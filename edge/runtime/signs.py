@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import select
 import signal
 import zlib
 from dataclasses import dataclass
@@ -87,6 +86,16 @@ def is_alive(sign: Sign) -> bool:
     return process_started_ticks(sign.pid) == sign.started_ticks
 
 
+def sign_line(sign: Sign) -> bytes:
+    """A sign as it stands in the lock file: checksum, JSON, blanks, newline."""
+    text = msgspec.json.encode(sign)
+    return _line(b"%08x %s" % (zlib.crc32(text), text))
+
+
+def _line(text: bytes) -> bytes:
+    return text.ljust(_LINE - 1) + b"\n"
+
+
 class SignedLock:
     """A lock file (flock) in which its holder gives signs of life. A process's death frees its locks."""
 
@@ -121,16 +130,18 @@ class SignedLock:
 
     def stamp(self, phase: Phase) -> None:
         """Give a sign of life; only for its holder."""
-        sign = Sign(
-            role=self._role,
-            pid=os.getpid(),
-            started_ticks=self._started_ticks,
-            boot=self._clock.boot_id,
-            phase=phase,
-            stamp_s=self._clock.boottime_s(),
+        self._write(
+            sign_line(
+                Sign(
+                    role=self._role,
+                    pid=os.getpid(),
+                    started_ticks=self._started_ticks,
+                    boot=self._clock.boot_id,
+                    phase=phase,
+                    stamp_s=self._clock.boottime_s(),
+                )
+            )
         )
-        text = msgspec.json.encode(sign)
-        self._write(b"%08x %s" % (zlib.crc32(text), text))
 
     def read(self) -> Sign | None:
         """The sign of whoever holds it; None where there is none that can be read."""
@@ -145,18 +156,18 @@ class SignedLock:
 
     def release(self) -> None:
         """Give it up, sign first: from then on nobody takes this process for its holder."""
-        self._write(b"free")
+        self._write(_line(b"free"))
         fcntl.flock(self._handle, fcntl.LOCK_UN)
 
     def close(self) -> None:
         """Close the file, which frees the lock where it is held."""
         os.close(self._handle)
 
-    def _write(self, text: bytes) -> None:
+    def _write(self, line: bytes) -> None:
         if not self.writable:
             return
         try:
-            os.pwrite(self._handle, text.ljust(_LINE - 1) + b"\n", 0)
+            os.pwrite(self._handle, line, 0)
         except OSError as error:
             # The disk has died. Whoever watches will take this process for stalled, and is right to: it
             # cannot keep what it promises either. Without a watcher it goes on.
@@ -213,12 +224,6 @@ class Holder:
             os.close(pidfd)
             return None
         return cls(sign, pidfd)
-
-    @property
-    def is_dead(self) -> bool:
-        poll = select.poll()
-        poll.register(self.pidfd, select.POLLIN)
-        return bool(poll.poll(0))
 
     def kill(self) -> None:
         """End it at once; `PermissionError` where it belongs to another user."""

@@ -79,7 +79,7 @@ class Site:
     def hold(self, value: float, *, for_s: float, tag: str = A, boot: str | None = None) -> float:
         """A direct request as an earlier process left it; the moment of its end."""
         clock = HostClock(trust_host=True)
-        now = clock.boottime_s()
+        now, ends = clock.boottime_s(), time.monotonic() + for_s
         held = Hold(
             order=(1, 7),
             request_id="request-7",
@@ -91,7 +91,7 @@ class Site:
         store = Store(self.state)
         store.keep([(tag, Kept(boot or clock.boot_id, held, held.order))])
         store.close()
-        return time.monotonic() + for_s
+        return ends
 
     def logged(self, kind: str) -> list[LogEntry]:
         """What waits in the outbox; to be asked while no process writes it."""
@@ -128,16 +128,13 @@ class Site:
     def guard(self, *, env: Mapping[str, str] = {}) -> subprocess.Popen[bytes]:
         return self.spawn([sys.executable, "-m", "edge", "guard", "--state", str(self.state)], env=env)
 
-    def spawn(
-        self, argv: list[str], *, env: Mapping[str, str] = {}, user: int | None = None
-    ) -> subprocess.Popen[bytes]:
+    def spawn(self, argv: list[str], *, env: Mapping[str, str] = {}) -> subprocess.Popen[bytes]:
         process = subprocess.Popen(
             argv,
             cwd=PROJECT,
             env={**os.environ, "SGM_TRUST_HOST_CLOCK": "1", **env},
             stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
-            user=user,
         )
         self.processes.append(process)
         return process
