@@ -175,7 +175,7 @@ class DemoSettings:
         )
 
     def edge_guard(self, site: DemoSite) -> ProcessSpec:
-        """The process that takes the node's place while it cannot work; it needs neither broker nor central."""
+        """The process that takes the node's place while it cannot work; it needs no broker and no central."""
         argv = [sys.executable, "-m", "edge", "guard", "--node", site.node_id]
         return ProcessSpec(
             name=f"guard:{site.node_name}",

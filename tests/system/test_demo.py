@@ -233,7 +233,7 @@ def test_guard_stands_in_for_a_killed_node_until_it_is_back(demo: RunningDemo):
 
         assert register.value() == pytest.approx(full * 0.4)
         until(lambda: register.value() == full, what="the default did not return", within_s=TIME_LIMIT_S + 3)
-        assert TIME_LIMIT_S - 1 <= time.monotonic() - accepted_s
+        assert time.monotonic() - accepted_s >= TIME_LIMIT_S - 1
 
         def lapse_is_logged() -> bool:
             logs = api.get(f"/sites/{device['site_id']}/logs", params={"limit": 50}).json()
@@ -242,6 +242,9 @@ def test_guard_stands_in_for_a_killed_node_until_it_is_back(demo: RunningDemo):
 
         until(lapse_is_logged, what="the lapse did not reach /v1/logs", within_s=20)
     register.close()
+    for log in (var / "log").glob("guard-*.log"):
+        assert "guard takes over" in log.read_text()
+        until(lambda log=log: "guard yields" in log.read_text(), what="the guard did not yield", within_s=20)
 
 
 def test_second_demo_on_the_same_directory_is_refused(demo: RunningDemo, tmp_path: Path):
