@@ -163,7 +163,13 @@ def control_log_make(
 def device_error_make(
     *, device: Device, at: datetime | None = None, error: str = "no answer"
 ) -> DeviceErrorLog:
-    return DeviceErrorLog.objects.create(device=device, timestamp=at or timezone.now(), error=error)
+    return DeviceErrorLog.objects.create(
+        device=device,
+        site=device.site,
+        device_tag=device.device_tag,
+        timestamp=at or timezone.now(),
+        error=error,
+    )
 
 
 def client_of(principal: Principal) -> APIClient:

@@ -94,6 +94,8 @@ def unknown_command(story, *, deadline_ago_s: float = 60) -> ControlCommand:
     request = control_request_make(
         site=story.site_a, deadline_in_s=-deadline_ago_s, status=Status.FAILED, result=UNKNOWN
     )
+    # The device was there when it was asked.
+    Device.objects.update(created_at=request.created_at - timedelta(days=1))
     return control_command_make(story.device_a, request=request, state=CommandState.UNKNOWN)
 
 

@@ -33,7 +33,7 @@ def config_of(node):
 
 def device_config_of(device):
     entries = config_of(device.node).devices
-    return msgspec.convert(next(e for e in entries if e["id"] == str(device.pk)), DeviceConfig)
+    return msgspec.convert(next(e for e in entries if e["id"] == str(device.config_id)), DeviceConfig)
 
 
 def test_device_takes_what_it_does_not_say_from_its_type():
