@@ -245,15 +245,17 @@ class RetiringDevice(models.Model):
     # A node is deleted only when all that is left here is abandoned; `sites_app.services.node_delete`.
     node = models.ForeignKey(Node, on_delete=models.CASCADE, related_name="retiring_devices")
     # The device that went on under another id; null where it was deleted.
-    device = models.ForeignKey(Device, on_delete=models.SET_NULL, null=True, related_name="retiring_devices")
+    device = models.ForeignKey(
+        Device, on_delete=models.SET_NULL, null=True, editable=False, related_name="retiring_devices"
+    )
     config_id = models.UUIDField(unique=True)
     device_tag = models.CharField(max_length=64)
-    control_point = models.CharField(max_length=300, null=True)
+    control_point = models.CharField(max_length=300, null=True, editable=False)
     since = models.DateTimeField(default=timezone.now)
     # The version of the node's `config` from which on it is not in there.
     gone_from_version = models.PositiveBigIntegerField()
     reason = models.CharField(max_length=200)
-    abandoned_at = models.DateTimeField(null=True)
+    abandoned_at = models.DateTimeField(null=True, editable=False)
     abandoned_by = models.CharField(max_length=200, blank=True, default="")
     abandoned_why = models.CharField(max_length=500, blank=True, default="")
 

@@ -35,11 +35,11 @@ class Migration(migrations.Migration):
                 ('id', models.UUIDField(default=uuid.uuid4, editable=False, primary_key=True, serialize=False)),
                 ('config_id', models.UUIDField(unique=True)),
                 ('device_tag', models.CharField(max_length=64)),
-                ('control_point', models.CharField(max_length=300, null=True)),
+                ('control_point', models.CharField(editable=False, max_length=300, null=True)),
                 ('since', models.DateTimeField(default=django.utils.timezone.now)),
                 ('gone_from_version', models.PositiveBigIntegerField()),
                 ('reason', models.CharField(max_length=200)),
-                ('abandoned_at', models.DateTimeField(null=True)),
+                ('abandoned_at', models.DateTimeField(editable=False, null=True)),
                 ('abandoned_by', models.CharField(blank=True, default='', max_length=200)),
                 ('abandoned_why', models.CharField(blank=True, default='', max_length=500)),
             ],
@@ -100,7 +100,7 @@ class Migration(migrations.Migration):
         migrations.AddField(
             model_name='retiringdevice',
             name='device',
-            field=models.ForeignKey(null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='retiring_devices', to='devices_app.device'),
+            field=models.ForeignKey(editable=False, null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='retiring_devices', to='devices_app.device'),
         ),
         migrations.AddField(
             model_name='retiringdevice',
