@@ -10,15 +10,19 @@ import asyncio
 import contextlib
 import secrets
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Protocol
 
 import structlog
 
+from edge.runtime.alarms import Alarms
 from edge.runtime.clock import Clock, wall
 from edge.runtime.cycle import CONTROL_STREAM, Accepted, Cycle
 from edge.runtime.documents import MANIFEST, Desired
+from edge.runtime.fleet import Fleet
 from edge.runtime.store import Store
 from edge.wire import codec
 from edge.wire.codec import WireError
@@ -47,7 +51,7 @@ from edge.wire.messages import (
     TelemetryBatch,
     TelemetryPoint,
 )
-from edge.wire.session import Broker, Incoming, LinkDown, Session, Will, open_session
+from edge.wire.session import Broker, Incoming, LinkDown, Will, open_session
 from edge.wire.topics import NodeTopics
 
 log = structlog.get_logger()
@@ -68,6 +72,34 @@ REPORT_ANYWAY_S = 60.0
 TELEMETRY_PERIOD_S = 5.0
 # Commands under way at once; more answer `busy`.
 MAX_UNDER_WAY = 256
+
+
+class Session(Protocol):
+    """What the link needs of a session with the broker; `LinkDown` from any method once it is gone."""
+
+    async def subscribe(self, *topics: str, qos: int = 1) -> None: ...
+
+    async def publish(
+        self,
+        topic: str,
+        payload: bytes,
+        *,
+        qos: int = 1,
+        retain: bool = False,
+        expiry_s: int | None = None,
+        response_topic: str | None = None,
+        correlation: bytes | None = None,
+    ) -> None: ...
+
+    def messages(self) -> AsyncIterator[Incoming]: ...
+
+
+class OpenSession(Protocol):
+    """How a session with the broker is opened: `edge.wire.session.open_session`, or a simulated one."""
+
+    def __call__(
+        self, broker: Broker, *, identifier: str, will: Will | None = None
+    ) -> AbstractAsyncContextManager[Session]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,16 +144,20 @@ class Link:
         store: Store,
         cycle: Cycle,
         desired: Desired,
-        devices_refused: Callable[[], dict[str, str]],
+        fleet: Fleet,
+        alarms: Alarms,
         tasks: asyncio.TaskGroup,
+        open_session: OpenSession = open_session,
     ) -> None:
         self._broker = broker
+        self._open_session = open_session
         self._topics = topics
         self._clock = clock
         self._store = store
         self._cycle = cycle
         self._desired = desired
-        self._devices_refused = devices_refused
+        self._fleet = fleet
+        self._alarms = alarms
         self._tasks = tasks
         self._fresh = FreshTokens(clock)
         self._session_id = ""
@@ -170,7 +206,7 @@ class Link:
         will = Will(self._topics.presence, codec.encode(presence))
         # A client id of its own for each session: a half-open old one must not be taken over silently.
         identifier = f"{self._topics.node}-{self._session_id[:8]}"
-        async with open_session(self._broker, identifier=identifier, will=will) as session:
+        async with self._open_session(self._broker, identifier=identifier, will=will) as session:
             await session.subscribe(self._topics.commands, self._topics.desired, self._topics.log_ack)
             birth = Presence(
                 online=True,
@@ -246,7 +282,9 @@ class Link:
                 clock=clock,
                 sequences=self._cycle.sequences,
                 documents=self._desired.reported(),
-                devices_refused=self._devices_refused(),
+                devices_refused=self._fleet.refused,
+                retiring=self._fleet.retiring,
+                alarms=self._alarms.standing,
             )
             await session.publish(self._topics.reported, codec.encode(report), retain=True)
             await self._clock.sleep(REPORT_PERIOD_S)

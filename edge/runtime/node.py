@@ -17,16 +17,18 @@ from pathlib import Path
 
 import structlog
 
+from edge.drivers.registry import DRIVERS, Drivers
 from edge.runtime import config
+from edge.runtime.alarms import Alarms
 from edge.runtime.clock import Clock, HostClock, trusts_host
 from edge.runtime.cycle import Cycle
 from edge.runtime.documents import CONFIG, Desired
 from edge.runtime.fleet import Fleet
-from edge.runtime.link import Link
+from edge.runtime.link import Link, OpenSession
 from edge.runtime.logs import configure_logging
 from edge.runtime.store import Store
 from edge.wire.messages import Document
-from edge.wire.session import Broker, broker_from_url
+from edge.wire.session import Broker, broker_from_url, open_session
 from edge.wire.topics import NodeTopics
 
 log = structlog.get_logger()
@@ -58,13 +60,32 @@ class Stopped(Exception):  # noqa: N818 - not an error: somebody asked
 
 
 async def run_node(
-    *, broker: Broker, topics: NodeTopics, state: Path, clock: Clock, stop: asyncio.Event
+    *,
+    broker: Broker,
+    topics: NodeTopics,
+    state: Path,
+    clock: Clock,
+    stop: asyncio.Event,
+    drivers: Drivers = DRIVERS,
+    open_session: OpenSession = open_session,
 ) -> None:
-    """Run a node until `stop` is set."""
+    """Run a node until `stop` is set.
+
+    All it knows of the world comes through `clock`, `drivers` and `open_session`: on simulated ones the same
+    node lives a day in seconds.
+    """
     store = Store(state)
     try:
         async with asyncio.TaskGroup() as tasks:
-            _build(broker=broker, topics=topics, store=store, clock=clock, tasks=tasks)
+            _build(
+                broker=broker,
+                topics=topics,
+                store=store,
+                clock=clock,
+                tasks=tasks,
+                drivers=drivers,
+                open_session=open_session,
+            )
             tasks.create_task(_stop_on(stop), name="stop")
     except* Stopped:
         log.info("node stops")
@@ -78,7 +99,14 @@ async def _stop_on(stop: asyncio.Event) -> None:
 
 
 def _build(
-    *, broker: Broker, topics: NodeTopics, store: Store, clock: Clock, tasks: asyncio.TaskGroup
+    *,
+    broker: Broker,
+    topics: NodeTopics,
+    store: Store,
+    clock: Clock,
+    tasks: asyncio.TaskGroup,
+    drivers: Drivers,
+    open_session: OpenSession,
 ) -> None:
     def logged() -> None:
         link.logged()
@@ -86,8 +114,10 @@ def _build(
     def changed() -> None:
         link.changed()
 
-    cycle = Cycle(clock=clock, store=store, logged=logged)
-    fleet = Fleet(cycle=cycle, clock=clock, store=store, tasks=tasks)
+    alarms = Alarms(clock, changed)
+    cycle = Cycle(clock=clock, store=store, logged=logged, alarms=alarms)
+    fleet = Fleet(cycle=cycle, clock=clock, store=store, tasks=tasks, drivers=drivers, changed=changed)
+    cycle.left = fleet.retired
 
     def apply(documents: dict[str, Document], name: str) -> None:
         if name == CONFIG:
@@ -95,9 +125,6 @@ def _build(
         elif name in documents:
             config.schedule_body(documents[name])
         cycle.set_schedules(config.schedules(documents))
-
-    def devices_refused() -> dict[str, str]:
-        return {} if fleet.plan is None else fleet.plan.refused
 
     desired = Desired(store, apply, changed)
     link = Link(
@@ -107,8 +134,10 @@ def _build(
         store=store,
         cycle=cycle,
         desired=desired,
-        devices_refused=devices_refused,
+        fleet=fleet,
+        alarms=alarms,
         tasks=tasks,
+        open_session=open_session,
     )
     # From the disk first: the devices are controlled before anybody is asked for permission to connect.
     desired.load()
