@@ -144,14 +144,12 @@ def retired_record(*, node: Node, reported: Reported) -> int:
         or applied.v > node.manifest_version
     ):
         return 0
-    shown_gone = RetiringDevice.objects.filter(node=node, gone_from_version__lte=applied.v)
-    if all(
-        str(config_id) in reported.retiring for config_id in shown_gone.values_list("config_id", flat=True)
-    ):
+    rows = RetiringDevice.objects.filter(node=node, gone_from_version__lte=applied.v)
+    if not any(_is_let_go(row, reported) for row in rows):
         return 0
     with transaction.atomic():
         places_lock([node.site_id])
-        closed = [row for row in shown_gone.all() if str(row.config_id) not in reported.retiring]
+        closed = [row for row in rows.all() if _is_let_go(row, reported)]
         RetiringDevice.objects.filter(pk__in=[row.pk for row in closed]).delete()
         _render_after(node=node, rows=closed)
     for row in closed:
@@ -163,6 +161,11 @@ def retired_record(*, node: Node, reported: Reported) -> int:
             abandoned_by=row.abandoned_by,
         )
     return len(closed)
+
+
+def _is_let_go(row: RetiringDevice, reported: Reported) -> bool:
+    # A device that cannot be used as it is configured now goes on, under its tag, as it was before.
+    return str(row.config_id) not in reported.retiring and row.device_tag not in reported.devices_refused
 
 
 def device_abandon(*, retiring: RetiringDevice, tag: str, by: str, why: str) -> RetiringDevice:

@@ -54,6 +54,9 @@ def retiring_kept_by(row: RetiringDevice) -> str:
         return f"{row.node.name} has never reported"
     if str(row.config_id) in reported.get("retiring", {}):
         return str(reported["retiring"][str(row.config_id)])
+    if row.device_tag in reported.get("devices_refused", {}):
+        why = reported["devices_refused"][row.device_tag]
+        return f"{row.node.name} goes on as it was, since it cannot use what came instead: {why}"
     config = reported.get("documents", {}).get("config", {})
     if config.get("v", 0) < row.gone_from_version or config.get("status") != "applied":
         why = (

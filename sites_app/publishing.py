@@ -52,6 +52,16 @@ def node_publish(*, node_id: str, link: DesiredStateLink, names: list[str] | Non
             return
 
 
+def node_messages(node: Node) -> dict[str, str]:
+    """All that a node should have, name -> JSON, as it is now; the manifest last, as it is published."""
+    manifest = manifest_for(node)
+    messages = {
+        document.name: _bytes(document, epoch=manifest.epoch).decode()
+        for document in NodeDocument.objects.filter(node=node).order_by("name")
+    }
+    return messages | {MANIFEST: encode(manifest).decode()}
+
+
 def node_farewell_on_commit(*, node: Node) -> None:
     """Publish what a node should have once more after the commit that deletes it.
 
@@ -61,13 +71,7 @@ def node_farewell_on_commit(*, node: Node) -> None:
 
     from sites_app.tasks import publish_farewell  # noqa: PLC0415
 
-    manifest = manifest_for(node)
-    messages = {
-        document.name: _bytes(document, epoch=manifest.epoch).decode()
-        for document in NodeDocument.objects.filter(node=node).order_by("name")
-    }
-    # Last, as always: a node which reads the manifest finds what it lists.
-    messages[MANIFEST] = encode(manifest).decode()
+    messages = node_messages(node)
     tenant, node_id = node.tenant_tag, str(node.pk)
 
     def publish() -> None:

@@ -261,6 +261,7 @@ def test_what_keeps_it_is_told_in_the_nodes_words(node, device):
     failed = {"config": AppliedDocument(v=version, status="failed", error="no room")}
     assert said(documents=failed).endswith("no room")
     assert said(retiring={str(device.config_id): "INV_01: no answer"}) == "INV_01: no answer"
+    assert said(devices_refused={"INV_01": "no host"}).endswith("no host")
 
 
 # --- a changed device --------------------------------------------------------------------------------------------------
@@ -370,6 +371,12 @@ def test_type_whose_limit_moves_to_another_register_retires_its_devices(node, de
 def test_type_that_changes_otherwise_retires_nothing(device):
     device_type_update(device_type=device.device_type, profile_body={**profile_body_make(), "min_gap_ms": 9})
     assert not RetiringDevice.objects.exists()
+
+
+def test_node_that_cannot_use_the_new_configuration_still_controls_the_former_place(node, device):
+    device_update(device=device, modbus_server_port=503)
+    assert heard(node, devices_refused={"INV_01": "host 'x': expected a name or an address"}) == 0
+    assert heard(node) == 1
 
 
 # --- a moved device ----------------------------------------------------------------------------------------------------
