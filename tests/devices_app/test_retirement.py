@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import uuid
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -514,14 +515,13 @@ def test_two_creations_of_one_control_point_at_once_while_it_retires_and_after()
 @pytest.mark.django_db(transaction=True)
 def test_creation_and_deletion_at_once_never_share_a_place():
     node, device_type = node_make(), device_type_make()
-    for round_ in range(5):
+    for _ in range(5):
         device = inverter(node, device_type=device_type)
         results = at_once(
-            lambda device=device: device_delete(device=device),
-            lambda: inverter(node, device_type=device_type),
+            partial(device_delete, device=device), partial(inverter, node, device_type=device_type)
         )
         # Either it was still there, or it was already retiring.
-        assert conflicts(results) in (["duplicate"], ["retiring"]), round_
+        assert conflicts(results) in (["duplicate"], ["retiring"])
         assert ids_of(node) == {}
         assert heard(node) == 1
 
@@ -532,12 +532,8 @@ def test_report_that_arrives_while_the_device_is_created_anew_leaves_a_configura
     for _ in range(5):
         device_delete(device=inverter(node, device_type=device_type))
         node_online(node)
-        report, current = report_make(node), Node.objects.get(pk=node.pk)
-        results = at_once(
-            lambda current=current, report=report: retired_record(node=current, reported=report),
-            lambda current=current, report=report: retired_record(node=current, reported=report),
-            lambda: inverter(node, device_type=device_type),
-        )
+        close = partial(retired_record, node=Node.objects.get(pk=node.pk), reported=report_make(node))
+        results = at_once(close, close, partial(inverter, node, device_type=device_type))
         assert sorted(results[:2]) == [0, 1]
         assert conflicts(results) in ([], ["retiring"])
         assert not RetiringDevice.objects.exists()
@@ -552,10 +548,10 @@ def test_devices_added_to_a_node_at_once_are_all_in_its_configuration():
     node, device_type = node_make(), device_type_make()
     at_once(
         *(
-            lambda number=number: inverter(node, tag=f"INV_{number}", port=number, device_type=device_type)
+            partial(inverter, node, tag=f"INV_{number}", port=number, device_type=device_type)
             for number in range(1, 5)
         ),
-        lambda: site_update(site=node.site, curtailment_time_limit=77),
+        partial(site_update, site=node.site, curtailment_time_limit=77),
     )
     assert len(ids_of(node)) == 4
     assert config_of(node).site.curtailment_time_limit_s == 77

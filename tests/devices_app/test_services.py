@@ -5,6 +5,7 @@ import pytest
 from django.core.management import call_command
 
 from devices_app.models import Device, DeviceType, RetiringDevice
+from devices_app.retirement import device_abandon
 from devices_app.services import (
     device_bound_drop,
     device_bound_set,
@@ -16,6 +17,7 @@ from devices_app.services import (
     device_values_confirm,
 )
 from edge.profiles.loader import load_all
+from edge.runtime.config import plan
 from edge.wire.messages import DeviceConfig, NodeConfig
 from sites_app.documents import manifest_for
 from sites_app.services import site_update
@@ -365,3 +367,21 @@ def test_changed_limit_default_and_bounds_reach_the_node_by_desired_state():
     assert config_of(device.node).site.curtailment_time_limit_s == 30
     entry = device_config_of(device)
     assert (entry.default_value, entry.max_value) == (80, 90)
+
+
+def test_node_can_use_what_is_rendered_here():
+    call_command("sync_device_types", verbosity=0)
+    sma = DeviceType.objects.get(profile="sma_stp60_im20")
+    owner = device_make(device_type=sma, device_tag="IM20_01", peak_power_kw=60, ramp_pct_per_min=10)
+    device_make(node=owner.node, device_type=sma, device_tag="STP60_02", controlled_by=owner)
+    device_bound_set(device=owner, origin="grid_operator", by="operator", maximum=60)
+    gone = device_make(node=owner.node, device_type=sma)
+    device_delete(device=gone)
+    left = RetiringDevice.objects.get()
+    device_abandon(retiring=left, tag=gone.device_tag, by="operator", why="burnt down")
+    planned = plan(owner.node.documents.get(name="config").body)
+    assert planned.refused == {}
+    assert planned.devices["IM20_01"].config == device_config_of(owner)
+    assert planned.devices["IM20_01"].settings.is_controlled
+    assert not planned.devices["STP60_02"].settings.is_controlled
+    assert str(left.config_id) in planned.abandoned
