@@ -229,7 +229,7 @@ class Guard:
 
     async def _until_wanted(self, fleet: Fleet) -> None:
         while not (self._stop.is_set() or self._is_wanted()):
-            await self._clock.wait(self._stop, YIELD_LOOK_S)
+            await self._clock.sleep(YIELD_LOOK_S)
         await fleet.finish(within_s=YIELD_S)
         raise _Yielded
 
