@@ -23,6 +23,7 @@ from edge.core.instant import Instant
 from edge.core.schedule import Schedule, value_at
 from edge.runtime.bus import Bus, PollResult, WriteOutcome
 from edge.runtime.clock import Clock, wall
+from edge.runtime.reasons import Outcome, Reasons
 from edge.runtime.store import Kept, Store
 from edge.wire.messages import Code, DeviceResult, LogEntry, ReleaseCommand, SetpointCommand
 
@@ -96,8 +97,11 @@ class Accepted:
 class Cycle:
     """All devices of a node."""
 
-    def __init__(self, *, clock: Clock, store: Store, logged: Callable[[], None]) -> None:
+    def __init__(
+        self, *, clock: Clock, store: Store, logged: Callable[[], None], reasons: Reasons | None = None
+    ) -> None:
         self.units: dict[str, Unit] = {}
+        self._reasons = reasons
         self._clock = clock
         self._store = store
         self._logged = logged
@@ -122,6 +126,8 @@ class Cycle:
         """Evaluate every device once."""
         self.evaluate(self.units.values())
         self._next_look = min((unit.look_at for unit in self.units.values()), default=math.inf)
+        if self._reasons is not None:
+            self._reasons.turned(self.units.keys(), now=self._clock.now())
 
     def evaluate(self, units: Iterable[Unit]) -> None:
         """Decide for these devices, keep what must be kept, then ask the lines for what is to be written."""
@@ -147,6 +153,11 @@ class Cycle:
             self._ask_line(unit, now)
             unit.look_at = _changes_at(unit.decision, now)
             self._next_look = min(self._next_look, unit.look_at)
+        if self._reasons is not None:
+            # After the lines were asked: no write waits for its reason to be noted.
+            for unit in decided:
+                if unit.decision is not None:
+                    self._reasons.note(unit.state, unit.decision, image=unit.image, quality=quality, now=now)
         self._wake.set()
 
     def _ask_line(self, unit: Unit, now: Instant) -> None:
@@ -351,6 +362,9 @@ class Cycle:
             unit.confirmed_value = outcome.value
             if outcome.readback is not None:
                 unit.image = replace(unit.image, readback=outcome.readback)
+        if self._reasons is not None:
+            told = Outcome(outcome.value, outcome.code, outcome.detail, outcome.readback)
+            self._reasons.wrote(tag, told, now=now)
         result = self._result(unit, outcome, now)
         if not confirmed:
             log.error("write is not confirmed", device=tag, value=outcome.value, reason=result.reason)

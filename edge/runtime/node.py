@@ -24,6 +24,7 @@ from edge.runtime.documents import CONFIG, Desired
 from edge.runtime.fleet import Fleet
 from edge.runtime.link import Link
 from edge.runtime.logs import configure_logging
+from edge.runtime.reasons import Reasons
 from edge.runtime.store import Store
 from edge.wire.messages import Document
 from edge.wire.session import Broker, broker_from_url
@@ -62,13 +63,15 @@ async def run_node(
 ) -> None:
     """Run a node until `stop` is set."""
     store = Store(state)
+    reasons = Reasons(state, clock=clock, who="node")
     try:
         async with asyncio.TaskGroup() as tasks:
-            _build(broker=broker, topics=topics, store=store, clock=clock, tasks=tasks)
+            _build(broker=broker, topics=topics, store=store, reasons=reasons, clock=clock, tasks=tasks)
             tasks.create_task(_stop_on(stop), name="stop")
     except* Stopped:
         log.info("node stops")
     finally:
+        reasons.close()
         store.close()
 
 
@@ -78,7 +81,13 @@ async def _stop_on(stop: asyncio.Event) -> None:
 
 
 def _build(
-    *, broker: Broker, topics: NodeTopics, store: Store, clock: Clock, tasks: asyncio.TaskGroup
+    *,
+    broker: Broker,
+    topics: NodeTopics,
+    store: Store,
+    reasons: Reasons,
+    clock: Clock,
+    tasks: asyncio.TaskGroup,
 ) -> None:
     def logged() -> None:
         link.logged()
@@ -86,7 +95,7 @@ def _build(
     def changed() -> None:
         link.changed()
 
-    cycle = Cycle(clock=clock, store=store, logged=logged)
+    cycle = Cycle(clock=clock, store=store, logged=logged, reasons=reasons)
     fleet = Fleet(cycle=cycle, clock=clock, store=store, tasks=tasks)
 
     def apply(documents: dict[str, Document], name: str) -> None:
