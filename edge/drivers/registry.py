@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from edge.drivers.base import Driver, Session
@@ -22,6 +22,9 @@ class Constructors:
     driver: Callable[..., Driver]
 
 
-DRIVERS: dict[Protocol, Constructors] = {
+# The table a node is given; a simulated plant brings one of its own.
+Drivers = Mapping[Protocol, Constructors]
+
+DRIVERS: Drivers = {
     Protocol.MODBUS_TCP: Constructors(session=ModbusSession, driver=ModbusDriver),
 }

@@ -95,12 +95,26 @@ class Accepted:
 
 
 class Cycle:
-    """All devices of a node."""
+    """All devices of a node.
+
+    `alive` is called once a turn, after every device was evaluated: who watches the process judges by it.
+    `written_by` names the process in the reason of watchdog entries where that is not the node itself.
+    `reasons` takes note of every decision and outcome.
+    """
 
     def __init__(
-        self, *, clock: Clock, store: Store, logged: Callable[[], None], reasons: Reasons | None = None
+        self,
+        *,
+        clock: Clock,
+        store: Store,
+        logged: Callable[[], None],
+        alive: Callable[[], None] = lambda: None,
+        written_by: str = "",
+        reasons: Reasons | None = None,
     ) -> None:
         self.units: dict[str, Unit] = {}
+        self._alive = alive
+        self._written_by = written_by
         self._reasons = reasons
         self._clock = clock
         self._store = store
@@ -114,6 +128,7 @@ class Cycle:
         """Turn for the life of the node. An error ends the process: nothing runs without its watchdog."""
         while True:
             self.turn()
+            self._alive()
             turn_due = self._clock.boottime_s() + PERIOD_S
             while (now := self._clock.boottime_s()) < turn_due:
                 if self._next_look <= now:
@@ -462,7 +477,9 @@ class Cycle:
                 value=group.value,
                 request_id=group.hold.request_id,
                 sequence=group.hold.order[1],
-                reason=group.cause.value,
+                reason=f"{group.cause.value} by {self._written_by}"
+                if self._written_by
+                else group.cause.value,
                 devices=group.results,
             )
         )

@@ -9,7 +9,7 @@ import structlog
 
 from edge.core import arbitration
 from edge.core.arbitration import DeviceState
-from edge.drivers.registry import DRIVERS
+from edge.drivers.registry import DRIVERS, Drivers
 from edge.profiles.model import Protocol
 from edge.runtime.bus import Bus
 from edge.runtime.clock import Clock
@@ -39,6 +39,7 @@ class Fleet:
     clock: Clock
     store: Store
     tasks: asyncio.TaskGroup
+    drivers: Drivers = field(default_factory=lambda: DRIVERS)
     plan: Plan | None = None
     _lines: dict[Endpoint, _Line] = field(default_factory=dict)
 
@@ -74,6 +75,16 @@ class Fleet:
                 unit = self.cycle.units[tag]
                 unit.state = arbitration.reconfigure(unit.state, device.settings)
 
+    async def finish(self, *, within_s: float) -> None:
+        """Let go of every line between two writes, so that another process can take over.
+
+        A line that takes longer is broken off when the task group ends.
+        """
+        for line in self._lines.values():
+            line.bus.finish()
+        if self._lines:
+            await asyncio.wait([line.task for line in self._lines.values()], timeout=within_s)
+
     def _open(
         self,
         endpoint: Endpoint,
@@ -87,7 +98,7 @@ class Fleet:
         gap_s = max(profile.min_gap_ms for profile in profiles) / 1000
         timeout_s = max(profile.timeout_ms for profile in profiles) / 1000
         bus = Bus(name=f"{host}:{port}", clock=self.clock, listener=self.cycle, min_gap_s=gap_s)
-        constructors = DRIVERS[protocol]
+        constructors = self.drivers[protocol]
         session = constructors.session(
             host=host,
             port=port,

@@ -10,9 +10,11 @@ import asyncio
 import contextlib
 import secrets
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Protocol
 
 import structlog
 
@@ -47,7 +49,7 @@ from edge.wire.messages import (
     TelemetryBatch,
     TelemetryPoint,
 )
-from edge.wire.session import Broker, Incoming, LinkDown, Session, Will, open_session
+from edge.wire.session import Broker, Incoming, LinkDown, Will, open_session
 from edge.wire.topics import NodeTopics
 
 log = structlog.get_logger()
@@ -68,6 +70,34 @@ REPORT_ANYWAY_S = 60.0
 TELEMETRY_PERIOD_S = 5.0
 # Commands under way at once; more answer `busy`.
 MAX_UNDER_WAY = 256
+
+
+class Session(Protocol):
+    """What the link needs of a session with the broker; `LinkDown` from any method once it is gone."""
+
+    async def subscribe(self, *topics: str, qos: int = 1) -> None: ...
+
+    async def publish(
+        self,
+        topic: str,
+        payload: bytes,
+        *,
+        qos: int = 1,
+        retain: bool = False,
+        expiry_s: int | None = None,
+        response_topic: str | None = None,
+        correlation: bytes | None = None,
+    ) -> None: ...
+
+    def messages(self) -> AsyncIterator[Incoming]: ...
+
+
+class OpenSession(Protocol):
+    """How a session with the broker is opened: `edge.wire.session.open_session`, or a simulated one."""
+
+    def __call__(
+        self, broker: Broker, *, identifier: str, will: Will | None = None
+    ) -> AbstractAsyncContextManager[Session]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +144,10 @@ class Link:
         desired: Desired,
         devices_refused: Callable[[], dict[str, str]],
         tasks: asyncio.TaskGroup,
+        open_session: OpenSession = open_session,
     ) -> None:
         self._broker = broker
+        self._open_session = open_session
         self._topics = topics
         self._clock = clock
         self._store = store
@@ -170,7 +202,7 @@ class Link:
         will = Will(self._topics.presence, codec.encode(presence))
         # A client id of its own for each session: a half-open old one must not be taken over silently.
         identifier = f"{self._topics.node}-{self._session_id[:8]}"
-        async with open_session(self._broker, identifier=identifier, will=will) as session:
+        async with self._open_session(self._broker, identifier=identifier, will=will) as session:
             await session.subscribe(self._topics.commands, self._topics.desired, self._topics.log_ack)
             birth = Presence(
                 online=True,

@@ -17,17 +17,18 @@ from pathlib import Path
 
 import structlog
 
+from edge.drivers.registry import DRIVERS, Drivers
 from edge.runtime import config
 from edge.runtime.clock import Clock, HostClock, trusts_host
 from edge.runtime.cycle import Cycle
 from edge.runtime.documents import CONFIG, Desired
 from edge.runtime.fleet import Fleet
-from edge.runtime.link import Link
+from edge.runtime.link import Link, OpenSession
 from edge.runtime.logs import configure_logging
 from edge.runtime.reasons import Reasons
 from edge.runtime.store import Store
 from edge.wire.messages import Document
-from edge.wire.session import Broker, broker_from_url
+from edge.wire.session import Broker, broker_from_url, open_session
 from edge.wire.topics import NodeTopics
 
 log = structlog.get_logger()
@@ -59,14 +60,34 @@ class Stopped(Exception):  # noqa: N818 - not an error: somebody asked
 
 
 async def run_node(
-    *, broker: Broker, topics: NodeTopics, state: Path, clock: Clock, stop: asyncio.Event
+    *,
+    broker: Broker,
+    topics: NodeTopics,
+    state: Path,
+    clock: Clock,
+    stop: asyncio.Event,
+    drivers: Drivers = DRIVERS,
+    open_session: OpenSession = open_session,
 ) -> None:
-    """Run a node until `stop` is set."""
+    """Run a node until `stop` is set.
+
+    All it knows of the world comes through `clock`, `drivers` and `open_session`: on simulated ones the same
+    node lives a day in seconds.
+    """
     store = Store(state)
     reasons = Reasons(state, clock=clock, who="node")
     try:
         async with asyncio.TaskGroup() as tasks:
-            _build(broker=broker, topics=topics, store=store, reasons=reasons, clock=clock, tasks=tasks)
+            _build(
+                broker=broker,
+                topics=topics,
+                store=store,
+                reasons=reasons,
+                clock=clock,
+                tasks=tasks,
+                drivers=drivers,
+                open_session=open_session,
+            )
             tasks.create_task(_stop_on(stop), name="stop")
     except* Stopped:
         log.info("node stops")
@@ -88,6 +109,8 @@ def _build(
     reasons: Reasons,
     clock: Clock,
     tasks: asyncio.TaskGroup,
+    drivers: Drivers,
+    open_session: OpenSession,
 ) -> None:
     def logged() -> None:
         link.logged()
@@ -96,7 +119,7 @@ def _build(
         link.changed()
 
     cycle = Cycle(clock=clock, store=store, logged=logged, reasons=reasons)
-    fleet = Fleet(cycle=cycle, clock=clock, store=store, tasks=tasks)
+    fleet = Fleet(cycle=cycle, clock=clock, store=store, tasks=tasks, drivers=drivers)
 
     def apply(documents: dict[str, Document], name: str) -> None:
         if name == CONFIG:
@@ -118,6 +141,7 @@ def _build(
         desired=desired,
         devices_refused=devices_refused,
         tasks=tasks,
+        open_session=open_session,
     )
     # From the disk first: the devices are controlled before anybody is asked for permission to connect.
     desired.load()
