@@ -12,6 +12,10 @@ from typing import cast
 # load the simulators.
 SUBCOMMANDS = {
     "node": ("edge.runtime.node", "run one node: arbitration, its devices and its link"),
+    "explain": (
+        "edge.runtime.explain",
+        "say why a device was held where it was, at any time of the last 24 h",
+    ),
     "simulate": ("edge.simulators.modbus", "simulate devices on real sockets"),
 }
 

@@ -18,9 +18,11 @@ from typing import Protocol
 
 import structlog
 
+from edge.runtime import explain
 from edge.runtime.clock import Clock, wall
 from edge.runtime.cycle import CONTROL_STREAM, Accepted, Cycle
 from edge.runtime.documents import MANIFEST, Desired
+from edge.runtime.reasons import Reasons
 from edge.runtime.store import Store
 from edge.wire import codec
 from edge.wire.codec import WireError
@@ -35,6 +37,7 @@ from edge.wire.messages import (
     CommandAnswer,
     DeviceResult,
     Document,
+    ExplainCommand,
     Heartbeat,
     LogAck,
     LogBatch,
@@ -145,7 +148,9 @@ class Link:
         devices_refused: Callable[[], dict[str, str]],
         tasks: asyncio.TaskGroup,
         open_session: OpenSession = open_session,
+        reasons: Reasons | None = None,
     ) -> None:
+        self._reasons = reasons
         self._broker = broker
         self._open_session = open_session
         self._topics = topics
@@ -385,9 +390,14 @@ class Link:
                 )
             case SetpointCommand() | ReleaseCommand():
                 self._control(command, answer, received.utc)
+            case ExplainCommand():
+                self.spawn(self._explain(command, answer))
             case _:
                 self.changed()
                 answer.send(CommandAnswer(id=command.id, stage=Stage.DONE))
+
+    async def _explain(self, command: ExplainCommand, answer: _Answers) -> None:
+        answer.send(await explain.answer(command, self._reasons, now=self._clock.now()))
 
     def _control(
         self, command: SetpointCommand | ReleaseCommand, answer: _Answers, received: datetime

@@ -142,6 +142,7 @@ def _build(
         devices_refused=devices_refused,
         tasks=tasks,
         open_session=open_session,
+        reasons=reasons,
     )
     # From the disk first: the devices are controlled before anybody is asked for permission to connect.
     desired.load()

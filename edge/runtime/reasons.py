@@ -55,6 +55,8 @@ CLOCK_STEP_S = 0.5
 SLICE = 20
 PAUSE_S = 0.003
 CLOSE_WITHIN_S = 5.0
+# Questions that wait for the thread at once.
+MAX_READING = 8
 
 DECISION = "decision"
 OUTCOME = "outcome"
@@ -93,6 +95,10 @@ _NAMES = [
 ]  # fmt: skip
 _COLUMNS = ", ".join(_NAMES)
 _INSERT = f"INSERT INTO reason ({_COLUMNS}) VALUES ({', '.join('?' for _ in _NAMES)})"  # noqa: S608 - our own
+
+
+class RingBusy(Exception):  # noqa: N818 - states what is the case
+    """The ring has no answer now; control is not concerned."""
 
 
 # --- what the cycle notes -------------------------------------------------------------------------
@@ -161,6 +167,7 @@ class Reasons:
         self._noted: deque[_Noted] = deque(maxlen=MAX_WAITING)
         self._restated: dict[str, _Decided] = {}
         self._is_failing = False
+        self._reading = 0
         self._now = clock.now()
         self._slot = slot_end(self._now.utc)
         self._writer = _Writer(directory / FILE, boot_id=clock.boot_id, who=who, began=self._now)
@@ -241,12 +248,13 @@ class Reasons:
             self._writer.has_forgotten = False
             self._last.clear()
         if not self._writer.is_behind:
-            self._tell_failure()
+            self._tell_failure(self._writer.failure)
             self._hand_over(now)
+        elif len(self._noted) == MAX_WAITING:
+            self._tell_failure(TimeoutError("the disk keeps the writer waiting"))
 
-    def _tell_failure(self) -> None:
+    def _tell_failure(self, error: BaseException | None) -> None:
         """Log once that reasons are lost, and once that they are kept again."""
-        error = self._writer.failure
         if error is not None and not self._is_failing:
             log.error("reasons are lost", error=repr(error))
         elif error is None and self._is_failing:
@@ -262,11 +270,19 @@ class Reasons:
     async def read(self, job: Callable[[Ring], T], *, within_s: float) -> T:
         """Let the ring's own thread answer, after all that was noted until now.
 
-        `TimeoutError` where the disk keeps it, `sqlite3.Error` where the ring cannot be read.
+        `RingBusy` where it does not come to that in time, `sqlite3.Error` where the ring cannot be read.
         """
-        self._hand_over(self._clock.now())
-        async with asyncio.timeout(within_s):
-            return await asyncio.wrap_future(self._writer.ask(job))
+        if self._reading >= MAX_READING:
+            raise RingBusy("too many questions are waiting for the ring of reasons")
+        self._reading += 1
+        try:
+            self._hand_over(self._clock.now())
+            async with asyncio.timeout(within_s):
+                return await asyncio.wrap_future(self._writer.ask(job))
+        except TimeoutError as error:
+            raise RingBusy(f"the ring of reasons did not answer within {within_s:g} s") from error
+        finally:
+            self._reading -= 1
 
     def close(self) -> None:
         """Write what was noted and end the thread; a disk that stands still is not waited for."""
