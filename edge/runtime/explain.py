@@ -143,24 +143,26 @@ def _position(spans: list[ClockSpan], runs: list[Run], utc: float) -> tuple[Posi
         math.inf,
     ]
     hits: list[Position] = []
-    nearest: Position | None = None
-    for span, end in zip(spans, ends, strict=True):
-        boottime_s = utc - span.offset_s
+    # The stretch that ended last before this moment by its own clock, should none hold it.
+    last_end, nearest, jumped = -math.inf, None, False
+    for number, (span, end) in enumerate(zip(spans, ends, strict=True)):
+        boot, boottime_s = span.begins[0], utc - span.offset_s
         if span.begins[1] <= boottime_s < end:
-            hits.append((span.begins[0], boottime_s))
-        if span.begins[1] <= boottime_s:
-            nearest = (span.begins[0], min(boottime_s, end))
+            hits.append((boot, boottime_s))
+        elif last_end < end + span.offset_s <= utc:
+            last_end, jumped = end + span.offset_s, spans[number + 1].begins[0] == boot
+            nearest = (boot, math.nextafter(end, -math.inf) if jumped else boottime_s)
     if len(hits) > 1:
         return hits[-1], [
             f"the wall clock showed {_short(utc)} {len(hits)} times, since it was set back; this is the last"
         ]
     if hits:
         return hits[0], []
-    if nearest is None:
-        return None, []
-    return nearest, [
-        f"the wall clock never showed {_short(utc)} while a process ran; this is what held until then"
-    ]
+    if jumped:
+        return nearest, [
+            f"the wall clock never showed {_short(utc)}; this is what held when it jumped over it"
+        ]
+    return nearest, []
 
 
 def _end(span: ClockSpan, following: ClockSpan, runs: list[Run]) -> float:
@@ -236,11 +238,13 @@ def _told(entry: Entry, *, until: Entry | None = None) -> ReasonEntry:
 
 
 def _outcome(entry: Entry) -> str:
-    text = f"{entry.value:g} written"
+    # (Confirmed, not written: at first contact a device may be found to hold the value already.)
     if entry.code is not None:
-        text += f", not confirmed: {entry.code}"
+        text = f"{entry.value:g} not confirmed: {entry.code}"
         return f"{text}: {entry.detail}" if entry.detail else text
-    return f"{text} and confirmed" + ("" if entry.readback is None else f", read back {entry.readback:g}")
+    return f"{entry.value:g} confirmed" + (
+        "" if entry.readback is None else f", read back {entry.readback:g}"
+    )
 
 
 def _wall(utc: float) -> str:

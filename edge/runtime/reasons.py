@@ -286,7 +286,8 @@ class Reasons:
 
     def close(self) -> None:
         """Write what was noted and end the thread; a disk that stands still is not waited for."""
-        self._hand_over(self._clock.now())
+        if self._noted or self._restated:
+            self._hand_over(self._clock.now())
         self._writer.close(self._clock.now())
 
 
@@ -756,11 +757,11 @@ class Ring:
     def outcome_before(self, tag: str, position: Position) -> Entry | None:
         return self._one("kind = ? AND (boot, boottime_s) <= (?, ?)", tag, OUTCOME, *position, newest=True)
 
-    def outcomes_between(self, tag: str, first: Position, last: Position, *, limit: int) -> list[Entry]:
-        """The outcomes from one moment to another, the oldest first."""
+    def outcomes_between(self, tag: str, first: Position, end: Position, *, limit: int) -> list[Entry]:
+        """The outcomes from one moment until before another, the oldest first."""
         return self._entries(
-            "kind = ? AND (boot, boottime_s) >= (?, ?) AND (boot, boottime_s) <= (?, ?)",
-            (tag, OUTCOME, *first, *last),
+            "kind = ? AND (boot, boottime_s) >= (?, ?) AND (boot, boottime_s) < (?, ?)",
+            (tag, OUTCOME, *first, *end),
             order="ASC",
             limit=limit,
         )

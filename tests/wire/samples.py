@@ -148,7 +148,7 @@ SAMPLES: dict[str, Message] = {
                     at="2026-03-02T10:00:00.020000Z",
                     kind="outcome",
                     who="node",
-                    text="30 written and confirmed, read back 30.1",
+                    text="30 confirmed, read back 30.1",
                     value=30.0,
                     readback=30.1,
                 )
@@ -158,7 +158,7 @@ SAMPLES: dict[str, Message] = {
                     at="2026-03-02T10:01:00.310000Z",
                     kind="outcome",
                     who="node",
-                    text="70 written, not confirmed: write_failed: no answer",
+                    text="70 not confirmed: write_failed: no answer",
                     value=70.0,
                     code=Code.WRITE_FAILED,
                 )
