@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from edge.core.arbitration import Decision, DeviceSettings, DeviceState, decide, explain
+from edge.core.arbitration import Decision, DeviceSettings, DeviceState, Retirement, decide, explain
 from edge.core.commands import Source
-from edge.core.events import FallbackEntered
+from edge.core.events import FallbackEntered, Retired
 from edge.core.image import ProcessImage
 from edge.core.instant import Instant
 from edge.core.quantities import Bound
@@ -62,7 +62,9 @@ def sentence(reason: Reason) -> str:
     if top.decision.value is None:
         if settings.owned_by is not None:
             return f"{text}: {settings.owned_by} controls it"
-        return f"{text}: it is excluded from curtailment, or measured only"
+        if settings.excluded:
+            return f"{text}: it is excluded from curtailment, or measured only"
+        return f"{text}: it left this node"
     for rung in reason.rungs[1:]:
         text += f"; under it {_rung(rung)}"
     bounds = (settings.own_range, *settings.bounds)
@@ -113,7 +115,11 @@ def next_change(schedule: Schedule, utc: datetime) -> datetime | None:
 
 def _because(state: DeviceState, decision: Decision) -> str:
     """What ended, where this decision came of an end."""
+    if state.retirement is Retirement.OWED:
+        return "the device leaves this node's control, which takes back what it has put there"
     for event in decision.events:
+        if isinstance(event, Retired):
+            return f"the device left this node's control: {event.because.value}"
         if isinstance(event, FallbackEntered):
             return f"request {event.hold.request_id} has ended: {event.cause.value}"
     if state.lapse is not None:
@@ -123,11 +129,11 @@ def _because(state: DeviceState, decision: Decision) -> str:
 
 def _rung(rung: Rung) -> str:
     decision = rung.decision
-    if decision.source is None or decision.value is None:
+    if decision.source is None or decision.target is None:
         return "nothing"
     text = f"{decision.source.label} {decision.wish:g}"
     if decision.bounded_by is not None:
-        text += f" (bounded to {decision.value:g} by {decision.bounded_by})"
+        text += f" (bounded to {decision.target:g} by {decision.bounded_by})"
     if rung.until is not None:
         text += f" until {rung.until:%Y-%m-%dT%H:%M:%SZ}"
     return text

@@ -19,14 +19,17 @@ import structlog
 
 from edge.drivers.registry import DRIVERS, Drivers
 from edge.runtime import config
-from edge.runtime.clock import Clock, HostClock, trusts_host
+from edge.runtime.alarms import Alarms
+from edge.runtime.clock import HostClock, SteeredClock, trusts_host
 from edge.runtime.cycle import Cycle
 from edge.runtime.documents import CONFIG, Desired
 from edge.runtime.fleet import Fleet
-from edge.runtime.link import Link, OpenSession
+from edge.runtime.link import Link
 from edge.runtime.logs import configure_logging
 from edge.runtime.reasons import Reasons
+from edge.runtime.session import OpenSession
 from edge.runtime.store import Store
+from edge.runtime.uploader import PACE, Pace
 from edge.wire.messages import Document
 from edge.wire.session import Broker, broker_from_url, open_session
 from edge.wire.topics import NodeTopics
@@ -64,12 +67,13 @@ async def run_node(
     broker: Broker,
     topics: NodeTopics,
     state: Path,
-    clock: Clock,
+    clock: SteeredClock,
     stop: asyncio.Event,
     drivers: Drivers = DRIVERS,
     open_session: OpenSession = open_session,
+    pace: Pace = PACE,
 ) -> None:
-    """Run a node until `stop` is set.
+    """Run a node until `stop` is set; `pace`: how fast its outbox may leave.
 
     All it knows of the world comes through `clock`, `drivers` and `open_session`: on simulated ones the same
     node lives a day in seconds.
@@ -87,6 +91,7 @@ async def run_node(
                 tasks=tasks,
                 drivers=drivers,
                 open_session=open_session,
+                pace=pace,
             )
             tasks.create_task(_stop_on(stop), name="stop")
     except* Stopped:
@@ -107,10 +112,11 @@ def _build(
     topics: NodeTopics,
     store: Store,
     reasons: Reasons,
-    clock: Clock,
+    clock: SteeredClock,
     tasks: asyncio.TaskGroup,
     drivers: Drivers,
     open_session: OpenSession,
+    pace: Pace,
 ) -> None:
     def logged() -> None:
         link.logged()
@@ -118,8 +124,10 @@ def _build(
     def changed() -> None:
         link.changed()
 
-    cycle = Cycle(clock=clock, store=store, logged=logged, reasons=reasons)
-    fleet = Fleet(cycle=cycle, clock=clock, store=store, tasks=tasks, drivers=drivers)
+    alarms = Alarms(clock, changed)
+    cycle = Cycle(clock=clock, store=store, logged=logged, alarms=alarms, reasons=reasons)
+    fleet = Fleet(cycle=cycle, clock=clock, store=store, tasks=tasks, drivers=drivers, changed=changed)
+    cycle.left = fleet.retired
 
     def apply(documents: dict[str, Document], name: str) -> None:
         if name == CONFIG:
@@ -127,9 +135,6 @@ def _build(
         elif name in documents:
             config.schedule_body(documents[name])
         cycle.set_schedules(config.schedules(documents))
-
-    def devices_refused() -> dict[str, str]:
-        return {} if fleet.plan is None else fleet.plan.refused
 
     desired = Desired(store, apply, changed)
     link = Link(
@@ -139,9 +144,11 @@ def _build(
         store=store,
         cycle=cycle,
         desired=desired,
-        devices_refused=devices_refused,
+        fleet=fleet,
+        alarms=alarms,
         tasks=tasks,
         open_session=open_session,
+        pace=pace,
         reasons=reasons,
     )
     # From the disk first: the devices are controlled before anybody is asked for permission to connect.

@@ -119,6 +119,7 @@ class _Decided:
     """All it takes to put a decision into words later: frozen, so that later is as good as now."""
 
     at: Instant
+    tag: str
     state: DeviceState
     decision: Decision
     image: ProcessImage
@@ -175,6 +176,7 @@ class Reasons:
 
     def note(
         self,
+        tag: str,
         state: DeviceState,
         decision: Decision,
         *,
@@ -185,12 +187,10 @@ class Reasons:
         """A device was decided upon. Costs a comparison where the reason is the one noted before."""
         if now is not self._now:
             self._now, self._slot = now, slot_end(now.utc)
-        last = self._last.get(decision.tag)
+        last = self._last.get(tag)
         if last is None:
-            self._last[decision.tag] = _Last(
-                decision, state.settings, state.schedule, self._slot, now.boottime_s
-            )
-            self._noted.append(_Decided(now, state, decision, image, quality))
+            self._last[tag] = _Last(decision, state.settings, state.schedule, self._slot, now.boottime_s)
+            self._noted.append(_Decided(now, tag, state, decision, image, quality))
             return
         if last.moving is not None and now.boottime_s - last.outcome_at_s >= MOVING_EVERY_S:
             self._note_outcome(last, last.moving)
@@ -203,7 +203,7 @@ class Reasons:
             ):
                 return
             # The same decision for what may be another reason further down; the writer finds out.
-            self._restated[decision.tag] = _Decided(now, state, decision, image, quality)
+            self._restated[tag] = _Decided(now, tag, state, decision, image, quality)
         else:
             if not _moves(last.decision, decision):
                 # Its confirmation is worth a row of its own, also where the value is the one before.
@@ -212,7 +212,7 @@ class Reasons:
                 last.outcome = None
             elif now.boottime_s - last.at_s < MOVING_EVERY_S:
                 return
-            self._noted.append(_Decided(now, state, decision, image, quality))
+            self._noted.append(_Decided(now, tag, state, decision, image, quality))
             last.at_s = now.boottime_s
         last.decision, last.settings, last.schedule = decision, state.settings, state.schedule
         last.slot = self._slot
@@ -228,7 +228,11 @@ class Reasons:
             last.moving = None
             return
         confirmed = outcome.code is None and last.outcome is not None and last.outcome[1] is None
-        if confirmed and now.boottime_s - last.outcome_at_s < MOVING_EVERY_S and _is_on_the_move(last):
+        if (
+            confirmed
+            and now.boottime_s - last.outcome_at_s < MOVING_EVERY_S
+            and _is_on_the_move(last.decision)
+        ):
             last.moving = wrote
             return
         self._note_outcome(last, wrote)
@@ -294,6 +298,7 @@ class Reasons:
 def _same(before: Decision, after: Decision) -> bool:
     return (
         before.value == after.value
+        and before.target == after.target
         and before.source is after.source
         and before.wish == after.wish
         and before.bounded_by == after.bounded_by
@@ -303,19 +308,18 @@ def _same(before: Decision, after: Decision) -> bool:
 
 
 def _moves(before: Decision, after: Decision) -> bool:
-    """Tell whether only the value moved, for the reason it had before."""
+    """Tell whether only the value moves, for the reason it had before, and is still on its way."""
     return (
         before.source is after.source
         and before.bounded_by == after.bounded_by
         and before.request_id == after.request_id
         and before.until_boottime_s == after.until_boottime_s
-        and (before.wish == after.wish or after.source is Source.CLOSED_LOOP)
+        and (after.source is Source.CLOSED_LOOP or (before.target == after.target and _is_on_the_move(after)))
     )
 
 
-def _is_on_the_move(last: _Last) -> bool:
-    decision = last.decision
-    return decision.source is Source.CLOSED_LOOP or (decision.value != decision.wish)
+def _is_on_the_move(decision: Decision) -> bool:
+    return decision.source is Source.CLOSED_LOOP or decision.value != decision.target
 
 
 # --- the thread that owns the ring ----------------------------------------------------------------
@@ -455,15 +459,15 @@ class _Writer:
                     tag=tag, boottime_s=at.boottime_s, utc=at.utc.timestamp(), kind=GONE, who=self._who,
                     sentence=f"{tag} left this node",
                 )  # fmt: skip
-            case _Decided(at, state, decision, image, quality):
+            case _Decided(at, tag, state, decision, image, quality):
                 why = reason(state, decision, replace(image, clock=quality), at)
                 words = sentence(why)
-                if self._said.get(decision.tag) == words:
+                if self._said.get(tag) == words:
                     return None
-                self._said[decision.tag] = words
+                self._said[tag] = words
                 until = why.in_force.until
                 return Entry(
-                    tag=decision.tag,
+                    tag=tag,
                     boottime_s=at.boottime_s,
                     utc=at.utc.timestamp(),
                     kind=DECISION,

@@ -50,7 +50,7 @@ class Noting:
         image = ProcessImage(loop_value=loop)
         for tag, state in self.states.items():
             after, decision = decide(state, image, now)
-            self.reasons.note(after, decision, image=image, quality=TRUSTED, now=now)
+            self.reasons.note(tag, after, decision, image=image, quality=TRUSTED, now=now)
             if decision.write is not None and decision.value is not None:
                 after = written(after, decision.value, now, confirmed=code is None)
                 readback = None if code else decision.value
@@ -354,7 +354,7 @@ async def test_process_that_notes_nothing_opens_no_ring(tmp_path):
 async def test_orderly_stop_keeps_what_was_noted_last(tmp_path):
     async with noting(tmp_path) as node:
         state, decision = decide(node.states[A], EMPTY, node.clock.now())
-        node.reasons.note(state, decision, image=EMPTY, quality=TRUSTED, now=node.clock.now())
+        node.reasons.note(A, state, decision, image=EMPTY, quality=TRUSTED, now=node.clock.now())
     ring = Ring.read_only(tmp_path / FILE)
     assert [entry.value for entry in ring.before(A, EVER, limit=9)] == [100.0]
     assert ring.runs()[-1].has_ended
