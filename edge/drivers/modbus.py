@@ -6,6 +6,7 @@ import asyncio
 import os
 import socket
 import struct
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Protocol
 
@@ -325,6 +326,7 @@ class ModbusDriver:
         "_prepared",
         "_profile",
         "_reads_together",
+        "_sent",
         "_session",
         "_unit",
     )
@@ -347,6 +349,7 @@ class ModbusDriver:
             limit.once or limit.requires or scale_points(profile, _written(limit))
         )
         self._prepared = not self._needs_preparation
+        self._sent: Counter[str] = Counter()
 
     @property
     def commands_per_write(self) -> int:
@@ -430,6 +433,11 @@ class ModbusDriver:
         steps = limit.set if limit.release is None or value < profile.max_value else limit.release
         for step in steps:
             await self._step(step, value)
+
+    def take_writes(self) -> dict[str, int]:
+        sent = dict(self._sent)
+        self._sent.clear()
+        return sent
 
     async def read_setpoint(self) -> float | None:
         if self._limit.readback is None:
@@ -518,6 +526,8 @@ class ModbusDriver:
             current = await self._session.read(self._unit, point.table, point.address, point.count)
             if current == registers:
                 return
+        # Counted before it leaves: what was sent may have been carried out, whatever comes back.
+        self._sent[step.point] += 1
         await self._session.write(self._unit, point.address, registers, single=point.write_single)
 
     def _exponent(self, point: Point) -> int:

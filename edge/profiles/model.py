@@ -216,7 +216,8 @@ class Limit(Data, frozen=True, kw_only=True):
     profile's `max_value`, where no limit is wanted. While `readback_switch` does not hold, no limit is in
     force, whatever the read-back point shows; `readback_no_limit` is what that point shows when no limit is
     set. A `volatile` limit is forgotten at the device's restart; where that depends on another point,
-    `volatile_when` names it. `tolerance` is in the unit of the setpoint.
+    `volatile_when` names it. `tolerance` is in the unit of the setpoint. `writes_per_day` is what the maker
+    allows its registers; without it a `persistent` one gets 20 (`edge.core.wear`).
     """
 
     register: str
@@ -230,6 +231,7 @@ class Limit(Data, frozen=True, kw_only=True):
     readback_switch: Check | None = None
     readback_no_limit: float | None = None
     volatile_when: Check | None = None
+    writes_per_day: Annotated[int, Meta(ge=2)] | None = None
     # The device's own timer, armed by us: none of the devices so far has one that Modbus can reach.
     fallback: None = None
 

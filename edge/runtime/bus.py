@@ -35,6 +35,8 @@ RECONNECT_SLOWEST_S = 300.0
 TRIES = 3
 RETRY_S = 1.0
 RETRY_SLOWEST_S = 300.0
+# A register that wears is not worn out by a device that never confirms.
+RETRY_SPARING_S = 3600.0
 # Those that do not answer may together take this part of the time of a line that others share with them.
 SHARE_OF_SILENT = 0.2
 # Of their tries every so manieth is for one that nothing is owed to, or they would never be found again.
@@ -72,6 +74,9 @@ class Listener(Protocol):
 
     def polled(self, tag: str, result: PollResult) -> None: ...
 
+    def spent(self, tag: str, writes: dict[str, int]) -> None:
+        """Write commands left for the device, by register."""
+
 
 class PollPreempted(Exception):  # noqa: N818 - not an error: the line is wanted for a write
     """A poll gave way in the gap between two of its commands."""
@@ -86,6 +91,8 @@ class _Write:
     not_before: float = 0.0
     told: bool = False
     resent: bool = False
+    sent: int = 0
+    sent_at: float = 0.0
 
 
 @dataclass(slots=True)
@@ -98,6 +105,7 @@ class _Member:
     phase_s: float
     tolerance: float
     settable: bool
+    sparing: bool = False  # each write wears its register
     known: bool = False  # identified and read since the session came up
     refused: str = ""
     reachable: bool | None = None
@@ -119,6 +127,9 @@ class _Member:
         """When it is to be polled, or to be contacted first."""
         return self.poll_due if self.known else self.contact_due
 
+    def write_is_due(self, now: float) -> bool:
+        return self.write is not None and self.write.not_before <= now
+
     def next_poll_due(self, now: float) -> float:
         """The moment of this device's own grid that follows the poll that starts now.
 
@@ -138,9 +149,9 @@ def _write_turn(member: _Member) -> tuple[bool, float]:
     return member.reachable is False, member.tried_at
 
 
-def _backed_off(tries: int) -> float:
+def _backed_off(tries: int, *, slowest_s: float = RETRY_SLOWEST_S) -> float:
     """Seconds to wait after so many tries. Doubling has an end: a float overflows within days of trying."""
-    return min(RETRY_S * 2.0 ** min(tries, 30), RETRY_SLOWEST_S)
+    return min(RETRY_S * 2.0 ** min(tries, 30), slowest_s)
 
 
 class Bus:
@@ -163,7 +174,7 @@ class Bus:
         self._silent_due = 0.0
         self._silent_tries = 0
         self._finishing = False
-        self._before: list[tuple[asyncio.Task[None], Session]] = []
+        self._before: list[asyncio.Task[None]] = []
 
     def attach(self, endpoint: Session) -> None:
         self._endpoint = endpoint
@@ -177,18 +188,33 @@ class Bus:
         tolerance: float,
         settable: bool,
         phase_s: float | None = None,
+        sparing: bool = False,
     ) -> None:
-        """Put a device on this line.
+        """Put a device on this line, or another driver in its place.
 
         It is polled at boot-time seconds `phase_s` + n * `poll_s`; the phase is now where none is given.
         `tolerance`: how far a read-back may be from the value written. `settable`: it has a setpoint at all;
-        a meter has none.
+        a meter has none. `sparing`: a write wears its register, and is tried again ever more seldom.
         """
         # A line with a gap is kept three quarters free, so that a write seldom waits for a poll's gap.
         poll_s = max(poll_s, 4 * self._min_gap_s * driver.commands_per_poll)
         if phase_s is None:
             phase_s = self._clock.boottime_s()
-        self._members[tag] = _Member(tag, driver, poll_s, phase_s, tolerance, settable)
+        if tag in self._members:
+            self.remove(tag)
+        self._members[tag] = _Member(tag, driver, poll_s, phase_s, tolerance, settable, sparing)
+        self._wake.set()
+
+    def remove(self, tag: str) -> None:
+        """Take a device off this line. What is under way for it ends, and nobody hears of it."""
+        member = self._members.pop(tag)
+        member.write = member.written = None
+        self._wake.set()
+
+    def look(self, tag: str) -> None:
+        """Read anew what stands in this device, as if it had just been connected."""
+        member = self._members[tag]
+        member.known, member.contact_due = False, 0.0
         self._wake.set()
 
     # --- what the cycle asks for ----------------------------------------------------------------------
@@ -250,7 +276,7 @@ class Bus:
         if self._is_reserved(poll_starts, lasts_s=self._poll_room_s(), now=now):
             return True
         return any(
-            member.written is not None or (member.write is not None and member.write.not_before <= now)
+            member.written is not None or member.write_is_due(now)
             for member in self._members.values()
             if self._may_be_asked(member, now)
         )
@@ -276,15 +302,17 @@ class Bus:
         self._wake.clear()
         await self._clock.wait(self._wake, seconds)
 
-    def follow(self, task: asyncio.Task[None], session: Session) -> None:
-        """Take a line over: begin once this task has let go of it, and keep the pause after its command."""
-        self._before.append((task, session))
+    def follow(self, task: asyncio.Task[None]) -> None:
+        """Begin only once the line's former task has let go of it."""
+        self._before.append(task)
 
     async def _wait_for_line(self) -> None:
-        for task, session in self._before:
-            await asyncio.wait({task})
-            self._connect_due = max(self._connect_due, session.next_command_at)
-        self._before.clear()
+        if self._before:
+            await asyncio.wait(self._before)
+            self._before.clear()
+        # Whoever used this line before, a plan, a process or the guard, may have sent its last command just
+        # now: its pause still runs.
+        await self._clock.sleep(self._min_gap_s)
 
     async def run(self) -> None:
         """Serve the line for the life of the node."""
@@ -341,7 +369,7 @@ class Bus:
                 continue
             if member.silent_since is not None:
                 silent.append(member)
-            elif member.write is not None and member.write.not_before <= now:
+            elif member.write_is_due(now):
                 if to_write is None or _write_turn(member) < _write_turn(to_write):
                     to_write = member
             elif member.written is not None:
@@ -359,15 +387,17 @@ class Bus:
         lost = self._next_silent(silent, starts, now)
         if lost is not None:
             self._silent_tries += 1
-            return lost, self._write(lost, lost.write) if lost.write is not None else self._contact(lost)
+            if lost.write is not None and lost.write_is_due(now):
+                return lost, self._write(lost, lost.write)
+            return lost, self._contact(lost)
         if look is None or self._line_is_wanted(starts):
             return None, None
         return look, self._poll(look) if look.known else self._contact(look)
 
     def _next_silent(self, silent: list[_Member], starts: float, now: float) -> _Member | None:
         """Whom to try of those that do not answer: mostly one that a write is owed to."""
-        owed = [member for member in silent if member.write is not None]
-        others = [member for member in silent if member.write is None and member.contact_due <= now]
+        owed = [member for member in silent if member.write_is_due(now)]
+        others = [member for member in silent if not member.write_is_due(now) and member.contact_due <= now]
         if others and (not owed or self._silent_tries % UNOWED_TRY == 0):
             owed = others
         member = min(owed, key=_tried_at, default=None)
@@ -425,7 +455,7 @@ class Bus:
         else:
             self._connect_wait = min(self._connect_wait * 2, RECONNECT_SLOWEST_S)
         self._connect_due = max(now, tried_at + self._connect_wait)
-        for member in self._members.values():
+        for member in list(self._members.values()):
             self._member_lost(member, reason)
 
     async def _unanswered(self, endpoint: Session, member: _Member, reason: str, *, took_s: float) -> None:
@@ -467,7 +497,11 @@ class Bus:
             member.write = member.write or member.written
             member.written = None
         if member.write is not None:
-            member.write.not_before = 0.0
+            write = member.write
+            write.not_before = 0.0
+            if member.sparing and write.sent >= TRIES:
+                # It answers when asked and not when written: each of these may have been carried out.
+                write.not_before = write.sent_at + self._pause_after(member, write.sent)
             self._failed(member, member.write, Code.WRITE_FAILED, reason)
         self._tell_lost(member, reason)
 
@@ -475,10 +509,19 @@ class Bus:
         member.reachable = True
         member.silent_since = None
 
+    def _is_here(self, member: _Member) -> bool:
+        """Tell whether the device is on this line still; another one may have its tag by now."""
+        return self._members.get(member.tag) is member
+
     def _tell_lost(self, member: _Member, reason: str) -> None:
         if member.reachable is not False:
             member.reachable = False
-            self._listener.lost(member.tag, reason=reason)
+            if self._is_here(member):
+                self._listener.lost(member.tag, reason=reason)
+
+    def _tell(self, member: _Member, outcome: WriteOutcome) -> None:
+        if self._is_here(member):
+            self._listener.wrote(member.tag, outcome)
 
     # --- jobs -----------------------------------------------------------------------------------
 
@@ -498,7 +541,8 @@ class Bus:
         member.known, member.refused, member.contact_tries = True, "", 0
         member.poll_due = 0.0
         self._answered(member)
-        self._listener.contact(member.tag, standing=standing)
+        if self._is_here(member):
+            self._listener.contact(member.tag, standing=standing)
         return True
 
     async def _write(self, member: _Member, write: _Write) -> None:
@@ -519,7 +563,13 @@ class Bus:
                 if member.write is not write:
                     # Replaced or withdrawn while the device was being asked.
                     return
-            await member.driver.write(write.value)
+            write.sent, write.sent_at = write.sent + 1, self._clock.boottime_s()
+            try:
+                await member.driver.write(write.value)
+            finally:
+                writes = member.driver.take_writes()
+                if writes:
+                    self._listener.spent(member.tag, writes)
         except (DeviceRefused, ReadingInvalid) as error:
             if member.write is write:
                 self._retry(member, write, Code.WRITE_FAILED, str(error))
@@ -549,7 +599,7 @@ class Bus:
             return False
         if member.write is write:
             member.write = None
-        self._listener.wrote(member.tag, WriteOutcome(write.ticket, write.value, readback=readback))
+        self._tell(member, WriteOutcome(write.ticket, write.value, readback=readback))
         return True
 
     async def _read_back(self, member: _Member, write: _Write) -> None:
@@ -569,17 +619,21 @@ class Bus:
             detail = f"wrote {write.value:g}, the device reads {readback:g}"
             self._retry(member, write, Code.READBACK_MISMATCH, detail)
             return
-        self._listener.wrote(member.tag, WriteOutcome(write.ticket, write.value, readback=readback))
+        self._tell(member, WriteOutcome(write.ticket, write.value, readback=readback))
 
     def _retry(self, member: _Member, write: _Write, code: Code, detail: str) -> None:
         """The device answered, and not as wanted: try again, ever more slowly."""
         write.tries += 1
         write.verify = False
-        wait = RETRY_S if write.tries < TRIES else _backed_off(write.tries)
+        wait = RETRY_S if write.tries < TRIES else self._pause_after(member, write.tries)
         write.not_before = self._clock.boottime_s() + wait
         member.write = write
         if code is Code.WRITE_FAILED or write.tries >= TRIES:
             self._failed(member, write, code, detail)
+
+    @staticmethod
+    def _pause_after(member: _Member, tries: int) -> float:
+        return _backed_off(tries, slowest_s=RETRY_SPARING_S if member.sparing else RETRY_SLOWEST_S)
 
     def _failed(self, member: _Member, write: _Write, code: Code, detail: str) -> None:
         """Tell the first failure of a write; the tries after it are told when one succeeds."""
@@ -587,7 +641,7 @@ class Bus:
             return
         write.told = True
         outcome = WriteOutcome(write.ticket, write.value, code=code, detail=detail, still_trying=True)
-        self._listener.wrote(member.tag, outcome)
+        self._tell(member, outcome)
 
     async def _poll(self, member: _Member) -> None:
         now = self._clock.boottime_s()
@@ -606,4 +660,5 @@ class Bus:
             self._polling = False
         self._poll_took_s = min(self._clock.boottime_s() - now, MAX_ROOM_S)
         self._answered(member)
-        self._listener.polled(member.tag, result)
+        if self._is_here(member):
+            self._listener.polled(member.tag, result)

@@ -12,13 +12,15 @@ import msgspec
 from edge.core.arbitration import DeviceSettings
 from edge.core.commands import Lifetime, WriteClass
 from edge.core.cyclic import MAX_PERIOD_S, MIN_PERIOD_S
+from edge.core.quantities import Bound
 from edge.core.schedule import Schedule
 from edge.core.watchdog import MAX_TIME_LIMIT_S, MIN_TIME_LIMIT_S, is_time_limit
+from edge.core.wear import PERSISTENT_WRITES_PER_DAY
 from edge.drivers.registry import DRIVERS
 from edge.drivers.serial_line import BAUD_RATES, STOP_BITS, SerialSettings
-from edge.profiles.model import Limit, Parity, Profile, ProfileError, Protocol, profile_from_builtins
+from edge.profiles.model import Limit, Parity, Point, Profile, ProfileError, Protocol, profile_from_builtins
 from edge.runtime.documents import CONFIG, SCHEDULES, DocumentRefused
-from edge.wire.messages import DeviceConfig, Document, NodeConfig, ScheduleBody, SiteConfig
+from edge.wire.messages import BoundConfig, DeviceConfig, Document, NodeConfig, ScheduleBody, SiteConfig
 
 DEFAULT_TOLERANCE = 0.5
 MAX_PORT = 65535
@@ -42,6 +44,9 @@ class Endpoint:
         return f"{self.host}:{self.port}" if self.serial is None else self.serial.port
 
 
+ControlPoint = tuple[Endpoint, int, str]
+
+
 @dataclass(frozen=True, slots=True)
 class Planned:
     """One usable device of the configuration."""
@@ -51,14 +56,39 @@ class Planned:
     settings: DeviceSettings
     endpoint: Endpoint
 
+    @property
+    def control_point(self) -> ControlPoint | None:
+        """The register this device is controlled by; None where there is none."""
+        register = _register(self.profile)
+        if register is None:
+            return None
+        return (self.endpoint, self.config.unit, f"{register.table.value}:{register.address}")
+
+    def is_same_device(self, other: Planned) -> bool:
+        """Tell whether both are one device, reached and written in the same way (rule 20)."""
+        return (
+            self.endpoint == other.endpoint
+            and self.config.unit == other.config.unit
+            and self.profile.name == other.profile.name
+            and _register(self.profile) == _register(other.profile)
+        )
+
+
+def _register(profile: Profile) -> Point | None:
+    return None if profile.limit is None else profile.points[profile.limit.register]
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The whole configuration: usable devices by tag, and why the others are not."""
+    """The whole configuration: usable devices by tag, and why the others are not.
+
+    `abandoned`: ids of devices that left, and that nobody waits for any longer.
+    """
 
     site: SiteConfig
     devices: dict[str, Planned]
     refused: dict[str, str]
+    abandoned: frozenset[str] = frozenset()
 
 
 def plan(body: Mapping[str, object]) -> Plan:
@@ -80,22 +110,26 @@ def plan(body: Mapping[str, object]) -> Plan:
         )
     devices: dict[str, Planned] = {}
     refused: dict[str, str] = {}
-    profiles = _Profiles(config.profiles)
+    owners: dict[ControlPoint, str] = {}
+    profiles = Profiles(config.profiles)
     for number, raw in enumerate(config.devices):
         name = str(raw.get("tag", f"device {number}"))
         try:
-            planned = _device(raw, config.site, profiles)
+            planned = planned_device(raw, config.site, profiles)
             if planned.config.tag in devices:
                 raise DocumentRefused("a second device has this tag")  # noqa: TRY301
             _check_line(planned, devices)
+            point = planned.control_point if planned.settings.is_controlled else None
+            if point is not None and owners.setdefault(point, planned.config.tag) != planned.config.tag:
+                raise DocumentRefused(f"its control point is that of {owners[point]}")  # noqa: TRY301
         except DocumentRefused as error:
             refused[name] = str(error)
         else:
             devices[planned.config.tag] = planned
-    return Plan(site, devices, refused)
+    return Plan(site, devices, refused, frozenset(config.abandoned))
 
 
-class _Profiles:
+class Profiles:
     """The profiles of one configuration, each read once: a thousand devices of one type share it."""
 
     def __init__(self, raw: Mapping[str, Mapping[str, object]]) -> None:
@@ -109,7 +143,8 @@ class _Profiles:
         return self._read[name]
 
 
-def _device(raw: dict[str, object], site: SiteConfig, profiles: _Profiles) -> Planned:
+def planned_device(raw: Mapping[str, object], site: SiteConfig, profiles: Profiles) -> Planned:
+    """Read one device of a configuration; `DocumentRefused` says why it cannot be used."""
     try:
         device = msgspec.convert(raw, DeviceConfig)
         profile = profiles.get(device.profile)
@@ -201,7 +236,25 @@ def _settings(
         write_class=limit.write_class if limit is not None else WriteClass.UNKNOWN,
         period_s=site.cyclic_write_timeout_s,
         tolerance=limit.tolerance if limit is not None else DEFAULT_TOLERANCE,
+        owned_by=device.owned_by,
+        bounds=tuple(_bound(bound) for bound in device.bounds),
+        ramp_pct_per_min=device.ramp_pct_per_min,
+        writes_per_day=_budget(limit),
+        accept_wear=device.accept_wear,
+        readable=limit is not None and limit.readback is not None,
     )
+
+
+def _bound(bound: BoundConfig) -> Bound:
+    low = -math.inf if bound.minimum is None else bound.minimum
+    high = math.inf if bound.maximum is None else bound.maximum
+    return Bound(bound.origin, low, high)
+
+
+def _budget(limit: Limit | None) -> int | None:
+    if limit is None or limit.writes_per_day is not None:
+        return None if limit is None else limit.writes_per_day
+    return PERSISTENT_WRITES_PER_DAY if limit.write_class is WriteClass.PERSISTENT else None
 
 
 def schedules(documents: Mapping[str, Document]) -> dict[str, Schedule]:
