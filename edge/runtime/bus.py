@@ -31,6 +31,8 @@ _tickets = itertools.count(1)
 RECONNECT_EAGERLY_FOR_S = 600.0
 RECONNECT_S = 1.0
 RECONNECT_SLOWEST_S = 300.0
+# Between a timeout and the next try, a device has this long to close the session that was given up.
+RESPITE_S = 0.1
 # A write whose read-back differs is tried this often before its caller hears of it.
 TRIES = 3
 RETRY_S = 1.0
@@ -476,7 +478,8 @@ class Bus:
             member.quiet_s = min(member.quiet_s * 2, RECONNECT_SLOWEST_S)
         else:
             member.quiet_s = RECONNECT_S
-        member.quiet_until = now + member.quiet_s
+        # Counted from the try's begin, or its timeout would come on top.
+        member.quiet_until = max(now + RESPITE_S, now - took_s + member.quiet_s)
         others = [other for other in self._members.values() if other is not member]
         shared = any(other.silent_since is None for other in others)
         self._silent_due = now + took_s * (1 / SHARE_OF_SILENT - 1) if shared else 0.0

@@ -6,7 +6,7 @@ import asyncio
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
 import msgspec
@@ -189,6 +189,28 @@ async def serial_line(
         bus.add(tag, driver, poll_s=poll_s, tolerance=0.5, settable=True)
         lines.buses[tag] = bus
     return simulated, tags
+
+
+@asynccontextmanager
+async def black_hole() -> AsyncIterator[int]:
+    """A port that takes connections and bytes, and never says a word."""
+    writers: set[asyncio.StreamWriter] = set()
+
+    async def swallow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.add(writer)
+        with suppress(ConnectionError):
+            while await reader.read(1000):
+                pass
+        writers.discard(writer)
+        writer.close()
+
+    server = await asyncio.start_server(swallow, "127.0.0.1", 0)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+        for writer in list(writers):
+            writer.close()
 
 
 def nobodys_port() -> int:
