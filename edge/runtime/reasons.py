@@ -54,7 +54,8 @@ CLOCK_STEP_S = 0.5
 # loop waiting for the interpreter for longer than one slice.
 SLICE = 20
 PAUSE_S = 0.003
-CLOSE_WITHIN_S = 5.0
+# A node that waits for the bus waits for this too.
+CLOSE_WITHIN_S = 1.0
 # Questions that wait for the thread at once.
 MAX_READING = 8
 

@@ -20,11 +20,9 @@ from edge.simulators.modbus import Fault
 from edge.wire.messages import Code, ExplainCommand, Explanation
 from tests.clock import A_MORNING
 from tests.runtime.plant import Plant, TurnedClock, running_plant
+from tests.runtime.site import PROJECT, Site, running_site, until
 from tests.runtime.test_link import Rig, rigged
-from tests.runtime.test_node import PROJECT, Site, site
 from tests.servers import Broker
-
-__all__ = ["site"]  # the fixture
 
 A, B = "INVERTER_01", "METER_01"
 WITHIN_S = 10.0
@@ -369,19 +367,26 @@ async def explained_by_a_process(directory: Path, *argv: str) -> tuple[int, str,
     return process.returncode or 0, out.decode(), err.decode()
 
 
+@pytest.fixture
+async def site(tmp_path: Path) -> AsyncIterator[Site]:
+    async with running_site(tmp_path, tags=(A,)) as site:
+        site.put_on_disk()
+        yield site
+
+
+async def said(directory: Path, words: str) -> str:
+    """The answer of the command line, as soon as it has these words in it."""
+    async with asyncio.timeout(20):
+        while True:
+            code, out, _ = await explained_by_a_process(directory)
+            if code == 0 and words in out:
+                return out
+
+
 @pytest.mark.services
-async def test_ring_of_a_running_node_is_read_beside_it_and_that_of_a_killed_one_too(site: Site):
-    site.put_on_disk()
-    node = site.start("mqtt://127.0.0.1:1")
-
-    async def answered() -> str:
-        async with asyncio.timeout(20):
-            while True:
-                code, out, _ = await explained_by_a_process(site.state)
-                if code == 0 and "confirmed, read back 100" in out:
-                    return out
-
-    running = await answered()
+async def test_ring_of_a_running_node_is_read_beside_it_and_that_of_a_killed_one_too(site):
+    node = site.start()
+    running = await said(site.state, "confirmed, read back 100")
     assert f"{A} at 100 by default; bounds: device 0 to 100" in running
     assert "no process controls" not in running
     assert node.poll() is None
@@ -391,6 +396,22 @@ async def test_ring_of_a_running_node_is_read_beside_it_and_that_of_a_killed_one
     code, out, _ = await explained_by_a_process(site.state, "--json")
     assert code == 0
     assert json.loads(out)["decision"]["value"] == 100
+
+
+@pytest.mark.services
+async def test_what_the_guard_did_in_a_dead_nodes_place_is_said_in_its_name(site):
+    site.hold(30, for_s=6)
+    node = site.start()
+    held = await said(site.state, "confirmed, read back 30")
+    assert "by direct request request-7, until " in held
+    guard = site.guard()
+    node.kill()
+    node.wait()
+
+    await until(lambda: site.holds(guard), within_s=20)
+    fallen_back = await said(site.state, "because request request-7 has ended: time_limit")
+    assert "guard  INVERTER_01 at 100 by default" in fallen_back
+    assert "node   INVERTER_01 at 30 by direct request request-7" in fallen_back
 
 
 # --- over the link --------------------------------------------------------------------------------
