@@ -18,7 +18,7 @@ import pytest
 
 from edge.runtime.guard import EXIT_GUARDED
 from edge.runtime.node import EXIT_BUS_TAKEN
-from edge.simulators.modbus import Fault
+from edge.simulators.modbus import Fault, SimulatedDevice
 from edge.wire.codec import document
 from tests.runtime.plant import profile
 from tests.runtime.site import A, Site, running_site, until
@@ -215,6 +215,25 @@ async def test_schedule_is_revealed_by_the_guard(site):
     await until(lambda: at(site, 60))
     assert await stopped(guard) == 0
     assert site.logged("watchdog")[0].value == 60
+
+
+async def test_log_that_nobody_reads_stops_neither_node_nor_guard(tmp_path):
+    # So many devices that nobody answers for that a pipe (64 KiB) is full within seconds.
+    async with running_site(tmp_path, tags=(A,)) as site:
+        for number in range(400):
+            site.devices[f"GONE_{number:03}"] = SimulatedDevice(
+                profile=site.kind, unit=1, nameplate_kw=60, port=1
+            )
+        site.put_on_disk()
+        ends = site.hold(30, for_s=6)
+        node, guard = await holding(site, 30)
+        for _ in range(4):
+            await after_turn(site)
+        assert site.holds(node)
+        node.kill()
+        await until(lambda: site.holds(guard))
+        await until(lambda: at(site, 100), within_s=20)
+        assert 0 < site.writes[-1][0] - ends < 1 + SLACK_S
 
 
 # --- and back -------------------------------------------------------------------------------------
