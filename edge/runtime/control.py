@@ -11,10 +11,12 @@ from dataclasses import dataclass
 
 from edge.drivers.registry import DRIVERS, Drivers
 from edge.runtime import config
+from edge.runtime.alarms import Alarms
 from edge.runtime.clock import Clock
 from edge.runtime.cycle import Cycle
 from edge.runtime.documents import CONFIG, Desired
 from edge.runtime.fleet import Fleet
+from edge.runtime.reasons import Reasons
 from edge.runtime.store import Store
 from edge.wire.messages import Document
 
@@ -44,6 +46,7 @@ class Control:
     cycle: Cycle
     fleet: Fleet
     desired: Desired
+    alarms: Alarms
     tasks: asyncio.TaskGroup
 
     def start(self) -> None:
@@ -51,9 +54,6 @@ class Control:
         self.desired.load()
         cycle = self.tasks.create_task(self.cycle.run(), name="cycle")
         self.tasks.create_task(_end_with(cycle), name="end of the cycle")
-
-    def devices_refused(self) -> dict[str, str]:
-        return {} if self.fleet.plan is None else self.fleet.plan.refused
 
 
 async def _end_with(cycle: asyncio.Task[None]) -> None:
@@ -68,14 +68,25 @@ def build_control(
     store: Store,
     tasks: asyncio.TaskGroup,
     watchers: Watchers,
+    reasons: Reasons,
     drivers: Drivers = DRIVERS,
     written_by: str = "",
 ) -> Control:
     """Put cycle, fleet and desired state together; nothing happens before `start`."""
+    alarms = Alarms(clock, watchers.changed)
     cycle = Cycle(
-        clock=clock, store=store, logged=watchers.logged, alive=watchers.alive, written_by=written_by
+        clock=clock,
+        store=store,
+        logged=watchers.logged,
+        alarms=alarms,
+        reasons=reasons,
+        alive=watchers.alive,
+        written_by=written_by,
     )
-    fleet = Fleet(cycle=cycle, clock=clock, store=store, tasks=tasks, drivers=drivers)
+    fleet = Fleet(
+        cycle=cycle, clock=clock, store=store, tasks=tasks, drivers=drivers, changed=watchers.changed
+    )
+    cycle.left = fleet.retired
 
     def apply(documents: dict[str, Document], name: str) -> None:
         if name == CONFIG:
@@ -85,4 +96,4 @@ def build_control(
             config.schedule_body(documents[name])
         cycle.set_schedules(config.schedules(documents))
 
-    return Control(cycle, fleet, Desired(store, apply, watchers.changed), tasks)
+    return Control(cycle, fleet, Desired(store, apply, watchers.changed), alarms, tasks)

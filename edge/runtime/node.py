@@ -16,13 +16,16 @@ from pathlib import Path
 import structlog
 
 from edge.drivers.registry import DRIVERS, Drivers
-from edge.runtime.clock import Clock, HostClock, trusts_host
+from edge.runtime.clock import Clock, HostClock, SteeredClock, trusts_host
 from edge.runtime.control import Watchers, build_control
-from edge.runtime.link import Link, OpenSession
+from edge.runtime.link import Link
 from edge.runtime.logs import configure_logging
+from edge.runtime.reasons import Reasons
+from edge.runtime.session import OpenSession
 from edge.runtime.signs import BUS_LOCK, BUS_WANTED, Holder, Patience, Phase, Role, Sign, SignedLock, is_alive
 from edge.runtime.store import Store
 from edge.runtime.systemd import ServiceManager
+from edge.runtime.uploader import PACE, Pace
 from edge.wire.session import Broker, broker_from_url, open_session
 from edge.wire.topics import NodeTopics
 
@@ -106,30 +109,34 @@ async def run_node(
     broker: Broker,
     topics: NodeTopics,
     state: Path,
-    clock: Clock,
+    clock: SteeredClock,
     stop: asyncio.Event,
     drivers: Drivers = DRIVERS,
     open_session: OpenSession = open_session,
+    pace: Pace = PACE,
     loading: Callable[[], None] = lambda: None,
     alive: Callable[[], None] = lambda: None,
 ) -> None:
-    """Run a node until `stop` is set.
+    """Run a node until `stop` is set; `pace`: how fast its outbox may leave.
 
     All it knows of the world comes through `clock`, `drivers` and `open_session`: on simulated ones the same
     node lives a day in seconds. `loading` is called before a configuration is put into force, `alive` once
     every turn of the write cycle.
     """
     store = Store(state)
+    reasons = Reasons(state, clock=clock, who="node")
     try:
         async with asyncio.TaskGroup() as tasks:
             _build(
                 broker=broker,
                 topics=topics,
                 store=store,
+                reasons=reasons,
                 clock=clock,
                 tasks=tasks,
                 drivers=drivers,
                 open_session=open_session,
+                pace=pace,
                 loading=loading,
                 alive=alive,
             )
@@ -137,6 +144,7 @@ async def run_node(
     except* Stopped:
         log.info("node stops")
     finally:
+        reasons.close()
         store.close()
 
 
@@ -150,10 +158,12 @@ def _build(
     broker: Broker,
     topics: NodeTopics,
     store: Store,
-    clock: Clock,
+    reasons: Reasons,
+    clock: SteeredClock,
     tasks: asyncio.TaskGroup,
     drivers: Drivers,
     open_session: OpenSession,
+    pace: Pace,
     loading: Callable[[], None],
     alive: Callable[[], None],
 ) -> None:
@@ -169,6 +179,7 @@ def _build(
         tasks=tasks,
         watchers=Watchers(loading=loading, alive=alive, logged=logged, changed=changed),
         drivers=drivers,
+        reasons=reasons,
     )
     link = Link(
         broker=broker,
@@ -177,9 +188,12 @@ def _build(
         store=store,
         cycle=control.cycle,
         desired=control.desired,
-        devices_refused=control.devices_refused,
+        fleet=control.fleet,
+        alarms=control.alarms,
         tasks=tasks,
         open_session=open_session,
+        pace=pace,
+        reasons=reasons,
     )
     # From the disk first: the devices are controlled before anybody is asked for permission to connect.
     control.start()
