@@ -17,11 +17,13 @@ from itertools import islice
 
 import structlog
 
+from edge.runtime.alarms import Alarms
 from edge.runtime.clock import Clock, SteeredClock, wall
-from edge.runtime.config import Plan
 from edge.runtime.cycle import Accepted, Cycle
 from edge.runtime.database import StoreFailed
 from edge.runtime.documents import MANIFEST, Desired
+from edge.runtime.fleet import Fleet
+from edge.runtime.session import OpenSession, Session
 from edge.runtime.store import Store
 from edge.runtime.telemetry import KEEP_EVERY_S, Telemetry
 from edge.runtime.timekeeper import Timekeeper
@@ -53,7 +55,7 @@ from edge.wire.messages import (
     Stream,
     TelemetryBatch,
 )
-from edge.wire.session import Broker, Incoming, LinkDown, Session, Will, open_session
+from edge.wire.session import Broker, Incoming, LinkDown, Will, open_session
 from edge.wire.topics import NodeTopics
 
 log = structlog.get_logger()
@@ -109,21 +111,22 @@ class Link:
         store: Store,
         cycle: Cycle,
         desired: Desired,
-        plan: Callable[[], Plan | None],
+        fleet: Fleet,
+        alarms: Alarms,
         tasks: asyncio.TaskGroup,
-        alarms: Callable[[], tuple[Alarm, ...]] = tuple,
+        open_session: OpenSession = open_session,
         pace: Pace = PACE,
     ) -> None:
-        """`plan`: what of the configuration is in use. `alarms`: what others have to tell with the report."""
         self._broker = broker
+        self._open_session = open_session
         self._topics = topics
         self._clock = clock
         self._store = store
         self._cycle = cycle
         self._desired = desired
-        self._plan = plan
+        self._fleet = fleet
+        self._alarms = alarms
         self._tasks = tasks
-        self._others_alarms = alarms
         self._fresh = FreshTokens(clock)
         self._session_id = ""
         self._heartbeats = 0
@@ -197,7 +200,7 @@ class Link:
         will = Will(self._topics.presence, codec.encode(presence))
         # A client id of its own for each session: a half-open old one must not be taken over silently.
         identifier = f"{self._topics.node}-{self._session_id[:8]}"
-        async with open_session(self._broker, identifier=identifier, will=will) as session:
+        async with self._open_session(self._broker, identifier=identifier, will=will) as session:
             await session.subscribe(self._topics.commands, self._topics.desired, self._topics.log_ack)
             birth = Presence(
                 online=True,
@@ -262,7 +265,6 @@ class Link:
                     await self._report_wanted.wait()
             self._report_wanted.clear()
             standing = self._timekeeper.standing
-            plan = self._plan()
             report = Reported(
                 session=self._session_id,
                 boot=self._clock.boot_id,
@@ -274,8 +276,9 @@ class Link:
                 clock_bound_s=None if standing.bound_s is None else round(standing.bound_s, 3),
                 sequences=self._cycle.sequences,
                 documents=self._desired.reported(),
-                devices_refused={} if plan is None else plan.refused,
-                alarms=self._alarms(),
+                devices_refused=self._fleet.refused,
+                retiring=self._fleet.retiring,
+                alarms=self._all_alarms(),
             )
             await session.publish(self._topics.reported, codec.encode(report), retain=True)
             await self._clock.sleep(REPORT_PERIOD_S)
@@ -283,7 +286,7 @@ class Link:
     async def _send_readings(self, session: Session) -> None:
         while True:
             await self._clock.sleep(TELEMETRY_TICK_S)
-            points = self._telemetry.due(self._cycle.units, self._plan(), self._clock.now())
+            points = self._telemetry.due(self._cycle.units, self._fleet.plan, self._clock.now())
             while part := list(islice(points, TELEMETRY_BATCH)):
                 await session.publish(
                     self._topics.telemetry,
@@ -310,7 +313,7 @@ class Link:
             if self._live is not None:
                 continue
             now = self._clock.now()
-            for entry in self._telemetry.kept(self._cycle.units, self._plan(), now):
+            for entry in self._telemetry.kept(self._cycle.units, self._fleet.plan, now):
                 self._store.append(Stream.TELEMETRY, entry)
                 await asyncio.sleep(0)
             self._uploads[Stream.TELEMETRY].appended()
@@ -329,14 +332,14 @@ class Link:
             if self._store.failure is not None and self._store.try_again():
                 for upload in self._uploads.values():
                     upload.appended()
-            alarmed = {(alarm.code, alarm.device) for alarm in self._alarms()}
+            alarmed = {(alarm.code, alarm.device) for alarm in self._all_alarms()}
             if alarmed != self._alarmed:
                 self._alarmed = alarmed
                 self.changed()
             await self._clock.sleep(TEND_PERIOD_S)
 
-    def _alarms(self) -> tuple[Alarm, ...]:
-        alarms = [*self._timekeeper.alarms(), *self._others_alarms()]
+    def _all_alarms(self) -> tuple[Alarm, ...]:
+        alarms = [*self._timekeeper.alarms(), *self._alarms.standing]
         failure = self._store.failure
         if failure is None:
             self._store_failed_since = ""

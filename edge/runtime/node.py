@@ -17,17 +17,20 @@ from pathlib import Path
 
 import structlog
 
+from edge.drivers.registry import DRIVERS, Drivers
 from edge.runtime import config
+from edge.runtime.alarms import Alarms
 from edge.runtime.clock import HostClock, SteeredClock, trusts_host
 from edge.runtime.cycle import Cycle
 from edge.runtime.documents import CONFIG, Desired
 from edge.runtime.fleet import Fleet
 from edge.runtime.link import Link
 from edge.runtime.logs import configure_logging
+from edge.runtime.session import OpenSession
 from edge.runtime.store import Store
 from edge.runtime.uploader import PACE, Pace
 from edge.wire.messages import Document
-from edge.wire.session import Broker, broker_from_url
+from edge.wire.session import Broker, broker_from_url, open_session
 from edge.wire.topics import NodeTopics
 
 log = structlog.get_logger()
@@ -65,13 +68,28 @@ async def run_node(
     state: Path,
     clock: SteeredClock,
     stop: asyncio.Event,
+    drivers: Drivers = DRIVERS,
+    open_session: OpenSession = open_session,
     pace: Pace = PACE,
 ) -> None:
-    """Run a node until `stop` is set; `pace`: how fast its outbox may leave."""
+    """Run a node until `stop` is set; `pace`: how fast its outbox may leave.
+
+    All it knows of the world comes through `clock`, `drivers` and `open_session`: on simulated ones the same
+    node lives a day in seconds.
+    """
     store = Store(state)
     try:
         async with asyncio.TaskGroup() as tasks:
-            _build(broker=broker, topics=topics, store=store, clock=clock, tasks=tasks, pace=pace)
+            _build(
+                broker=broker,
+                topics=topics,
+                store=store,
+                clock=clock,
+                tasks=tasks,
+                drivers=drivers,
+                open_session=open_session,
+                pace=pace,
+            )
             tasks.create_task(_stop_on(stop), name="stop")
     except* Stopped:
         log.info("node stops")
@@ -91,6 +109,8 @@ def _build(
     store: Store,
     clock: SteeredClock,
     tasks: asyncio.TaskGroup,
+    drivers: Drivers,
+    open_session: OpenSession,
     pace: Pace,
 ) -> None:
     def logged() -> None:
@@ -99,8 +119,10 @@ def _build(
     def changed() -> None:
         link.changed()
 
-    cycle = Cycle(clock=clock, store=store, logged=logged)
-    fleet = Fleet(cycle=cycle, clock=clock, store=store, tasks=tasks)
+    alarms = Alarms(clock, changed)
+    cycle = Cycle(clock=clock, store=store, logged=logged, alarms=alarms)
+    fleet = Fleet(cycle=cycle, clock=clock, store=store, tasks=tasks, drivers=drivers, changed=changed)
+    cycle.left = fleet.retired
 
     def apply(documents: dict[str, Document], name: str) -> None:
         if name == CONFIG:
@@ -117,8 +139,10 @@ def _build(
         store=store,
         cycle=cycle,
         desired=desired,
-        plan=lambda: fleet.plan,
+        fleet=fleet,
+        alarms=alarms,
         tasks=tasks,
+        open_session=open_session,
         pace=pace,
     )
     # From the disk first: the devices are controlled before anybody is asked for permission to connect.

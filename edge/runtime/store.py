@@ -14,19 +14,20 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, suppress
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 import structlog
 
-from edge.core.arbitration import Lapse
+from edge.core.arbitration import Lapse, Retirement
 from edge.core.clock import Reference
 from edge.core.commands import Hold, Order
+from edge.core.wear import EMPTY_LEDGER, Ledger
 from edge.runtime.database import Database, StoreFailed
 from edge.runtime.outbox import SLICE, Outbox
 from edge.wire import codec
 from edge.wire.codec import WireError
-from edge.wire.messages import Document, LogEntry, Manifest, Message, Stream
+from edge.wire.messages import DeviceConfig, Document, LogEntry, Manifest, Message, SiteConfig, Stream
 
 log = structlog.get_logger()
 
@@ -42,6 +43,18 @@ class Kept(msgspec.Struct, frozen=True, omit_defaults=True):
     hold: Hold | None = None
     last_order: Order = (0, 0)
     lapse: Lapse | None = None
+    asked: float | None = None
+    confirmed: float | None = None
+    ledger: Ledger = EMPTY_LEDGER
+    retirement: Retirement | None = None
+
+
+class Leaving(msgspec.Struct, frozen=True):
+    """A device that left the configuration: all that is needed to reach it."""
+
+    device: DeviceConfig
+    site: SiteConfig
+    profile: dict[str, Any]
 
 
 class KeptClock(msgspec.Struct, frozen=True):
@@ -64,6 +77,7 @@ class Store:
         self.outbox = Outbox(self._db)
         self._encode = msgspec.json.Encoder().encode
         self._kept = msgspec.json.Decoder(Kept)
+        self._leaving = msgspec.json.Decoder(Leaving)
         self._kept_clock = msgspec.json.Decoder(KeptClock)
         self._entry = msgspec.json.Decoder(LogEntry)
 
@@ -140,6 +154,25 @@ class Store:
 
     def keep_clock(self, reference: Reference, *, boot: str) -> None:
         self._set_meta("clock", self._encode(KeptClock(boot, reference)).decode())
+
+    def rename_device(self, key: str, new: str) -> None:
+        self._db.execute("UPDATE OR REPLACE device SET tag = ? WHERE tag = ?", (new, key))
+
+    def leaving(self) -> dict[str, Leaving]:
+        """Devices that left the configuration and still hold something of ours."""
+        found = {}
+        for key, leaving in self._db.rows("SELECT key, leaving FROM leaving"):
+            try:
+                found[key] = self._leaving.decode(leaving)
+            except msgspec.DecodeError as error:
+                log.error("a leaving device cannot be read", device=key, error=str(error))  # noqa: TRY400
+        return found
+
+    def keep_leaving(self, key: str, leaving: Leaving) -> None:
+        self._db.execute("INSERT OR REPLACE INTO leaving VALUES (?, ?)", (key, self._encode(leaving)))
+
+    def forget_leaving(self, key: str) -> None:
+        self._db.execute("DELETE FROM leaving WHERE key = ?", (key,))
 
     # --- commands -----------------------------------------------------------------------------------
 

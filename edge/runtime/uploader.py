@@ -16,9 +16,9 @@ import structlog
 from edge.runtime.clock import Clock
 from edge.runtime.database import StoreFailed
 from edge.runtime.outbox import Batch, Outbox
+from edge.runtime.session import Session
 from edge.wire import codec
 from edge.wire.messages import LogBatch, LogEntry, Stream
-from edge.wire.session import Session
 
 log = structlog.get_logger()
 
