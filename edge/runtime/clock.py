@@ -117,7 +117,8 @@ class HostClock:
     def standing(self) -> Standing:
         if self._trust_host:
             return Standing(Trust.TRUSTED, 0.0)
-        return clock.standing(self._state, self._look())
+        seen = self._look()
+        return clock.standing(self._state, seen)
 
     @property
     def reference(self) -> Reference | None:
@@ -128,7 +129,8 @@ class HostClock:
             self._state = clock.look(replace(self._state, reference=reference), self._ask())
 
     def exchanged(self, exchange: Exchange) -> None:
-        self._state = clock.exchanged(self._state, exchange, self._ask())
+        seen = self._look()
+        self._state = clock.exchanged(self._state, exchange, seen)
 
     def _look(self) -> Look:
         """The clocks now, judged anew once a second and as soon as they differ from the last look."""
