@@ -102,9 +102,9 @@ class Uploader:
         self._wanted = asyncio.Event()
         self._idle = asyncio.Event()
         self._acknowledged = asyncio.Event()
-        self._acknowledged_last = 0
         self._awaited = 0
         self._sent_last = 0
+        self._acknowledged_last = 0
 
     def appended(self) -> None:
         """The stream has a new entry."""
@@ -167,6 +167,7 @@ class Uploader:
         self._awaited = batch.last
         self._sent_last = max(self._sent_last, batch.last)
         await session.publish(self._topic, _encoded(batch, self._stream, self._store_id))
+        # (The event may be set by time as well.)
         await self._clock.wait(self._acknowledged, wait_s)
         return self._acknowledged_last >= batch.last
 
@@ -174,13 +175,13 @@ class Uploader:
         """Central has committed everything up to `last`."""
         # What was never sent cannot have been committed, whatever a restored central thinks.
         last = min(last, self._sent_last)
-        self._acknowledged_last = max(self._acknowledged_last, last)
         try:
             while self._outbox.acknowledged(self._stream, last=last):
                 # A slice at a time; one batch in flight is at most one slice.
                 continue
         except StoreFailed as error:
             log.warning("outbox keeps what is acknowledged", stream=self._stream.value, error=str(error))
+        self._acknowledged_last = max(self._acknowledged_last, last)
         if last >= self._awaited:
             self._acknowledged.set()
 

@@ -47,6 +47,7 @@ class Code(StrEnum):
     READBACK_MISMATCH = "readback_mismatch"
     # Said by central, which shares the vocabulary.
     NODE_OFFLINE = "node_offline"
+    RETIRING = "retiring"
     NOT_SENT = "not_sent"
     UNKNOWN = "unknown"
     NOT_DELIVERED = "not_delivered"
