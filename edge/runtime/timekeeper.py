@@ -43,8 +43,6 @@ class Timekeeper:
         # id -> when it was sent, received and answered; None where it came twice, and measures nothing.
         self._open: dict[str, tuple[float, float, float] | None] = {}
         self._kept = store.clock(boot=clock.boot_id)
-        if self._kept is not None:
-            clock.resume(self._kept)
         self._told = Trust.TRUSTED
 
     @property

@@ -48,6 +48,9 @@ class Node:
         self.host = host
         self.store = Store(directory)
         self.clock = HostClock(trust_host=False, host=host.host)
+        confirmed = self.store.clock(boot=self.clock.boot_id)
+        if confirmed is not None:
+            self.clock.resume(confirmed)
         self.reports = 0
         self.alarms = Alarms(self.clock, self._changed)
         self.timekeeper = Timekeeper(
@@ -235,6 +238,24 @@ def test_restart_of_the_process_keeps_what_was_confirmed_since_boot(make):
     assert after.clock.standing().trust is Trust.HOLDOVER
     assert abs(after.clock.now().utc - host.utc) < timedelta(milliseconds=20)
     assert after.clock.quality().untrusted_since_s is None
+
+
+def test_other_process_takes_up_what_is_news_and_nothing_older(make):
+    """The guard runs for weeks beside the node, and takes over every now and then."""
+    host = SimulatedHost(kernel_error_s=0.01)
+    node = make(host)
+    node.tick()
+    first = node.clock.reference
+    node.tick(after_s=1000)
+    second = node.clock.reference
+    host.kernel_error_s = None
+    guard = HostClock(trust_host=False, host=host.host)
+    assert guard.standing().trust is Trust.UNSYNCED
+    for reference in (first, second, first):
+        assert reference is not None
+        guard.resume(reference)
+    assert guard.reference == second
+    assert guard.standing().trust is Trust.TRUSTED
 
 
 def test_reboot_begins_anew(make):
