@@ -76,6 +76,9 @@ class Listener(Protocol):
 
     def polled(self, tag: str, result: PollResult) -> None: ...
 
+    def kept_alive(self, tag: str, value: float, *, failed: str) -> None:
+        """The device, armed with this value, had its sign of life; or `failed` says why not."""
+
     def spent(self, tag: str, writes: dict[str, int]) -> None:
         """Write commands left for the device, by register."""
 
@@ -97,6 +100,15 @@ class _Write:
     sent_at: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class KeepAliveJob:
+    """A sign of life that is due: arm the device's own fallback with this value first where `arm`."""
+
+    fallback: float
+    setpoint: float
+    arm: bool
+
+
 @dataclass(slots=True)
 class _Member:
     """One device of the endpoint."""
@@ -113,6 +125,7 @@ class _Member:
     reachable: bool | None = None
     write: _Write | None = None
     written: _Write | None = None  # on the device, to be read back
+    keep_alive: KeepAliveJob | None = None
     poll_due: float = 0.0
     contact_due: float = 0.0
     contact_tries: int = 0
@@ -243,6 +256,11 @@ class Bus:
         member = self._members[tag]
         member.write = member.written = None
 
+    def keep_alive(self, tag: str, job: KeepAliveJob) -> None:
+        """Give the device a sign of life, after all writes and before all polls."""
+        self._members[tag].keep_alive = job
+        self._wake.set()
+
     def finish(self) -> None:
         """Begin nothing new: end the job under way, read back what is written, then let go of the line."""
         self._finishing = True
@@ -358,12 +376,13 @@ class Bus:
     def _next(self, endpoint: Session, now: float) -> tuple[_Member, Awaitable[object]] | tuple[None, None]:
         """The next job of the line, if there is one now.
 
-        Writes, then read-backs, then those that did not answer last time, as far as their share of the line
-        goes: each costs its whole timeout. Then whoever is due to be looked at. Of several, the one whose
-        turn is the longest ago: nobody is starved by a neighbour that is written all the time.
+        Writes, then read-backs, then keep-alives. Then those that did not answer last time, as far as their
+        share of the line goes: each costs its whole timeout. Then whoever is due to be looked at. Of several,
+        the one whose turn is the longest ago: nobody is starved by a neighbour that is written all the time.
         """
         to_write: _Member | None = None
         to_read_back: _Member | None = None
+        to_keep: _Member | None = None
         look: _Member | None = None
         silent: list[_Member] = []
         for member in self._members.values():
@@ -376,6 +395,8 @@ class Bus:
                     to_write = member
             elif member.written is not None:
                 to_read_back = to_read_back or member
+            elif member.keep_alive is not None and member.known:
+                to_keep = to_keep or member
             elif member.look_due() <= now and (look is None or member.looked_at < look.looked_at):
                 look = member
         if to_write is not None and to_write.write is not None and not self._finishing:
@@ -386,6 +407,10 @@ class Bus:
             return None, None
         # The gap of the last command may still run: what counts is when the next could really start.
         starts = max(now, endpoint.next_command_at)
+        if to_keep is not None and to_keep.keep_alive is not None:
+            if self._is_reserved(starts, lasts_s=self._poll_room_s(), now=now):
+                return None, None
+            return to_keep, self._keep_alive(to_keep, to_keep.keep_alive)
         lost = self._next_silent(silent, starts, now)
         if lost is not None:
             self._silent_tries += 1
@@ -421,6 +446,8 @@ class Bus:
         due = math.inf
         for member in self._members.values():
             moment = member.look_due()
+            if member.keep_alive is not None and member.known:
+                moment = now
             if member.write is not None:
                 moment = min(moment, member.write.not_before)
             moment = max(moment, member.quiet_until)
@@ -570,9 +597,7 @@ class Bus:
             try:
                 await member.driver.write(write.value)
             finally:
-                writes = member.driver.take_writes()
-                if writes:
-                    self._listener.spent(member.tag, writes)
+                self._count_writes(member)
         except (DeviceRefused, ReadingInvalid) as error:
             if member.write is write:
                 self._retry(member, write, Code.WRITE_FAILED, str(error))
@@ -602,7 +627,7 @@ class Bus:
             return False
         if member.write is write:
             member.write = None
-        self._tell(member, WriteOutcome(write.ticket, write.value, readback=readback))
+            self._tell(member, WriteOutcome(write.ticket, write.value, readback=readback))
         return True
 
     async def _read_back(self, member: _Member, write: _Write) -> None:
@@ -645,6 +670,26 @@ class Bus:
         write.told = True
         outcome = WriteOutcome(write.ticket, write.value, code=code, detail=detail, still_trying=True)
         self._tell(member, outcome)
+
+    async def _keep_alive(self, member: _Member, job: KeepAliveJob) -> None:
+        member.keep_alive = None
+        failed = ""
+        try:
+            if job.arm:
+                await member.driver.arm_fallback(job.fallback)
+            await member.driver.keep_alive(job.setpoint)
+        except (DeviceRefused, ReadingInvalid) as error:
+            failed = str(error)
+        finally:
+            self._count_writes(member)
+        self._answered(member)
+        if self._is_here(member):
+            self._listener.kept_alive(member.tag, job.fallback, failed=failed)
+
+    def _count_writes(self, member: _Member) -> None:
+        writes = member.driver.take_writes()
+        if writes:
+            self._listener.spent(member.tag, writes)
 
     async def _poll(self, member: _Member) -> None:
         now = self._clock.boottime_s()

@@ -143,6 +143,21 @@ def test_batch_that_comes_twice_is_taken_once(story):
     assert ControlLog.objects.count() == 2
 
 
+def test_stream_that_has_no_place_yet_is_not_acknowledged_so_that_the_node_keeps_it(story):
+    points = LogEntry(seq=1, at=wall(timezone.now()), kind="points")
+    batch = LogBatch(stream="telemetry", store="store-1", first=1, last=1, entries=[points])
+    assert inbox.on_log(str(story.node_a.pk), batch) is None
+    assert not NodeStream.objects.exists()
+
+
+@pytest.mark.parametrize("kind", ["clock", "gap"])
+def test_what_a_node_says_of_itself_is_acknowledged(story, kind):
+    batch = LogBatch(stream="control", store="store-1", first=1, last=1, entries=[entry(1, kind=kind)])
+    ack = inbox.on_log(str(story.node_a.pk), batch)
+    assert ack is not None
+    assert ack.last == 1
+
+
 def test_of_an_overlapping_batch_only_the_new_entries_are_taken(story):
     take(story, entry(1, value=1), entry(2, value=2))
     assert take(story, entry(2, value=2), entry(3, value=3)) == 3

@@ -67,6 +67,9 @@ class Lines:
         self.polls[tag] = self.polls.get(tag, 0) + 1
         self._news.set()
 
+    def kept_alive(self, tag: str, value: float, *, failed: str) -> None:
+        """No device here has a fallback of its own."""
+
     def spent(self, tag: str, writes: dict[str, int]) -> None:
         """Nobody counts here."""
 
