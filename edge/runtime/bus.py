@@ -17,7 +17,7 @@ from typing import Protocol
 
 import structlog
 
-from edge.drivers.base import Driver, Session
+from edge.drivers.base import Driver, PollResult, Session
 from edge.drivers.errors import DeviceRefused, DeviceUnreachable, ReadingInvalid
 from edge.runtime.clock import Clock
 from edge.wire.messages import Code
@@ -53,14 +53,6 @@ class WriteOutcome:
     detail: str = ""
     readback: float | None = None
     still_trying: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class PollResult:
-    """What a poll read: telemetry by canonical key, and the setpoint in force as the device tells it."""
-
-    readings: dict[str, float | None]
-    readback: float | None
 
 
 class Listener(Protocol):
@@ -102,6 +94,7 @@ class _Member:
     tag: str
     driver: Driver
     poll_s: float
+    phase_s: float
     tolerance: float
     settable: bool
     sparing: bool = False  # each write wears its register
@@ -121,6 +114,13 @@ class _Member:
     def look_due(self) -> float:
         """When it is to be polled, or to be contacted first."""
         return self.poll_due if self.known else self.contact_due
+
+    def next_poll_due(self, now: float) -> float:
+        """The next moment of this device's own grid, however late this poll is."""
+        turns = math.floor((now - self.phase_s) / self.poll_s) + 1
+        due = self.phase_s + turns * self.poll_s
+        # Rounding may name the moment that has just come.
+        return due if due > now else due + self.poll_s
 
 
 def _backed_off(tries: int, *, slowest_s: float = RETRY_SLOWEST_S) -> float:
@@ -156,16 +156,20 @@ class Bus:
         poll_s: float,
         tolerance: float,
         settable: bool,
+        phase_s: float | None = None,
         sparing: bool = False,
     ) -> None:
         """Put a device on this line, or another driver in its place.
 
+        It is polled at boot-time seconds `phase_s` + n * `poll_s`; the phase is now where none is given.
         `tolerance`: how far a read-back may be from the value written. `settable`: it has a setpoint at all;
         a meter has none. `sparing`: a write wears its register, and is tried again ever more seldom.
         """
         # A line with a gap is kept three quarters free, so that a write seldom waits for a poll's gap.
         poll_s = max(poll_s, 4 * self._min_gap_s * driver.commands_per_poll)
-        self._members[tag] = _Member(tag, driver, poll_s, tolerance, settable, sparing)
+        if phase_s is None:
+            phase_s = self._clock.boottime_s()
+        self._members[tag] = _Member(tag, driver, poll_s, phase_s, tolerance, settable, sparing)
         self._wake.set()
 
     def remove(self, tag: str) -> None:
@@ -510,14 +514,10 @@ class Bus:
 
     async def _poll(self, member: _Member) -> None:
         now = self._clock.boottime_s()
-        # From the due moment rather than from now, so that a late poll does not shift all later ones.
-        member.poll_due = (
-            max(member.poll_due + member.poll_s, now) if member.poll_due else now + member.poll_s
-        )
+        member.poll_due = member.next_poll_due(now)
         self._polling = True
         try:
-            readings = await member.driver.read()
-            readback = await member.driver.read_setpoint() if member.settable else None
+            result = await member.driver.poll()
         except PollPreempted:
             member.poll_due = now
             return
@@ -527,4 +527,4 @@ class Bus:
         finally:
             self._polling = False
         self._answered(member)
-        self._listener.polled(member.tag, PollResult(readings, readback))
+        self._listener.polled(member.tag, result)

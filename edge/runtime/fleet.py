@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import msgspec
 import structlog
@@ -16,13 +19,18 @@ from edge.drivers.registry import DRIVERS, Drivers
 from edge.profiles.model import profile_to_builtins
 from edge.runtime.bus import Bus
 from edge.runtime.clock import Clock
-from edge.runtime.config import Endpoint, Plan, Planned, planned_device
+from edge.runtime.config import Endpoint, Plan, Planned, Profiles, planned_device
 from edge.runtime.cycle import Cycle, Unit
+from edge.runtime.database import StoreFailed
 from edge.runtime.documents import DocumentRefused
 from edge.runtime.store import Kept, Leaving, Store
 from edge.wire.messages import SiteConfig
 
 log = structlog.get_logger()
+
+# Polls of many devices are spread in steps of this, rather than evenly: those that begin together share the
+# node's waking up, and between two steps it sleeps.
+PHASE_STEP_S = 0.05
 
 
 @dataclass(slots=True)
@@ -70,7 +78,7 @@ class Fleet:
             unit = self.cycle.leaving[key]
             state = "not back at its default yet"
             if unit.reachable is False:
-                state = f"out of reach at {planned.endpoint[1]}:{planned.endpoint[2]}"
+                state = f"out of reach at {planned.endpoint}"
             told[planned.config.id] = f"{planned.config.tag}: {state}"
         return told
 
@@ -88,9 +96,10 @@ class Fleet:
             if planned.config.id in plan.abandoned:
                 log.warning("device is abandoned", device=planned.config.tag, id=planned.config.id)
                 self._forget(key)
-        with self.store.transaction():
-            self._come_back(plan)
-            self._part(plan)
+        keep: list[Callable[[], None]] = []
+        self._come_back(plan, keep)
+        self._part(plan, keep)
+        self._keep(keep)
         self._build(plan)
 
     def retired(self, unit: Unit) -> None:
@@ -116,13 +125,21 @@ class Fleet:
         for key, leaving in self.store.leaving().items():
             device = msgspec.to_builtins(leaving.device)
             try:
-                planned = planned_device(device, leaving.site, {leaving.device.profile: leaving.profile})
+                planned = planned_device(
+                    device, leaving.site, Profiles({leaving.device.profile: leaving.profile})
+                )
             except DocumentRefused as error:
                 log.error("a leaving device cannot be used", device=leaving.device.tag, error=str(error))  # noqa: TRY400
                 continue
             self._leaving[key] = planned
 
-    def _come_back(self, plan: Plan) -> None:
+    def _keep(self, changes: list[Callable[[], None]]) -> None:
+        """Keep what has changed, all or nothing; where the disk takes nothing, control goes on."""
+        with suppress(StoreFailed), self.store.transaction():
+            for change in changes:
+                change()
+
+    def _come_back(self, plan: Plan, keep: list[Callable[[], None]]) -> None:
         """A device that left and is back as it was goes on from where it stands."""
         for key, planned in list(self._leaving.items()):
             new = plan.devices.get(planned.config.tag)
@@ -133,12 +150,11 @@ class Fleet:
                 self.cycle.come_back(unit)
                 self._take_off(key, planned)
                 self._active[unit.key] = planned
-            else:
-                self.store.rename_device(key, planned.config.tag)
+            keep.append(partial(self.store.rename_device, key, planned.config.tag))
+            keep.append(partial(self.store.forget_leaving, key))
             del self._leaving[key]
-            self.store.forget_leaving(key)
 
-    def _part(self, plan: Plan) -> None:
+    def _part(self, plan: Plan, keep: list[Callable[[], None]]) -> None:
         """Part with the devices that are not in the plan, or no longer the same ones there."""
         for tag, planned in list(self._active.items()):
             new = plan.devices.get(tag)
@@ -150,13 +166,13 @@ class Fleet:
             owed = planned.settings.is_controlled or unit.state.retirement is Retirement.OWED
             if not (planned.profile.controllable and owed):
                 self.cycle.forget(tag)
-                self.store.forget_device(tag)
+                keep.append(partial(self.store.forget_device, tag))
                 continue
             key = self._leaving_key(planned.config.id)
             log.info("device leaves", device=tag, id=planned.config.id)
-            self.store.keep_leaving(key, _leaving(planned, plan.site))
             self.cycle.leave(tag, key=key)
-            self.store.rename_device(tag, key)
+            keep.append(partial(self.store.keep_leaving, key, _leaving(planned, plan.site)))
+            keep.append(partial(self.store.rename_device, tag, key))
             self._leaving[key] = planned
 
     def _leaving_key(self, device_id: str) -> str:
@@ -177,9 +193,7 @@ class Fleet:
         self._take_off(key, planned)
         if key in self.cycle.leaving:
             self.cycle.forget(key)
-        with self.store.transaction():
-            self.store.forget_leaving(key)
-            self.store.forget_device(key)
+        self._keep([partial(self.store.forget_leaving, key), partial(self.store.forget_device, key)])
 
     # --- lines and units ----------------------------------------------------------------------------
 
@@ -213,16 +227,16 @@ class Fleet:
                 self._put(line, key, planned, kept)
 
     def _open(self, endpoint: Endpoint, devices: dict[str, Planned]) -> _Line:
-        protocol, host, port = endpoint
         gap_s, timeout_s = _pace(devices)
-        bus = Bus(name=f"{host}:{port}", clock=self.clock, listener=self.cycle, min_gap_s=gap_s)
-        session = self.drivers[protocol].session(
-            host=host,
-            port=port,
-            timeout_s=timeout_s,
-            min_gap_s=gap_s,
-            clock=self.clock.boottime_s,
-            sleep=bus.gap,
+        bus = Bus(name=str(endpoint), clock=self.clock, listener=self.cycle, min_gap_s=gap_s)
+        constructors = self.drivers[endpoint.protocol]
+        if endpoint.serial is None:
+            open_session = partial(constructors.session, host=endpoint.host, port=endpoint.port)
+        else:
+            assert constructors.serial_session is not None
+            open_session = partial(constructors.serial_session, line=endpoint.serial)
+        session = open_session(
+            timeout_s=timeout_s, min_gap_s=gap_s, clock=self.clock.boottime_s, sleep=bus.gap
         )
         bus.attach(session)
         task = self.tasks.create_task(bus.run(), name=f"bus {bus.name}")
@@ -246,6 +260,7 @@ class Fleet:
                 key,
                 driver,
                 poll_s=planned.config.poll_s,
+                phase_s=poll_phase_s(planned.config.tag, planned.config.poll_s),
                 tolerance=planned.settings.tolerance,
                 settable=planned.profile.controllable,
                 sparing=planned.settings.wears,
@@ -292,3 +307,9 @@ def _same_driver(before: Planned, after: Planned) -> bool:
         and before.settings.tolerance == after.settings.tolerance
         and before.settings.wears == after.settings.wears
     )
+
+
+def poll_phase_s(tag: str, poll_s: float) -> float:
+    """When in its period a device is polled, in 0..`poll_s`: the same moment on every start."""
+    steps = max(1, round(poll_s / PHASE_STEP_S))
+    return zlib.crc32(tag.encode()) % steps * (poll_s / steps)
