@@ -375,6 +375,17 @@ def test_type_whose_limit_moves_to_another_register_retires_its_devices(node, de
     assert ids_of(node) == {"INV_01": str(Device.objects.get().config_id)}
 
 
+def test_type_whose_limit_moves_to_a_register_that_another_node_still_holds_waits_for_it(node, device):
+    there = node_make(site=node.site)
+    other = register_type()
+    inverter(there, tag="INV_02", device_type=other)
+    device_delete(device=device)
+    device_type_update(device_type=other, profile_body=profile_body_make())
+    assert config_of(there).devices[0]["excluded"] is True
+    heard(node)
+    assert "excluded" not in config_of(there).devices[0]
+
+
 def test_type_that_changes_otherwise_retires_nothing(device):
     device_type_update(device_type=device.device_type, profile_body={**profile_body_make(), "min_gap_ms": 9})
     assert not RetiringDevice.objects.exists()
