@@ -147,8 +147,9 @@ class Cycle:
         reached: list[tuple[Unit, FallbackReached]] = []
         decided: list[Unit] = []
         for unit in units:
-            image = replace(unit.image, clock=quality)
-            unit.state, unit.decision = arbitration.decide(unit.state, image, now)
+            if unit.image.clock is not quality:
+                unit.image = replace(unit.image, clock=quality)
+            unit.state, unit.decision = arbitration.decide(unit.state, unit.image, now)
             decided.append(unit)
             for event in unit.decision.events:
                 if isinstance(event, FallbackEntered):
@@ -381,7 +382,8 @@ class Cycle:
             return
         self._is_back(unit)
         now = self._clock.now()
-        unit.image = replace(unit.image, readback=result.readback)
+        if result.readback != unit.image.readback:
+            unit.image = replace(unit.image, readback=result.readback)
         unit.readings = {key: Reading(value, now) for key, value in result.readings.items()}
 
     @staticmethod
@@ -464,7 +466,9 @@ class Cycle:
                 value=group.value,
                 request_id=group.hold.request_id,
                 sequence=group.hold.order[1],
-                reason=f"{group.cause.value} by {self._written_by}" if self._written_by else group.cause.value,
+                reason=f"{group.cause.value} by {self._written_by}"
+                if self._written_by
+                else group.cause.value,
                 devices=group.results,
             )
         )
