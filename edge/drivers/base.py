@@ -57,5 +57,8 @@ class Driver(Protocol):
     async def write(self, value: float) -> None:
         """Set the setpoint, in the unit of the profile's value kind."""
 
+    def take_writes(self) -> dict[str, int]:
+        """Write commands sent since this was asked last, by register, answered or not."""
+
     async def read_setpoint(self) -> float | None:
         """Read the setpoint in force; None where the profile knows no way to read it."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import struct
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
+from typing import Protocol
 
 from edge.drivers import mbap
-from edge.drivers.base import PollResult
+from edge.drivers.base import PollResult, Session
 from edge.drivers.errors import DeviceRefused, DeviceUnreachable, ReadingInvalid
 from edge.drivers.mbap import READ_HOLDING, READ_INPUT, WRITE_MULTIPLE, WRITE_SINGLE, Frame, NotModbus
 from edge.drivers.plan import Layout, Placed, Read, layout_of, scale_points
@@ -32,6 +34,8 @@ EXCEPTIONS = {
     10: "the gateway has no path to the unit",
     11: "the unit behind the gateway does not answer",
 }
+# A gateway's words for a unit that is not there.
+UNIT_UNREACHABLE = (10, 11)
 FUNCTIONS = {
     READ_HOLDING: "read holding register",
     READ_INPUT: "read input register",
@@ -117,6 +121,22 @@ def _give_up(waiter: asyncio.Future[Frame | OSError]) -> None:
         waiter.set_result(TimeoutError())
 
 
+class RegisterSession(Session, Protocol):
+    """What the driver needs of a session, over whatever kind of line."""
+
+    # Counts connections, so that a driver knows when what it has prepared or cached is gone.
+    generation: int
+
+    @property
+    def endpoint(self) -> str: ...
+
+    async def read(self, unit: int, table: Table, address: int, count: int) -> list[int]:
+        """Read `count` registers with one command."""
+
+    async def write(self, unit: int, address: int, registers: list[int], *, single: bool) -> None:
+        """Write registers with one command: function 6 where `single`, else function 16."""
+
+
 class ModbusSession:
     """One TCP connection to one endpoint, used by one task at a time.
 
@@ -160,7 +180,6 @@ class ModbusSession:
         # Counts on over reconnects, and around.
         self._transaction = 0
         self._next_command_at = 0.0
-        # Counts connections, so that a driver knows when what it has prepared or cached is gone.
         self.generation = 0
 
     @property
@@ -261,6 +280,9 @@ class ModbusSession:
         if answer.unit == unit and answer.function == function | mbap.REFUSED:
             code = answer.data[0]
             reason = EXCEPTIONS.get(code, "for a reason of its own")
+            if code in UNIT_UNREACHABLE:
+                # The gateway answers, and the units beside this one may as well: the connection stays.
+                raise DeviceUnreachable(f"no answer from {self.endpoint} unit {unit}: {reason}")
             raise DeviceRefused(
                 f"{self.endpoint} unit {unit} refused to {FUNCTIONS[function]} {address}: {reason}"
                 f" (Modbus exception {code})"
@@ -298,12 +320,13 @@ class ModbusDriver:
         "_prepared",
         "_profile",
         "_reads_together",
+        "_sent",
         "_session",
         "_unit",
     )
 
     def __init__(
-        self, *, session: ModbusSession, profile: Profile, unit: int, nameplate_kw: float | None
+        self, *, session: RegisterSession, profile: Profile, unit: int, nameplate_kw: float | None
     ) -> None:
         self._session = session
         self._profile = profile
@@ -320,6 +343,7 @@ class ModbusDriver:
             limit.once or limit.requires or scale_points(profile, _written(limit))
         )
         self._prepared = not self._needs_preparation
+        self._sent: Counter[str] = Counter()
 
     @property
     def commands_per_write(self) -> int:
@@ -340,7 +364,11 @@ class ModbusDriver:
         return self._profile.telemetry_units
 
     async def identify(self) -> None:
-        """Refuse a device whose identity or rated power (within 10 %) is not what it should be."""
+        """Refuse a device whose identity or rated power (within 10 %) is not what it should be.
+
+        What was learned of it before is forgotten: on a line that stays open, it may have been away.
+        """
+        self._forget()
         identity = self._profile.identity
         names = {check.point for check in identity.checks}
         if identity.nameplate is not None and self._nameplate_kw is not None:
@@ -400,6 +428,11 @@ class ModbusDriver:
         for step in steps:
             await self._step(step, value)
 
+    def take_writes(self) -> dict[str, int]:
+        sent = dict(self._sent)
+        self._sent.clear()
+        return sent
+
     async def read_setpoint(self) -> float | None:
         if self._limit.readback is None:
             return None
@@ -446,9 +479,12 @@ class ModbusDriver:
         # Another connection may lead to another device, or to this one after a restart.
         if self._generation != self._session.generation:
             self._generation = self._session.generation
-            self._exponents.clear()
-            self._reads_together = True
-            self._prepared = not self._needs_preparation
+            self._forget()
+
+    def _forget(self) -> None:
+        self._exponents.clear()
+        self._reads_together = True
+        self._prepared = not self._needs_preparation
 
     async def _prepare(self, limit: Limit) -> None:
         """Do what comes before the first write of a connection: scale factors, requirements, `once`."""
@@ -484,6 +520,8 @@ class ModbusDriver:
             current = await self._session.read(self._unit, point.table, point.address, point.count)
             if current == registers:
                 return
+        # Counted before it leaves: what was sent may have been carried out, whatever comes back.
+        self._sent[step.point] += 1
         await self._session.write(self._unit, point.address, registers, single=point.write_single)
 
     def _exponent(self, point: Point) -> int:

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import secrets
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,9 +18,11 @@ from typing import Protocol
 
 import structlog
 
+from edge.runtime.alarms import Alarms
 from edge.runtime.clock import Clock, wall
 from edge.runtime.cycle import CONTROL_STREAM, Accepted, Cycle
 from edge.runtime.documents import MANIFEST, Desired
+from edge.runtime.fleet import Fleet
 from edge.runtime.store import Store
 from edge.wire import codec
 from edge.wire.codec import WireError
@@ -142,7 +144,8 @@ class Link:
         store: Store,
         cycle: Cycle,
         desired: Desired,
-        devices_refused: Callable[[], dict[str, str]],
+        fleet: Fleet,
+        alarms: Alarms,
         tasks: asyncio.TaskGroup,
         open_session: OpenSession = open_session,
     ) -> None:
@@ -153,7 +156,8 @@ class Link:
         self._store = store
         self._cycle = cycle
         self._desired = desired
-        self._devices_refused = devices_refused
+        self._fleet = fleet
+        self._alarms = alarms
         self._tasks = tasks
         self._fresh = FreshTokens(clock)
         self._session_id = ""
@@ -278,7 +282,9 @@ class Link:
                 clock=clock,
                 sequences=self._cycle.sequences,
                 documents=self._desired.reported(),
-                devices_refused=self._devices_refused(),
+                devices_refused=self._fleet.refused,
+                retiring=self._fleet.retiring,
+                alarms=self._alarms.standing,
             )
             await session.publish(self._topics.reported, codec.encode(report), retain=True)
             await self._clock.sleep(REPORT_PERIOD_S)

@@ -19,6 +19,7 @@ import structlog
 
 from edge.drivers.registry import DRIVERS, Drivers
 from edge.runtime import config
+from edge.runtime.alarms import Alarms
 from edge.runtime.clock import Clock, HostClock, trusts_host
 from edge.runtime.cycle import Cycle
 from edge.runtime.documents import CONFIG, Desired
@@ -113,8 +114,10 @@ def _build(
     def changed() -> None:
         link.changed()
 
-    cycle = Cycle(clock=clock, store=store, logged=logged)
-    fleet = Fleet(cycle=cycle, clock=clock, store=store, tasks=tasks, drivers=drivers)
+    alarms = Alarms(clock, changed)
+    cycle = Cycle(clock=clock, store=store, logged=logged, alarms=alarms)
+    fleet = Fleet(cycle=cycle, clock=clock, store=store, tasks=tasks, drivers=drivers, changed=changed)
+    cycle.left = fleet.retired
 
     def apply(documents: dict[str, Document], name: str) -> None:
         if name == CONFIG:
@@ -122,9 +125,6 @@ def _build(
         elif name in documents:
             config.schedule_body(documents[name])
         cycle.set_schedules(config.schedules(documents))
-
-    def devices_refused() -> dict[str, str]:
-        return {} if fleet.plan is None else fleet.plan.refused
 
     desired = Desired(store, apply, changed)
     link = Link(
@@ -134,7 +134,8 @@ def _build(
         store=store,
         cycle=cycle,
         desired=desired,
-        devices_refused=devices_refused,
+        fleet=fleet,
+        alarms=alarms,
         tasks=tasks,
         open_session=open_session,
     )

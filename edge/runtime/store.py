@@ -15,16 +15,17 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 import structlog
 
-from edge.core.arbitration import Lapse
+from edge.core.arbitration import Lapse, Retirement
 from edge.core.commands import Hold, Order
+from edge.core.wear import EMPTY_LEDGER, Ledger
 from edge.wire import codec
 from edge.wire.codec import WireError
-from edge.wire.messages import Document, LogEntry, Manifest, Message
+from edge.wire.messages import DeviceConfig, Document, LogEntry, Manifest, Message, SiteConfig
 
 log = structlog.get_logger()
 
@@ -35,6 +36,7 @@ REMEMBER_COMMANDS = timedelta(hours=24)
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS device (tag TEXT PRIMARY KEY, kept BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS leaving (key TEXT PRIMARY KEY, leaving BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS command (id TEXT PRIMARY KEY, at TEXT NOT NULL, answer BLOB) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS command_at ON command (at);
 CREATE TABLE IF NOT EXISTS outbox (
@@ -50,6 +52,18 @@ class Kept(msgspec.Struct, frozen=True, omit_defaults=True):
     hold: Hold | None = None
     last_order: Order = (0, 0)
     lapse: Lapse | None = None
+    asked: float | None = None
+    confirmed: float | None = None
+    ledger: Ledger = EMPTY_LEDGER
+    retirement: Retirement | None = None
+
+
+class Leaving(msgspec.Struct, frozen=True):
+    """A device that left the configuration: all that is needed to reach it."""
+
+    device: DeviceConfig
+    site: SiteConfig
+    profile: dict[str, Any]
 
 
 class Store:
@@ -64,6 +78,7 @@ class Store:
         self.store_id = self._meta("store_id") or self._set_meta("store_id", uuid.uuid4().hex)
         self._encode = msgspec.json.Encoder().encode
         self._kept = msgspec.json.Decoder(Kept)
+        self._leaving = msgspec.json.Decoder(Leaving)
         self._entry = msgspec.json.Decoder(LogEntry)
 
     def close(self) -> None:
@@ -112,6 +127,25 @@ class Store:
 
     def forget_device(self, tag: str) -> None:
         self._db.execute("DELETE FROM device WHERE tag = ?", (tag,))
+
+    def rename_device(self, key: str, new: str) -> None:
+        self._db.execute("UPDATE OR REPLACE device SET tag = ? WHERE tag = ?", (new, key))
+
+    def leaving(self) -> dict[str, Leaving]:
+        """Devices that left the configuration and still hold something of ours."""
+        found = {}
+        for key, leaving in self._db.execute("SELECT key, leaving FROM leaving"):
+            try:
+                found[key] = self._leaving.decode(leaving)
+            except msgspec.DecodeError as error:
+                log.error("a leaving device cannot be read", device=key, error=str(error))  # noqa: TRY400
+        return found
+
+    def keep_leaving(self, key: str, leaving: Leaving) -> None:
+        self._db.execute("INSERT OR REPLACE INTO leaving VALUES (?, ?)", (key, self._encode(leaving)))
+
+    def forget_leaving(self, key: str) -> None:
+        self._db.execute("DELETE FROM leaving WHERE key = ?", (key,))
 
     # --- commands -----------------------------------------------------------------------------------
 

@@ -320,7 +320,9 @@ class DeviceConfig(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True
     `owned_by`: tag of the device whose control point also commands this one; it is measured only.
     `ramp_pct_per_min`: how fast its value may change, in percent of nameplate a minute. `accept_wear`: an
     engineer accepts writes that a register of unknown endurance was not made for. `arm_fallback`: arm the
-    device's own fallback although it can only release or only stop.
+    device's own fallback although it can only release or only stop. A device on a serial line of the node
+    has a `serial_port` (a path below /dev) in place of host and port; what it does not say of baud rate,
+    parity (`none`, `even`, `odd`) and stop bits (1, 2) is as its profile has it.
     """
 
     id: str
@@ -330,6 +332,10 @@ class DeviceConfig(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True
     host: str = ""
     port: int = 0
     unit: int = 0
+    serial_port: str = ""
+    baud_rate: int | None = None
+    parity: str | None = None
+    stop_bits: int | None = None
     min_value: float = 0.0
     max_value: float = 100.0
     default_value: float = 100.0

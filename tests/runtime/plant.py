@@ -17,6 +17,7 @@ from edge.core.schedule import Schedule
 from edge.profiles.loader import load_all
 from edge.profiles.model import Profile, profile_to_builtins
 from edge.runtime import config
+from edge.runtime.alarms import Alarms
 from edge.runtime.cycle import CONTROL_STREAM, Accepted, Cycle
 from edge.runtime.fleet import Fleet
 from edge.runtime.store import Store
@@ -211,8 +212,10 @@ async def running_plant(directory: Path, *, clock: TurnedClock | None = None) ->
     plant: Plant | None = None
     try:
         async with asyncio.TaskGroup() as tasks:
-            cycle = Cycle(clock=clock, store=store, logged=lambda: None)
+            alarms = Alarms(clock, lambda: None)
+            cycle = Cycle(clock=clock, store=store, logged=lambda: None, alarms=alarms)
             fleet = Fleet(cycle=cycle, clock=clock, store=store, tasks=tasks)
+            cycle.left = fleet.retired
             plant = Plant(clock, store, cycle, fleet)
             tasks.create_task(cycle.run())
             try:

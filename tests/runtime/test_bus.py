@@ -29,6 +29,7 @@ class Recorder:
     losses: list[str] = field(default_factory=list)
     outcomes: list[WriteOutcome] = field(default_factory=list)
     polls: list[str] = field(default_factory=list)
+    writes: dict[str, int] = field(default_factory=dict)
 
     def contact(self, tag: str, *, standing: float | None) -> None:
         self.contacts.append((tag, standing))
@@ -41,6 +42,9 @@ class Recorder:
 
     def polled(self, tag: str, result: PollResult) -> None:  # noqa: ARG002 - the same
         self.polls.append(tag)
+
+    def spent(self, tag: str, writes: dict[str, int]) -> None:
+        self.writes[tag] = self.writes.get(tag, 0) + sum(writes.values())
 
     def outcome(self, ticket: int) -> WriteOutcome | None:
         return next((outcome for outcome in self.outcomes if outcome.ticket == ticket), None)
@@ -108,6 +112,9 @@ class ScriptedDevice:
         await self.line.command("write", self.tag)
         if self.takes:
             self.value = value
+
+    def take_writes(self) -> dict[str, int]:
+        return {}
 
     async def read_setpoint(self) -> float | None:
         await self.line.command("read_setpoint", self.tag)
