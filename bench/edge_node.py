@@ -37,19 +37,19 @@ class OffsetClock(HostClock):
 async def main(*, clock: OffsetClock, broker: Broker, topics: NodeTopics, state: Path) -> None:
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    await run_node(broker=broker, topics=topics, state=state, clock=clock, stop=stop)
+    async with bus_lock(state, clock=clock):
+        await run_node(broker=broker, topics=topics, state=state, clock=clock, stop=stop)
 
 
 if __name__ == "__main__":
     configure_logging()
     offset_s, node, tenant, state, url, password_file = sys.argv[1:]
-    with bus_lock(Path(state)):
-        password = Path(password_file).read_text(encoding="utf-8").strip()
-        asyncio.run(
-            main(
-                clock=OffsetClock(float(offset_s)),
-                broker=broker_from_url(url, username=node, password=password),
-                topics=NodeTopics(tenant, node),
-                state=Path(state),
-            )
+    password = Path(password_file).read_text(encoding="utf-8").strip()
+    asyncio.run(
+        main(
+            clock=OffsetClock(float(offset_s)),
+            broker=broker_from_url(url, username=node, password=password),
+            topics=NodeTopics(tenant, node),
+            state=Path(state),
         )
+    )

@@ -12,6 +12,7 @@ from typing import cast
 # load the simulators.
 SUBCOMMANDS = {
     "node": ("edge.runtime.node", "run one node: arbitration, its devices and its link"),
+    "guard": ("edge.runtime.guard", "watch one node, and take its place while it cannot work"),
     "simulate": ("edge.simulators.modbus", "simulate devices on real sockets"),
 }
 

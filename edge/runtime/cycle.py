@@ -7,6 +7,7 @@ turn re-evaluates every device, so that a lost timer costs a second and no more.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
@@ -27,13 +28,14 @@ from edge.drivers.base import PollResult
 from edge.runtime.alarms import Alarms
 from edge.runtime.bus import Bus, WriteOutcome
 from edge.runtime.clock import Clock, wall
+from edge.runtime.database import StoreFailed
 from edge.runtime.store import Kept, Store
-from edge.wire.messages import Code, DeviceResult, LogEntry, ReleaseCommand, SetpointCommand
+from edge.wire.messages import Code, DeviceResult, LogEntry, ReleaseCommand, SetpointCommand, Stream
 
 log = structlog.get_logger()
 
 PERIOD_S = 1.0
-CONTROL_STREAM = "control"
+CONTROL_STREAM = Stream.CONTROL
 LEDGER_PERIOD_S = 60.0
 # A hold counts as lapsed strictly after its end; waking this much later spares a second look.
 AFTER_END_S = 0.002
@@ -102,6 +104,7 @@ class Accepted:
 
     refused: dict[str, DeviceResult]
     waiting: dict[str, asyncio.Future[DeviceResult]]
+    before: dict[str, DeviceState] = field(default_factory=dict)
 
     async def results(self) -> dict[str, DeviceResult]:
         """Every device's outcome, each as soon as its first try has ended."""
@@ -245,10 +248,20 @@ class Cycle:
         for unit in units:
             kept = self._kept(unit)
             if kept != unit.kept:
+                changed.append((unit, unit.kept, kept))
+        if not changed:
+            return
+
+        def put_back() -> None:
+            for unit, before, _ in changed:
+                unit.kept = before
+
+        # Where the disk takes nothing, control goes on (ADR 0009), and each turn tries again.
+        with contextlib.suppress(StoreFailed), self._store.transaction():
+            self._store.if_lost(put_back)
+            for unit, _, kept in changed:
                 unit.kept = kept
-                changed.append((unit.key, kept))
-        if changed:
-            self._store.keep(changed)
+            self._store.keep([(unit.key, kept) for unit, _, kept in changed])
 
     def _kept(self, unit: Unit) -> Kept:
         state = unit.state
@@ -270,13 +283,15 @@ class Cycle:
         if now < self._ledgers_due:
             return
         self._ledgers_due = now + LEDGER_PERIOD_S
-        changed = []
-        for unit in self._everyone():
-            if unit.kept.ledger != unit.state.ledger:
-                unit.kept = msgspec.structs.replace(unit.kept, ledger=unit.state.ledger)
-                changed.append((unit.key, unit.kept))
-        if changed:
-            self._store.keep(changed)
+        changed = [
+            (unit, msgspec.structs.replace(unit.kept, ledger=unit.state.ledger))
+            for unit in self._everyone()
+            if unit.kept.ledger != unit.state.ledger
+        ]
+        with contextlib.suppress(StoreFailed):
+            self._store.keep([(unit.key, kept) for unit, kept in changed])
+            for unit, kept in changed:
+                unit.kept = kept
 
     # --- commands -----------------------------------------------------------------------------------
 
@@ -305,6 +320,23 @@ class Cycle:
 
         return self._accept(command.devices, order, release)
 
+    def take_back(self, accepted: Accepted) -> None:
+        """Undo an acceptance that the disk did not take: its devices get back what they held.
+
+        To be called before anything else happens: nothing has been written to a device by then.
+        """
+        taken = []
+        for tag, before in accepted.before.items():
+            unit = self.units[tag]
+            unit.state = replace(
+                unit.state, hold=before.hold, last_order=before.last_order, lapse=before.lapse
+            )
+            unit.waiters.clear()
+            unit.ticket = None
+            unit.bus.withdraw(tag)
+            taken.append(unit)
+        self.evaluate(taken)
+
     def _accept(
         self, tags: Iterable[str], order: Order, apply: Callable[[Unit, str], Refusal | None]
     ) -> Accepted:
@@ -317,6 +349,7 @@ class Cycle:
                     code=Code.UNKNOWN_DEVICE, detail="this node has no such device"
                 )
                 continue
+            before = unit.state
             refusal = apply(unit, tag)
             if refusal is not None:
                 accepted.refused[tag] = DeviceResult(code=refusal.value, detail=_why_refused(refusal, unit))
@@ -327,6 +360,7 @@ class Cycle:
             future: asyncio.Future[DeviceResult] = asyncio.get_running_loop().create_future()
             unit.waiters.append((order, future))
             accepted.waiting[tag] = future
+            accepted.before[tag] = before
             taken.append(unit)
         self.evaluate(taken)
         return accepted

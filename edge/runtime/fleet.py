@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -20,6 +21,7 @@ from edge.runtime.bus import Bus
 from edge.runtime.clock import Clock
 from edge.runtime.config import Endpoint, Plan, Planned, Profiles, planned_device
 from edge.runtime.cycle import Cycle, Unit
+from edge.runtime.database import StoreFailed
 from edge.runtime.documents import DocumentRefused
 from edge.runtime.store import Kept, Leaving, Store
 from edge.wire.messages import SiteConfig
@@ -94,9 +96,10 @@ class Fleet:
             if planned.config.id in plan.abandoned:
                 log.warning("device is abandoned", device=planned.config.tag, id=planned.config.id)
                 self._forget(key)
-        with self.store.transaction():
-            self._come_back(plan)
-            self._part(plan)
+        keep: list[Callable[[], None]] = []
+        self._come_back(plan, keep)
+        self._part(plan, keep)
+        self._keep(keep)
         self._build(plan)
 
     def retired(self, unit: Unit) -> None:
@@ -130,7 +133,13 @@ class Fleet:
                 continue
             self._leaving[key] = planned
 
-    def _come_back(self, plan: Plan) -> None:
+    def _keep(self, changes: list[Callable[[], None]]) -> None:
+        """Keep what has changed, all or nothing; where the disk takes nothing, control goes on."""
+        with suppress(StoreFailed), self.store.transaction():
+            for change in changes:
+                change()
+
+    def _come_back(self, plan: Plan, keep: list[Callable[[], None]]) -> None:
         """A device that left and is back as it was goes on from where it stands."""
         for key, planned in list(self._leaving.items()):
             new = plan.devices.get(planned.config.tag)
@@ -141,12 +150,11 @@ class Fleet:
                 self.cycle.come_back(unit)
                 self._take_off(key, planned)
                 self._active[unit.key] = planned
-            else:
-                self.store.rename_device(key, planned.config.tag)
+            keep.append(partial(self.store.rename_device, key, planned.config.tag))
+            keep.append(partial(self.store.forget_leaving, key))
             del self._leaving[key]
-            self.store.forget_leaving(key)
 
-    def _part(self, plan: Plan) -> None:
+    def _part(self, plan: Plan, keep: list[Callable[[], None]]) -> None:
         """Part with the devices that are not in the plan, or no longer the same ones there."""
         for tag, planned in list(self._active.items()):
             new = plan.devices.get(tag)
@@ -158,13 +166,13 @@ class Fleet:
             owed = planned.settings.is_controlled or unit.state.retirement is Retirement.OWED
             if not (planned.profile.controllable and owed):
                 self.cycle.forget(tag)
-                self.store.forget_device(tag)
+                keep.append(partial(self.store.forget_device, tag))
                 continue
             key = self._leaving_key(planned.config.id)
             log.info("device leaves", device=tag, id=planned.config.id)
-            self.store.keep_leaving(key, _leaving(planned, plan.site))
             self.cycle.leave(tag, key=key)
-            self.store.rename_device(tag, key)
+            keep.append(partial(self.store.keep_leaving, key, _leaving(planned, plan.site)))
+            keep.append(partial(self.store.rename_device, tag, key))
             self._leaving[key] = planned
 
     def _leaving_key(self, device_id: str) -> str:
@@ -185,9 +193,7 @@ class Fleet:
         self._take_off(key, planned)
         if key in self.cycle.leaving:
             self.cycle.forget(key)
-        with self.store.transaction():
-            self.store.forget_leaving(key)
-            self.store.forget_device(key)
+        self._keep([partial(self.store.forget_leaving, key), partial(self.store.forget_device, key)])
 
     # --- lines and units ----------------------------------------------------------------------------
 

@@ -41,11 +41,13 @@ class Code(StrEnum):
     OWNED_BY = "owned_by"
     UNKNOWN_DEVICE = "unknown_device"
     BUSY = "busy"
+    STORE_FAILED = "store_failed"
     WEAR = "wear"
     WRITE_FAILED = "write_failed"
     READBACK_MISMATCH = "readback_mismatch"
     # Said by central, which shares the vocabulary.
     NODE_OFFLINE = "node_offline"
+    RETIRING = "retiring"
     NOT_SENT = "not_sent"
     UNKNOWN = "unknown"
     NOT_DELIVERED = "not_delivered"
@@ -53,7 +55,7 @@ class Code(StrEnum):
 
 # Refusals that say nothing about the command itself, only about the moment: not remembered, so that the same
 # command id may come again.
-NOT_REMEMBERED = frozenset({Code.RETAINED, Code.OLD_EPOCH, Code.STALE, Code.BUSY})
+NOT_REMEMBERED = frozenset({Code.RETAINED, Code.OLD_EPOCH, Code.STALE, Code.BUSY, Code.STORE_FAILED})
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True):
@@ -100,12 +102,23 @@ class ReleaseCommand(Message, frozen=True, tag_field="op", tag="release", kw_onl
     reason: str = ""
 
 
+class PingClosing(msgspec.Struct, frozen=True, kw_only=True):
+    """The fourth timestamp of an earlier ping: when its answer arrived at central, by central's clock."""
+
+    id: str
+    heard_wall: str
+
+
 class PingCommand(Message, frozen=True, tag_field="op", tag="ping", kw_only=True):
-    """Answer with a fresh token and the four timestamps; needs no token itself."""
+    """Answer with a fresh token and the times; needs no token itself.
+
+    `closing` ends an earlier exchange of this node's, so that the node can judge its own clock by it.
+    """
 
     id: str
     epoch: int
     sent_wall: str
+    closing: PingClosing | None = None
 
 
 class ResyncCommand(Message, frozen=True, tag_field="op", tag="resync", kw_only=True):
@@ -204,6 +217,9 @@ class Alarm(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
 class Reported(Message, frozen=True, kw_only=True):
     """What this node runs: its session and boot, the last sequence each device accepted, its documents.
 
+    `clock` is `trusted`, `holdover` or `unsynced`, and `clock_bound_s` how wrong this node's UTC may be at
+    most; None where nothing bounds it.
+
     `retiring` names, by id, the devices that left the configuration and still hold a value of this node's,
     with what keeps them: until a device is gone from here and the configuration without it is applied, its
     place is taken (design, rule 20).
@@ -216,6 +232,7 @@ class Reported(Message, frozen=True, kw_only=True):
     manifest_version: int
     at: str
     clock: str
+    clock_bound_s: float | None = None
     sequences: dict[str, int] = {}
     documents: dict[str, AppliedDocument] = {}
     devices_refused: dict[str, str] = {}
@@ -236,13 +253,29 @@ class TelemetryBatch(Message, frozen=True, kw_only=True):
     points: list[TelemetryPoint]
 
 
+class Stream(StrEnum):
+    """What a node stores and forwards, each on its own: the first is never dropped."""
+
+    CONTROL = "control"
+    TELEMETRY = "telemetry"
+
+
+class Gap(msgspec.Struct, frozen=True, kw_only=True):
+    """What a stream had to let go of for want of room: this many entries, the first and the last of these."""
+
+    since: str
+    until: str
+    entries: int
+
+
 class LogEntry(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """One line of the `control` stream.
+    """One line of a stream: `control` is never dropped, `telemetry` gives up its oldest for want of room.
 
     kind `result`: what became of a command; `watchdog`: a hold ended and what was written instead;
     `standing`: a limit found at start that this node did not set; `device_error`: somebody should look at a
     device; `retired`: a device that left the configuration is back at its default, or was found to hold
-    nothing of this node's.
+    nothing of this node's; `clock`: the clock's standing changed, `reason` says to what. Of either stream,
+    `gap`: entries are missing here. Of `telemetry`, `points`: readings from the time without a link.
     """
 
     seq: int
@@ -255,6 +288,8 @@ class LogEntry(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     sequence: int | None = None
     reason: str = ""
     devices: dict[str, DeviceResult] = {}
+    gap: Gap | None = None
+    points: tuple[TelemetryPoint, ...] = ()
 
 
 class LogBatch(Message, frozen=True, kw_only=True):

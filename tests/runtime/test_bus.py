@@ -16,7 +16,7 @@ from edge.drivers.modbus import ModbusDriver, ModbusSession
 from edge.runtime.bus import Bus, WriteOutcome
 from edge.simulators.modbus import Fault, SimulatedDevice
 from edge.wire.messages import Code
-from tests.runtime.plant import NAMEPLATE_KW, TurnedClock, profile
+from tests.runtime.plant import NAMEPLATE_KW, TurnedClock, profile, running_plant
 
 A, B = "INVERTER_01", "INVERTER_02"
 
@@ -551,3 +551,30 @@ async def test_line_taken_down_under_a_command_ends_though_the_library_swallows_
 
     assert task.cancelled()
     assert not bench.line.connected
+
+
+async def test_line_that_is_finished_reads_back_what_it_wrote_and_begins_nothing_new(tmp_path):
+    async with running_plant(tmp_path) as plant:
+        device = await plant.add(A)
+        plant.apply()
+        await plant.run(5, until=lambda: plant.cycle.units[A].reachable)
+        bus = plant.cycle.units[A].bus
+        written = asyncio.Event()
+
+        def finish() -> None:
+            bus.finish()
+            written.set()
+
+        device.on_write = finish
+        confirmed = plant.setpoint(INVERTER_01=30)[A]
+        async with asyncio.timeout(5):
+            await written.wait()
+        await plant.fleet.finish(within_s=5)
+
+        assert confirmed.done()
+        assert (await confirmed).readback == 30
+        plant.setpoint(INVERTER_01=40)
+        assert plant.limit(A) == 30
+        async with asyncio.timeout(5):
+            while device._sessions:  # noqa: ASYNC110 - closed by the device's own end
+                await asyncio.sleep(0)

@@ -11,6 +11,7 @@ from edge.wire.messages import (
     Code,
     CommandAnswer,
     DeviceResult,
+    Gap,
     Heartbeat,
     LogAck,
     LogBatch,
@@ -18,6 +19,7 @@ from edge.wire.messages import (
     Manifest,
     ManifestEntry,
     Message,
+    PingClosing,
     PingCommand,
     Presence,
     ReleaseCommand,
@@ -88,6 +90,12 @@ SAMPLES: dict[str, Message] = {
         devices=("SMA_STP60_01", "SMA_STP60_02"),
     ),
     "ping": PingCommand(id=COMMAND, epoch=1, sent_wall="2026-03-02T10:00:00.000000Z"),
+    "ping_closing": PingCommand(
+        id=COMMAND,
+        epoch=1,
+        sent_wall="2026-03-02T10:01:00.000000Z",
+        closing=PingClosing(id=REQUEST, heard_wall="2026-03-02T10:00:00.021000Z"),
+    ),
     "resync": ResyncCommand(id=COMMAND, epoch=1),
     "answer_accepted": CommandAnswer(id=COMMAND, stage=Stage.ACCEPTED),
     "answer_done": CommandAnswer(
@@ -129,7 +137,8 @@ SAMPLES: dict[str, Message] = {
         epoch=1,
         manifest_version=9,
         at="2026-03-02T10:00:05.000000Z",
-        clock="synchronised",
+        clock="holdover",
+        clock_bound_s=0.25,
         sequences={"SMA_STP60_01": 42},
         documents={
             "config": AppliedDocument(v=7, status="applied"),
@@ -186,6 +195,36 @@ SAMPLES: dict[str, Message] = {
                 request_id=REQUEST,
                 reason="time_limit",
                 devices={"SMA_STP60_01": DeviceResult(value=100.0)},
+            ),
+        ],
+    ),
+    "log_telemetry": LogBatch(
+        stream="telemetry",
+        store=STORE,
+        first=7,
+        last=8,
+        entries=[
+            LogEntry(
+                seq=7,
+                at="2026-02-20T10:00:00.000000Z",
+                kind="gap",
+                gap=Gap(
+                    since="2026-02-20T10:00:00.000000Z", until="2026-02-23T09:59:00.000000Z", entries=4320
+                ),
+            ),
+            LogEntry(
+                seq=8,
+                at="2026-02-23T10:00:00.000000Z",
+                kind="points",
+                points=(
+                    TelemetryPoint(
+                        t="2026-02-23T09:59:58.000000Z",
+                        key="P_kW",
+                        value=41.5,
+                        unit="kW",
+                        device="SMA_STP60_01",
+                    ),
+                ),
             ),
         ],
     ),
