@@ -16,6 +16,7 @@ from edge.runtime.clock import Clock
 from edge.runtime.cycle import Cycle
 from edge.runtime.documents import CONFIG, Desired
 from edge.runtime.fleet import Fleet
+from edge.runtime.reasons import Reasons
 from edge.runtime.store import Store
 from edge.wire.messages import Document
 
@@ -67,6 +68,7 @@ def build_control(
     store: Store,
     tasks: asyncio.TaskGroup,
     watchers: Watchers,
+    reasons: Reasons,
     drivers: Drivers = DRIVERS,
     written_by: str = "",
 ) -> Control:
@@ -77,6 +79,7 @@ def build_control(
         store=store,
         logged=watchers.logged,
         alarms=alarms,
+        reasons=reasons,
         alive=watchers.alive,
         written_by=written_by,
     )

@@ -29,6 +29,7 @@ from edge.runtime.alarms import Alarms
 from edge.runtime.bus import Bus, WriteOutcome
 from edge.runtime.clock import Clock, wall
 from edge.runtime.database import StoreFailed
+from edge.runtime.reasons import Outcome, Reasons
 from edge.runtime.store import Kept, Store
 from edge.wire.messages import Code, DeviceResult, LogEntry, ReleaseCommand, SetpointCommand, Stream
 
@@ -117,7 +118,8 @@ class Cycle:
     `units` are the devices of the configuration by tag, `leaving` those that left it and are not back at
     their default, by key. `alive` is called once a turn, after every device was evaluated: who watches the
     process judges by it. `written_by` names the process in the reason of watchdog entries where that is not
-    the node itself. `left` hears of a leaving device that nothing is owed to any more.
+    the node itself. `left` hears of a leaving device that nothing is owed to any more. `reasons` takes note
+    of every decision and outcome.
     """
 
     def __init__(
@@ -129,6 +131,7 @@ class Cycle:
         alarms: Alarms,
         alive: Callable[[], None] = lambda: None,
         written_by: str = "",
+        reasons: Reasons | None = None,
     ) -> None:
         self.units: dict[str, Unit] = {}
         self.leaving: dict[str, Unit] = {}
@@ -136,6 +139,7 @@ class Cycle:
         self.alarms = alarms
         self._alive = alive
         self._written_by = written_by
+        self._reasons = reasons
         self._clock = clock
         self._store = store
         self._logged = logged
@@ -164,9 +168,16 @@ class Cycle:
         """Evaluate every device once."""
         self.evaluate(self._everyone())
         self._next_look = min((unit.look_at for unit in self._everyone()), default=math.inf)
+        if self._reasons is not None:
+            self._reasons.turned({self._noted_as(unit) for unit in self._everyone()}, now=self._clock.now())
 
     def _everyone(self) -> list[Unit]:
         return [*self.units.values(), *self.leaving.values()]
+
+    def _noted_as(self, unit: Unit) -> str:
+        """A device's name in the ring: its tag, but for one that leaves while another has its tag."""
+        tag = unit.settings.tag
+        return f"{tag} (leaving)" if unit.key in self.leaving and tag in self.units else tag
 
     def unit(self, key: str) -> Unit | None:
         """A device by what its line calls it, of the configuration or leaving."""
@@ -200,6 +211,14 @@ class Cycle:
             self._ask_line(unit, now)
             unit.look_at = _changes_at(unit.decision, now)
             self._next_look = min(self._next_look, unit.look_at)
+        if self._reasons is not None:
+            # After the lines were asked: no write waits for its reason to be noted.
+            for unit in decided:
+                if unit.decision is not None:
+                    name = self._noted_as(unit)
+                    self._reasons.note(
+                        name, unit.state, unit.decision, image=unit.image, quality=quality, now=now
+                    )
         for unit, left in retired:
             self._retired(unit, left)
         self._wake.set()
@@ -484,6 +503,9 @@ class Cycle:
             unit.ticket = None
             if outcome.readback is not None:
                 unit.image = replace(unit.image, readback=outcome.readback)
+        if self._reasons is not None:
+            told = Outcome(outcome.value, outcome.code, outcome.detail, outcome.readback)
+            self._reasons.wrote(self._noted_as(unit), told, now=now)
         result = self._result(unit, outcome, now)
         if not confirmed:
             log.error("write is not confirmed", device=tag, value=outcome.value, reason=result.reason)

@@ -25,6 +25,7 @@ from edge.runtime.control import Watchers, build_control
 from edge.runtime.database import StoreFailed
 from edge.runtime.fleet import Fleet
 from edge.runtime.logs import configure_logging
+from edge.runtime.reasons import Reasons
 from edge.runtime.signs import (
     BUS_LOCK,
     BUS_WANTED,
@@ -182,6 +183,7 @@ class Guard:
     async def _stand_in(self) -> None:
         """Control the devices from the disk until a node asks for the bus, or the guard is to stop."""
         with self._store() as store:
+            reasons = Reasons(store.directory, clock=self._clock, who="guard")
             try:
                 async with asyncio.TaskGroup() as tasks:
                     control = build_control(
@@ -189,6 +191,7 @@ class Guard:
                         store=store,
                         tasks=tasks,
                         watchers=Watchers(loading=self._loading, alive=self._alive),
+                        reasons=reasons,
                         drivers=self._drivers,
                         written_by="guard",
                     )
@@ -196,6 +199,8 @@ class Guard:
                     tasks.create_task(self._until_wanted(control.fleet), name="until wanted")
             except* _Yielded:
                 pass
+            finally:
+                reasons.close()
         for _ in range(PASSES_TO_CLOSE):
             await asyncio.sleep(0)
 
@@ -229,7 +234,7 @@ class Guard:
 
     async def _until_wanted(self, fleet: Fleet) -> None:
         while not (self._stop.is_set() or self._is_wanted()):
-            await self._clock.wait(self._stop, YIELD_LOOK_S)
+            await self._clock.sleep(YIELD_LOOK_S)
         await fleet.finish(within_s=YIELD_S)
         raise _Yielded
 

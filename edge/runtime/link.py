@@ -17,12 +17,14 @@ from itertools import islice
 
 import structlog
 
+from edge.runtime import explain
 from edge.runtime.alarms import Alarms
 from edge.runtime.clock import Clock, SteeredClock, wall
 from edge.runtime.cycle import Accepted, Cycle
 from edge.runtime.database import StoreFailed
 from edge.runtime.documents import MANIFEST, Desired
 from edge.runtime.fleet import Fleet
+from edge.runtime.reasons import Reasons
 from edge.runtime.session import OpenSession, Session
 from edge.runtime.store import Store
 from edge.runtime.telemetry import KEEP_EVERY_S, Telemetry
@@ -42,6 +44,7 @@ from edge.wire.messages import (
     CommandAnswer,
     DeviceResult,
     Document,
+    ExplainCommand,
     Heartbeat,
     LogAck,
     LogEntry,
@@ -116,7 +119,9 @@ class Link:
         tasks: asyncio.TaskGroup,
         open_session: OpenSession = open_session,
         pace: Pace = PACE,
+        reasons: Reasons | None = None,
     ) -> None:
+        self._reasons = reasons
         self._broker = broker
         self._open_session = open_session
         self._topics = topics
@@ -410,9 +415,14 @@ class Link:
                 )
             case SetpointCommand() | ReleaseCommand():
                 self._control(command, answer, received.utc)
+            case ExplainCommand():
+                self.spawn(self._explain(command, answer))
             case _:
                 self.changed()
                 answer.send(CommandAnswer(id=command.id, stage=Stage.DONE))
+
+    async def _explain(self, command: ExplainCommand, answer: _Answers) -> None:
+        answer.send(await explain.answer(command, self._reasons, now=self._clock.now()))
 
     def _control(
         self, command: SetpointCommand | ReleaseCommand, answer: _Answers, received: datetime

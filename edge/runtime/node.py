@@ -20,6 +20,7 @@ from edge.runtime.clock import Clock, HostClock, SteeredClock, trusts_host
 from edge.runtime.control import Watchers, build_control
 from edge.runtime.link import Link
 from edge.runtime.logs import configure_logging
+from edge.runtime.reasons import Reasons
 from edge.runtime.session import OpenSession
 from edge.runtime.signs import BUS_LOCK, BUS_WANTED, Holder, Patience, Phase, Role, Sign, SignedLock, is_alive
 from edge.runtime.store import Store
@@ -123,12 +124,14 @@ async def run_node(
     every turn of the write cycle.
     """
     store = Store(state)
+    reasons = Reasons(state, clock=clock, who="node")
     try:
         async with asyncio.TaskGroup() as tasks:
             _build(
                 broker=broker,
                 topics=topics,
                 store=store,
+                reasons=reasons,
                 clock=clock,
                 tasks=tasks,
                 drivers=drivers,
@@ -141,6 +144,7 @@ async def run_node(
     except* Stopped:
         log.info("node stops")
     finally:
+        reasons.close()
         store.close()
 
 
@@ -154,6 +158,7 @@ def _build(
     broker: Broker,
     topics: NodeTopics,
     store: Store,
+    reasons: Reasons,
     clock: SteeredClock,
     tasks: asyncio.TaskGroup,
     drivers: Drivers,
@@ -174,6 +179,7 @@ def _build(
         tasks=tasks,
         watchers=Watchers(loading=loading, alive=alive, logged=logged, changed=changed),
         drivers=drivers,
+        reasons=reasons,
     )
     link = Link(
         broker=broker,
@@ -187,6 +193,7 @@ def _build(
         tasks=tasks,
         open_session=open_session,
         pace=pace,
+        reasons=reasons,
     )
     # From the disk first: the devices are controlled before anybody is asked for permission to connect.
     control.start()

@@ -98,6 +98,7 @@ class Uploader:
         self._acknowledged = asyncio.Event()
         self._awaited = 0
         self._sent_last = 0
+        self._acknowledged_last = 0
 
     def appended(self) -> None:
         """The stream has a new entry."""
@@ -160,8 +161,9 @@ class Uploader:
         self._awaited = batch.last
         self._sent_last = max(self._sent_last, batch.last)
         await session.publish(self._topic, _encoded(batch, self._stream, self._store_id))
+        # (The event may be set by time as well.)
         await self._clock.wait(self._acknowledged, wait_s)
-        return self._acknowledged.is_set()
+        return self._acknowledged_last >= batch.last
 
     def acknowledge(self, last: int) -> None:
         """Central has committed everything up to `last`."""
@@ -173,6 +175,7 @@ class Uploader:
                 continue
         except StoreFailed as error:
             log.warning("outbox keeps what is acknowledged", stream=self._stream.value, error=str(error))
+        self._acknowledged_last = max(self._acknowledged_last, last)
         if last >= self._awaited:
             self._acknowledged.set()
 

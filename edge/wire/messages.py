@@ -128,7 +128,16 @@ class ResyncCommand(Message, frozen=True, tag_field="op", tag="resync", kw_only=
     epoch: int
 
 
-Command = SetpointCommand | ReleaseCommand | PingCommand | ResyncCommand
+class ExplainCommand(Message, frozen=True, tag_field="op", tag="explain", kw_only=True):
+    """Say why a device was held where it was at `at`; None: now. Changes nothing and needs no token."""
+
+    id: str
+    epoch: int
+    device: str
+    at: str | None = None
+
+
+Command = SetpointCommand | ReleaseCommand | PingCommand | ResyncCommand | ExplainCommand
 
 
 # --- up: answers ----------------------------------------------------------------------------------
@@ -159,6 +168,46 @@ class Stage(StrEnum):
     REFUSED = "refused"
 
 
+class ReasonEntry(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """One entry of a node's ring of reasons; `text` says all of it, for people.
+
+    kind `decision`: the array resolves to `value`, or nobody may write the device and there is none; `until`
+    is when that was to change by itself. `outcome`: a write of `value` ended; `code` is None where the device
+    confirmed it. `gone`: the device left this node. `at` is what the wall clock showed then.
+    """
+
+    at: str
+    kind: str
+    who: str
+    text: str
+    value: float | None = None
+    source: str = ""
+    wish: float | None = None
+    bounded_by: str | None = None
+    request_id: str | None = None
+    until: str | None = None
+    because: str = ""
+    code: str | None = None
+    readback: float | None = None
+
+
+class Explanation(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """Why a device was held where it was at `at`, as far as the node's ring reaches back.
+
+    `written` is what became of the decision, the oldest first; `before` and `after` are the entries around
+    it. `notes` say what a reader must know of clocks, gaps and the ring itself.
+    """
+
+    device: str
+    at: str
+    reaches_back_to: str
+    decision: ReasonEntry
+    written: list[ReasonEntry] = []
+    before: list[ReasonEntry] = []
+    after: list[ReasonEntry] = []
+    notes: list[str] = []
+
+
 class CommandAnswer(Message, frozen=True, kw_only=True):
     """`accepted` once arbitrated, then `done` with every device's outcome; or `refused` as a whole."""
 
@@ -172,6 +221,7 @@ class CommandAnswer(Message, frozen=True, kw_only=True):
     sent_wall: str | None = None
     received_wall: str | None = None
     answered_wall: str | None = None
+    explanation: Explanation | None = None
 
 
 # --- up: the node's state -------------------------------------------------------------------------

@@ -11,6 +11,8 @@ from edge.wire.messages import (
     Code,
     CommandAnswer,
     DeviceResult,
+    ExplainCommand,
+    Explanation,
     Gap,
     Heartbeat,
     LogAck,
@@ -22,6 +24,7 @@ from edge.wire.messages import (
     PingClosing,
     PingCommand,
     Presence,
+    ReasonEntry,
     ReleaseCommand,
     Reported,
     ResyncCommand,
@@ -97,6 +100,7 @@ SAMPLES: dict[str, Message] = {
         closing=PingClosing(id=REQUEST, heard_wall="2026-03-02T10:00:00.021000Z"),
     ),
     "resync": ResyncCommand(id=COMMAND, epoch=1),
+    "explain": ExplainCommand(id=COMMAND, epoch=1, device="SMA_STP60_01", at="2026-03-02T10:00:30Z"),
     "answer_accepted": CommandAnswer(id=COMMAND, stage=Stage.ACCEPTED),
     "answer_done": CommandAnswer(
         id=COMMAND,
@@ -122,6 +126,53 @@ SAMPLES: dict[str, Message] = {
         sent_wall="2026-03-02T10:00:00.000000Z",
         received_wall="2026-03-02T10:00:00.010000Z",
         answered_wall="2026-03-02T10:00:00.011000Z",
+    ),
+    "answer_explain": CommandAnswer(
+        id=COMMAND,
+        stage=Stage.DONE,
+        explanation=Explanation(
+            device="SMA_STP60_01",
+            at="2026-03-02T10:00:30.000000Z",
+            reaches_back_to="2026-03-01T10:00:00.000000Z",
+            decision=ReasonEntry(
+                at="2026-03-02T10:00:00.015000Z",
+                kind="decision",
+                who="node",
+                text=(
+                    f"SMA_STP60_01 at 30 by direct request {REQUEST}, asked for 20, bounded by grid_operator,"
+                    " until 2026-03-02T10:01:00Z; under it schedule 70 until 2026-03-02T10:15:00Z; under it"
+                    " default 100; bounds: device 0 to 100, grid_operator 30 to inf; it held until"
+                    " 2026-03-02T10:01:00.002Z"
+                ),
+                value=30.0,
+                source="direct",
+                wish=20.0,
+                bounded_by="grid_operator",
+                request_id=REQUEST,
+                until="2026-03-02T10:01:00.000000Z",
+            ),
+            written=[
+                ReasonEntry(
+                    at="2026-03-02T10:00:00.020000Z",
+                    kind="outcome",
+                    who="node",
+                    text="30 confirmed, read back 30.1",
+                    value=30.0,
+                    readback=30.1,
+                )
+            ],
+            after=[
+                ReasonEntry(
+                    at="2026-03-02T10:01:00.310000Z",
+                    kind="outcome",
+                    who="node",
+                    text="70 not confirmed: write_failed: no answer",
+                    value=70.0,
+                    code=Code.WRITE_FAILED,
+                )
+            ],
+            notes=["the wall clock was set by -3600.0 s, to 2026-03-02T09:00:00.000Z"],
+        ),
     ),
     "presence_online": Presence(
         online=True, session=SESSION, boot=BOOT, sw="0.1.0", versions=(1,), fresh="q7Zb1x"
