@@ -135,6 +135,7 @@ class Bus:
         self._connect_due = 0.0
         self._connect_wait = RECONNECT_S
         self._polling = False
+        self._finishing = False
 
     def attach(self, endpoint: Session) -> None:
         self._endpoint = endpoint
@@ -174,6 +175,11 @@ class Bus:
         member = self._members[tag]
         member.write = member.written = None
 
+    def finish(self) -> None:
+        """Begin nothing new: end the job under way, read back what is written, then let go of the line."""
+        self._finishing = True
+        self._wake.set()
+
     def reserve(self, tag: str, at_boottime_s: float | None) -> None:
         """A write will be wanted at this moment: keep the line free for it."""
         self._members[tag].reserved_at = at_boottime_s
@@ -194,6 +200,8 @@ class Bus:
             raise PollPreempted
 
     def _line_is_wanted(self, poll_starts: float) -> bool:
+        if self._finishing:
+            return True
         busy_until = poll_starts + POLL_ALLOWANCE_S + self._min_gap_s
         now = self._clock.boottime_s()
         for member in self._members.values():
@@ -220,6 +228,8 @@ class Bus:
             # Libraries that wait with asyncio.wait_for swallow, on Python 3.11, a cancellation that meets an
             # answer: a line taken down would go on beside its successor.
             while not task.cancelling():
+                if self._finishing and not self._reads_back(self._endpoint):
+                    return
                 await self._turn(self._endpoint)
             raise asyncio.CancelledError
         finally:
@@ -243,13 +253,17 @@ class Bus:
             # Whoever raises it has closed the session.
             self._unanswered(member, str(error), took_s=self._clock.boottime_s() - now)
 
+    def _reads_back(self, endpoint: Session) -> bool:
+        """Tell whether something was written and not read back, on a session that is still there."""
+        return endpoint.connected and any(member.written is not None for member in self._members.values())
+
     def _next(self, endpoint: Session, now: float) -> tuple[_Member, Awaitable[object]] | tuple[None, None]:
         """The next job of the line, if there is one now."""
         ready = [member for member in self._members.values() if member.quiet_until <= now]
         writes = [
             (member.reachable is False, member.write.not_before, number)
             for number, member in enumerate(ready)
-            if member.write is not None and member.write.not_before <= now
+            if member.write is not None and member.write.not_before <= now and not self._finishing
         ]
         if writes:
             # Those who answered last go first: a silent device keeps the line for its whole timeout.
@@ -259,7 +273,7 @@ class Bus:
         for member in ready:
             if member.written is not None:
                 return member, self._read_back(member, member.written)
-        if not ready:
+        if not ready or self._finishing:
             return None, None
         # The longest overdue first, or one slow device would take the line from those after it.
         member = min(ready, key=_Member.look_due)

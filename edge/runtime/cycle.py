@@ -94,10 +94,24 @@ class Accepted:
 
 
 class Cycle:
-    """All devices of a node."""
+    """All devices of a node.
 
-    def __init__(self, *, clock: Clock, store: Store, logged: Callable[[], None]) -> None:
+    `alive` is called once a turn, after every device was evaluated: who watches the process judges by it.
+    `written_by` names the process in the reason of watchdog entries where that is not the node itself.
+    """
+
+    def __init__(
+        self,
+        *,
+        clock: Clock,
+        store: Store,
+        logged: Callable[[], None],
+        alive: Callable[[], None] = lambda: None,
+        written_by: str = "",
+    ) -> None:
         self.units: dict[str, Unit] = {}
+        self._alive = alive
+        self._written_by = written_by
         self._clock = clock
         self._store = store
         self._logged = logged
@@ -110,6 +124,7 @@ class Cycle:
         """Turn for the life of the node. An error ends the process: nothing runs without its watchdog."""
         while True:
             self.turn()
+            self._alive()
             turn_due = self._clock.boottime_s() + PERIOD_S
             while (now := self._clock.boottime_s()) < turn_due:
                 if self._next_look <= now:
@@ -448,7 +463,7 @@ class Cycle:
                 value=group.value,
                 request_id=group.hold.request_id,
                 sequence=group.hold.order[1],
-                reason=group.cause.value,
+                reason=f"{group.cause.value} by {self._written_by}" if self._written_by else group.cause.value,
                 devices=group.results,
             )
         )

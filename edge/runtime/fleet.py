@@ -75,6 +75,16 @@ class Fleet:
                 unit = self.cycle.units[tag]
                 unit.state = arbitration.reconfigure(unit.state, device.settings)
 
+    async def finish(self, *, within_s: float) -> None:
+        """Let go of every line between two writes, so that another process can take over.
+
+        A line that takes longer is broken off when the task group ends.
+        """
+        for line in self._lines.values():
+            line.bus.finish()
+        if self._lines:
+            await asyncio.wait([line.task for line in self._lines.values()], timeout=within_s)
+
     def _open(
         self,
         endpoint: Endpoint,

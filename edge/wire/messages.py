@@ -187,8 +187,27 @@ class AppliedDocument(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=T
     error: str = ""
 
 
+class Alarm(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """Something somebody should look at, for as long as it lasts; `device` is empty for the node's own.
+
+    Codes: `clock_unsynced`, `clock_holdover`, `store_failed`, `outbox_dropped`; of a device: `wear` (80 % of
+    a day's writes are spent), `no_own_fallback` (the device has a fallback of its own that is not armed),
+    `limit_not_held` (its own fallback lets go of a connection limit).
+    """
+
+    code: str
+    detail: str
+    since: str
+    device: str = ""
+
+
 class Reported(Message, frozen=True, kw_only=True):
-    """What this node runs: its session and boot, the last sequence each device accepted, its documents."""
+    """What this node runs: its session and boot, the last sequence each device accepted, its documents.
+
+    `retiring` names, by id, the devices that left the configuration and still hold a value of this node's,
+    with what keeps them: until a device is gone from here and the configuration without it is applied, its
+    place is taken (design, rule 20).
+    """
 
     session: str
     boot: str
@@ -200,6 +219,8 @@ class Reported(Message, frozen=True, kw_only=True):
     sequences: dict[str, int] = {}
     documents: dict[str, AppliedDocument] = {}
     devices_refused: dict[str, str] = {}
+    retiring: dict[str, str] = {}
+    alarms: tuple[Alarm, ...] = ()
 
 
 class TelemetryPoint(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -220,7 +241,8 @@ class LogEntry(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
 
     kind `result`: what became of a command; `watchdog`: a hold ended and what was written instead;
     `standing`: a limit found at start that this node did not set; `device_error`: somebody should look at a
-    device.
+    device; `retired`: a device that left the configuration is back at its default, or was found to hold
+    nothing of this node's.
     """
 
     seq: int
@@ -284,8 +306,22 @@ class SiteConfig(msgspec.Struct, frozen=True, kw_only=True):
     time_zone: str = "UTC"
 
 
+class BoundConfig(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """One authority's limits on a device, in the unit of its value; None is no limit."""
+
+    origin: str
+    minimum: float | None = None
+    maximum: float | None = None
+
+
 class DeviceConfig(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """One device of a node. Bounds and default in the type's own unit; `nameplate_kw` is its rated power."""
+    """One device of a node. Bounds and default in the type's own unit; `nameplate_kw` is its rated power.
+
+    `owned_by`: tag of the device whose control point also commands this one; it is measured only.
+    `ramp_pct_per_min`: how fast its value may change, in percent of nameplate a minute. `accept_wear`: an
+    engineer accepts writes that a register of unknown endurance was not made for. `arm_fallback`: arm the
+    device's own fallback although it can only release or only stop.
+    """
 
     id: str
     tag: str
@@ -303,14 +339,24 @@ class DeviceConfig(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True
     lifetime: str = "cyclic"
     poll_s: float = 1.0
     telemetry_s: float = 10.0
+    owned_by: str | None = None
+    bounds: tuple[BoundConfig, ...] = ()
+    ramp_pct_per_min: float | None = None
+    accept_wear: bool = False
+    arm_fallback: bool = False
 
 
 class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """The body of `desired/config`. Devices stay raw: one that cannot be used is refused alone."""
+    """The body of `desired/config`. Devices stay raw: one that cannot be used is refused alone.
+
+    `abandoned`: ids of devices that left the configuration and that nobody waits for any longer, whatever
+    they still hold.
+    """
 
     site: SiteConfig
     devices: list[dict[str, Any]]
     profiles: dict[str, dict[str, Any]]
+    abandoned: tuple[str, ...] = ()
 
 
 class ScheduleBody(msgspec.Struct, frozen=True, kw_only=True):

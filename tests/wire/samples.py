@@ -6,6 +6,7 @@ from pathlib import Path
 
 from edge.wire.codec import document
 from edge.wire.messages import (
+    Alarm,
     AppliedDocument,
     Code,
     CommandAnswer,
@@ -135,6 +136,15 @@ SAMPLES: dict[str, Message] = {
             "schedule/2026-03-02/inverter": AppliedDocument(v=2, status="failed", error="hash differs"),
         },
         devices_refused={"SMA_STP60_09": "profile sma_stp99 is not known"},
+        retiring={"0b6d9a51-6c1f-4a43-9d3f-5a1c7e2b8f90": "SMA_STP60_07: no answer"},
+        alarms=(
+            Alarm(
+                code="wear",
+                detail="16 of 20 writes of today are spent",
+                since="2026-03-02T09:30:00.000000Z",
+                device="SMA_STP60_01",
+            ),
+        ),
     ),
     "telemetry": TelemetryBatch(
         points=[
