@@ -11,8 +11,10 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import partial
 from typing import TypeVar
 
+from edge.core.commands import WriteClass
 from edge.drivers.errors import DeviceRefused, DeviceUnreachable
 from edge.drivers.registry import Constructors, Drivers
 from edge.profiles.model import Check, Profile, Protocol
@@ -35,6 +37,13 @@ class Trouble(StrEnum):
     LIE = "lie"  # does it, and reads back something else
     DELAY = "delay"  # answers late, but in time
 
+
+# A device that was away is right again this long after it came back: it is looked for every second, or found
+# gone by the next poll (rule 19). After a long absence, or when it was there and did not obey, it is tried at
+# growing distances of up to five minutes.
+QUICKLY_S = 8.0
+SLOWLY_S = 310.0
+LONG_S = 590.0
 
 # What a device with this trouble is: out of reach, or there but not to be believed.
 UNREACHABLE = frozenset({Trouble.REFUSE, Trouble.SILENT, Trouble.MUTE})
@@ -102,7 +111,12 @@ class SimulatedDevice:
         self.limit_in_force = start_value
         self.power_kw = nameplate_kw / 2
         self.trouble = Trouble.NONE
+        # When it was last in trouble, and how long a controller may take from then on to have it right again.
         self.troubled_until_s = clock()
+        self.patience_s = QUICKLY_S
+        self.was_set_by_hand = False
+        self.lied_until_s = -1e12
+        self._ill_since_s = clock()
         self.commands = 0
         self.writes: list[Written] = []
         self.gap_violations: list[float] = []
@@ -113,7 +127,9 @@ class SimulatedDevice:
             self.shown[profile.identity.nameplate] = nameplate_kw
         self.registers = _Shown(self.shown)
         self.port: Port | None = None
-        self._quiet_at_s: dict[str, float] = {}
+        # Called with each write as it leaves its sender: whether it is right is a question of that moment.
+        self.on_sent: Callable[[SimulatedDevice, float, str], None] = lambda _device, _value, _who: None
+        self._last_command_s = -1e12
 
     @property
     def host(self) -> str:
@@ -128,43 +144,72 @@ class SimulatedDevice:
 
     def fall_ill(self, trouble: Trouble) -> None:
         """From now on this is wrong with it; `Trouble.NONE` heals."""
-        if self.trouble is not Trouble.NONE:
-            self.troubled_until_s = self.clock()
+        if self.trouble is Trouble.NONE:
+            self._ill_since_s = self.clock()
+        else:
+            long = self.clock() - self._ill_since_s > LONG_S
+            self._wants_care(SLOWLY_S if long or self.trouble in DISHONEST else QUICKLY_S)
+            if self.trouble in DISHONEST:
+                self.lied_until_s = self.clock()
         self.trouble = trouble
         if trouble is Trouble.REFUSE and self.port is not None:
             self.port.drop_all("reset by the device")
 
+    def _wants_care(self, patience_s: float) -> None:
+        now = self.clock()
+        # What was not over yet may take as long as it may have taken anyhow.
+        left_s = self.troubled_until_s + self.patience_s - now
+        self.troubled_until_s = now
+        self.patience_s = max(patience_s, left_s)
+        if self.port is not None:
+            self.port.healed_s = now
+
     @property
-    def healthy_for_s(self) -> float:
-        """Seconds since it can be reached and believed; negative while it cannot."""
-        if self.trouble in UNREACHABLE or self.trouble in DISHONEST:
-            return -1.0
-        return self.clock() - self.troubled_until_s
+    def wears(self) -> bool:
+        limit = self.profile.limit
+        return limit is not None and limit.write_class is not WriteClass.VOLATILE
+
+    @property
+    def is_believed(self) -> bool:
+        """Whether a controller knows what it holds: nobody else touched it, and it does not lie."""
+        if self.trouble in DISHONEST or self.was_set_by_hand:
+            return False
+        # Who was lied to tries again at growing distances, and believes what was read last until then.
+        return self.clock() - self.lied_until_s > SLOWLY_S
+
+    @property
+    def is_well(self) -> bool:
+        """Whether a controller must have it right by now: there, honest, and for long enough."""
+        if self.trouble in UNREACHABLE or self.trouble in DISHONEST or self.was_set_by_hand:
+            return False
+        return self.clock() - self.troubled_until_s >= self.patience_s
 
     def restart(self) -> None:
         """Off and on again: its connections are gone, and what it does not keep as well."""
         if self.volatile:
             self.limit_in_force = self.start_value
-        self.troubled_until_s = self.clock()
+        self._wants_care(QUICKLY_S)
         if self.port is not None:
             self.port.drop_all("the device restarts")
 
     def turn_knob(self, value: float) -> None:
         """Somebody sets it by hand."""
         self.limit_in_force = value
-        self.troubled_until_s = self.clock()
+        self.was_set_by_hand = True
 
     # --- commands, at the moment they arrive --------------------------------------------------------
 
-    def begin(self, who: str) -> None:
-        """Note a command, and whether its sender kept the pause the maker asks for."""
+    def begin(self) -> None:
+        """Note a command, and whether it keeps the pause the maker asks for, whoever sent the one before."""
         self.commands += 1
-        early = self._quiet_at_s.get(who, -1e12) + self.profile.min_gap_ms / 1000 - self.clock()
+        early = self._last_command_s + self.profile.min_gap_ms / 1000 - self.clock()
         if early > EPSILON_S:
             self.gap_violations.append(early)
+        self._last_command_s = self.clock()
 
-    def end(self, who: str) -> None:
-        self._quiet_at_s[who] = self.clock()
+    def end(self) -> None:
+        """Its answer is there: from here on the pause counts."""
+        self._last_command_s = self.clock()
 
     def take(self, value: float, *, who: str, sent_s: float) -> None:
         """Carry out a write, or raise `DeviceRefused`."""
@@ -176,11 +221,14 @@ class SimulatedDevice:
                 f"unit {self.unit} refused to write register 0: no {value:g} (Modbus exception 4)"
             )
         if taken:
-            self.limit_in_force = round(value / self.resolution) * self.resolution if self.resolution else value
+            self.was_set_by_hand = False
+            self.limit_in_force = (
+                round(value / self.resolution) * self.resolution if self.resolution else value
+            )
 
     def tell_setpoint(self) -> float:
         if self.trouble is Trouble.LIE:
-            return self.limit_in_force + 7.0 if self.limit_in_force < 50 else self.limit_in_force - 7.0  # noqa: PLR2004
+            return self.limit_in_force + 7.0 if self.limit_in_force < 50 else self.limit_in_force - 7.0
         return self.limit_in_force
 
     def tell(self, names: Iterable[str]) -> dict[str, float | str | None]:
@@ -205,6 +253,7 @@ class Port:
         self.units: dict[int, SimulatedDevice] = {}
         self.sessions: list[SimulatedSession] = []
         self.intrusions: list[str] = []
+        self.healed_s = -1e12  # when one of its units was last healed, or restarted
 
     def add(self, device: SimulatedDevice) -> SimulatedDevice:
         self.units[device.unit] = device
@@ -288,11 +337,15 @@ class SimulatedSession:
             self._open.sessions.remove(self)
             self._open = None
         if self._answer is not None and not self._answer.done():
-            self._answer.set_exception(
-                DeviceUnreachable(f"connection to {self.endpoint} is gone: {reason}")
-            )
+            self._answer.set_exception(DeviceUnreachable(f"connection to {self.endpoint} is gone: {reason}"))
 
-    async def exchange(self, unit: int, act: Callable[[SimulatedDevice, float], T]) -> T:
+    async def exchange(
+        self,
+        unit: int,
+        act: Callable[[SimulatedDevice, float], T],
+        *,
+        sending: Callable[[SimulatedDevice], None] = lambda _device: None,
+    ) -> T:
         """One command: `act` on the device, given when it was sent; its answer, or a driver error."""
         if self._open is None:
             raise DeviceUnreachable(f"not connected to {self.endpoint}")
@@ -307,31 +360,25 @@ class SimulatedSession:
         answer: asyncio.Future[T] = loop.create_future()
         self._answer = answer  # type: ignore[assignment]
         sent_s = device.clock()
+        sending(device)
         latency_s = device.latency_s * (20 if device.trouble is Trouble.DELAY else 1)
 
         def arrive() -> None:
             # What is on the wire arrives, whether its sender still lives or not.
             if device.trouble in (Trouble.SILENT, Trouble.REFUSE):
                 return
-            device.begin(self.who)
-            result: T | None = None
-            refusal: DeviceRefused | None = None
+            device.begin()
             try:
-                result = act(device, sent_s)
+                settle = partial(answer.set_result, act(device, sent_s))
             except DeviceRefused as error:
-                refusal = error
-            if device.trouble is Trouble.MUTE:
-                return
-            loop.call_later(latency_s / 2, give, result, refusal)
+                settle = partial(answer.set_exception, error)
+            if device.trouble is not Trouble.MUTE:
+                loop.call_later(latency_s / 2, give, settle)
 
-        def give(result: T, refusal: DeviceRefused | None) -> None:
-            device.end(self.who)
-            if answer.done():
-                return
-            if refusal is not None:
-                answer.set_exception(refusal)
-            else:
-                answer.set_result(result)
+        def give(settle: Callable[[], None]) -> None:
+            if not answer.done():
+                device.end()
+                settle()
 
         loop.call_later(latency_s / 2, arrive)
         try:
@@ -428,7 +475,9 @@ class SimulatedDriver:
             )
         who = self._session.who
         await self._session.exchange(
-            self._unit, lambda device, sent_s: device.take(value, who=who, sent_s=sent_s)
+            self._unit,
+            lambda device, sent_s: device.take(value, who=who, sent_s=sent_s),
+            sending=lambda device: device.on_sent(device, value, who),
         )
 
     async def read_setpoint(self) -> float | None:

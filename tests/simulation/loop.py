@@ -14,18 +14,34 @@ class Deadlock(Exception):  # noqa: N818 - states the fault
     """Everybody waits, and nothing will ever happen."""
 
 
+class Spinning(Exception):  # noqa: N818 - states the fault
+    """Somebody is always ready, and so time stands still."""
+
+
+# More turns than any world takes within one instant.
+MANY_TURNS = 20_000
+# What one turn of the loop takes: about what it does on a real machine.
+TURN_S = 1e-6
+
+
 class _Jump(selectors.BaseSelector):
     """Stands where the kernel would tell of sockets. There are none: waiting is what makes time pass."""
 
     def __init__(self, passed: Callable[[float], None]) -> None:
         self._passed = passed
+        self._turns = 0
         self._keys: dict[Any, selectors.SelectorKey] = {}
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         if timeout is None:
             raise Deadlock("every task waits for another one")
-        if timeout > 0:
-            self._passed(timeout)
+        self._turns = 0 if timeout > 0 else self._turns + 1
+        # Work takes time too. Without it, who waits for a moment that rounding puts just ahead would wait for
+        # ever: nothing moves the clock while somebody looks at it.
+        self._passed(timeout + TURN_S)
+        if self._turns > MANY_TURNS:
+            self._turns = 0
+            raise Spinning("nothing but work, and no time passes")
         return []
 
     def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
@@ -42,7 +58,7 @@ class _Jump(selectors.BaseSelector):
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """Time passes only while everybody waits, and then at once.
+    """Time passes while everybody waits, and then at once; each turn of the loop takes a microsecond.
 
     Equal programs take equal turns: callbacks run in the order in which they were asked for, timers in the
     order of their moments, and there are neither sockets nor threads whose speed could matter. What a
@@ -64,7 +80,10 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self._pass(seconds)
 
     def run_in_executor(  # type: ignore[override]
-        self, executor: object, func: Callable[..., T], *args: Any
+        self,
+        executor: object,  # noqa: ARG002 - the base class's
+        func: Callable[..., T],
+        *args: Any,
     ) -> asyncio.Future[T]:
         future: asyncio.Future[T] = self.create_future()
         try:
