@@ -6,7 +6,7 @@ from django.contrib import admin
 from django.db.models import Model
 from django.http import HttpRequest
 
-from control_app.models import ControlCommand, ControlLog, ControlRequest, DeviceErrorLog
+from control_app.models import ControlCommand, ControlLog, ControlRequest, DeviceErrorLog, NodeEvent
 from smartgrid.admin import AnyModelAdmin
 
 
@@ -48,8 +48,17 @@ class ControlLogAdmin(ReadOnlyAdmin):
 
 @admin.register(DeviceErrorLog)
 class DeviceErrorLogAdmin(ReadOnlyAdmin):
-    list_display = ("timestamp", "device", "error")
-    list_filter = ("device__site",)
-    list_select_related = ("device",)
-    search_fields = ("device__device_tag", "error")
+    list_display = ("timestamp", "site", "device_tag", "error")
+    list_filter = ("site",)
+    list_select_related = ("site",)
+    search_fields = ("device_tag", "error")
     date_hierarchy = "timestamp"
+
+
+@admin.register(NodeEvent)
+class NodeEventAdmin(ReadOnlyAdmin):
+    list_display = ("at", "node", "kind", "reason")
+    list_filter = ("kind", "node")
+    list_select_related = ("node",)
+    search_fields = ("kind", "reason", "entry")
+    date_hierarchy = "at"

@@ -15,7 +15,14 @@ import structlog
 from django.db import InterfaceError, OperationalError, transaction
 from django.utils import timezone
 
-from control_app.models import CommandState, ControlCommand, ControlLog, DeviceErrorLog, NodeStream
+from control_app.models import (
+    CommandState,
+    ControlCommand,
+    ControlLog,
+    DeviceErrorLog,
+    NodeEvent,
+    NodeStream,
+)
 from control_app.services import (
     ControlResult,
     command_resolve,
@@ -23,6 +30,7 @@ from control_app.services import (
     confirmed_values,
 )
 from devices_app.models import Device
+from devices_app.retirement import retired_record
 from devices_app.services import device_values_confirm
 from edge.wire.messages import (
     DeviceResult,
@@ -48,6 +56,8 @@ ACCEPTANCE_OVER_S = 10.0
 METRICS_KEPT_S = 3600
 CATEGORY_LENGTH = 64
 REASON_LENGTH = 500
+KIND_LENGTH = 32
+EVENT_LENGTH = 10_000
 
 
 def on_heartbeat(node_id: str, beat: Heartbeat) -> None:
@@ -66,12 +76,13 @@ def on_reported(node_id: str, reported: Reported, *, received: datetime, retaine
     """What the node runs: kept, compared with what it should run, and used to settle what was unknown.
 
     A retained report is as old as its sender's last change, which may be from before a command it did accept:
-    it settles nothing.
+    it settles nothing. It may show a device to be retired, though, which that device then stays.
     """
     node = Node.objects.filter(pk=node_id).first()
     if node is None:
         return
     node_reported_record(node=node, reported=msgspec.to_builtins(reported), at=received)
+    retired_record(node=node, reported=reported)
     _publish_what_is_missing(node, reported)
     if retained:
         return
@@ -157,14 +168,15 @@ def _take_entry(node: Node, entry: LogEntry, devices: Mapping[str, Device]) -> N
             _take_result(node, entry)
         case "watchdog":
             _take_watchdog(node, entry)
+        case "retired":
+            _log_line(node, entry, command=None, watchdog=False)
         case "device_error" | "standing":
-            for tag, result in entry.devices.items():
-                if tag in devices:
-                    DeviceErrorLog.objects.create(
-                        device=devices[tag], timestamp=_moment(node, entry), error=_error_text(entry, result)
-                    )
+            _take_device_errors(node, entry, devices)
+        case "clock":
+            _keep_event(node, entry)
         case _:
             log.warning("log_entry_of_unknown_kind", node=node.name, kind=entry.kind)
+            _keep_event(node, entry)
 
 
 def _take_result(node: Node, entry: LogEntry) -> None:
@@ -172,15 +184,21 @@ def _take_result(node: Node, entry: LogEntry) -> None:
     command = _command_of(node, entry)
     if command is not None and str(command.id) == entry.command_id:
         command_resolve(command=command, devices=entry.devices)
-    _confirm_values(node, entry)
+    _confirm_values(node, entry, command)
 
 
 def _take_watchdog(node: Node, entry: LogEntry) -> None:
+    command = _command_of(node, entry)
+    _log_line(node, entry, command=command, watchdog=True)
+    _confirm_values(node, entry, command)
+
+
+def _log_line(node: Node, entry: LogEntry, *, command: ControlCommand | None, watchdog: bool) -> None:
     result = ControlResult(
         {tag: None for tag, device in entry.devices.items() if device.ok},
         {tag: _clean(device.reason) for tag, device in entry.devices.items() if not device.ok},
     )
-    command = _command_of(node, entry)
+    text = entry.reason if watchdog else f"{entry.kind}: {entry.reason}" if entry.reason else entry.kind
     ControlLog.objects.create(
         created_at=_moment(node, entry),
         site_id=node.site_id,
@@ -188,25 +206,54 @@ def _take_watchdog(node: Node, entry: LogEntry) -> None:
         request_id=command.request_id if command is not None else None,
         status=result.status,
         category=_clean(entry.category, CATEGORY_LENGTH),
-        watchdog=True,
+        watchdog=watchdog,
         value=entry.value,
         result=result.body,
-        reason=_clean(entry.reason, REASON_LENGTH),
+        reason=_clean(text, REASON_LENGTH),
     )
-    _confirm_values(node, entry)
+
+
+def _take_device_errors(node: Node, entry: LogEntry, devices: Mapping[str, Device]) -> None:
+    for tag, result in entry.devices.items():
+        if tag in devices:
+            DeviceErrorLog.objects.create(
+                device=devices[tag],
+                site_id=node.site_id,
+                device_tag=tag,
+                timestamp=_moment(node, entry),
+                error=_error_text(entry, result),
+            )
+    if entry.devices.keys() - devices.keys():
+        # Of a device that is just being retired, say: nobody's error here, and yet something to look at.
+        _keep_event(node, entry)
+
+
+def _keep_event(node: Node, entry: LogEntry) -> None:
+    NodeEvent.objects.create(
+        node=node,
+        at=_moment(node, entry),
+        kind=_clean(entry.kind, KIND_LENGTH),
+        reason=_clean(entry.reason, REASON_LENGTH),
+        entry=msgspec.json.encode(entry).decode()[:EVENT_LENGTH],
+    )
 
 
 def _command_of(node: Node, entry: LogEntry) -> ControlCommand | None:
     """The node's command this entry is about, if this database knows it (it may have been restored)."""
     if entry.sequence is None:
         return None
-    return ControlCommand.objects.filter(pk=entry.sequence, node=node).first()
+    return ControlCommand.objects.filter(pk=entry.sequence, node=node).select_related("request").first()
 
 
-def _confirm_values(node: Node, entry: LogEntry) -> None:
-    if entry.sequence is not None:
-        values = confirmed_values(entry.devices)
-        device_values_confirm(node_id=node.pk, values=values, sequence=entry.sequence)
+def _confirm_values(node: Node, entry: LogEntry, command: ControlCommand | None) -> None:
+    if entry.sequence is None:
+        return
+    device_values_confirm(
+        node_id=node.pk,
+        values=confirmed_values(entry.devices),
+        sequence=entry.sequence,
+        asked_at=command.request.created_at if command is not None else None,
+    )
 
 
 def _moment(node: Node, entry: LogEntry) -> datetime:

@@ -128,11 +128,13 @@ class ControlLog(models.Model):
 
 
 class DeviceErrorLog(models.Model):
-    """Something about a device that a person should look at. Append-only."""
+    """Something about a device that a person should look at. Append-only: it outlives its device."""
 
     id = models.BigAutoField(primary_key=True)
     timestamp = models.DateTimeField(default=timezone.now, editable=False)
-    device = models.ForeignKey(Device, on_delete=models.CASCADE, related_name="error_logs")
+    site = models.ForeignKey(Site, on_delete=models.PROTECT, related_name="device_error_logs")
+    device_tag = models.CharField(max_length=64)
+    device = models.ForeignKey(Device, on_delete=models.SET_NULL, null=True, related_name="error_logs")
     error = models.TextField()
 
     class Meta:
@@ -140,6 +142,24 @@ class DeviceErrorLog(models.Model):
 
     def __str__(self) -> str:
         return self.error
+
+
+class NodeEvent(models.Model):
+    """What a node logged that has no table of its own here, as it came; so are kinds nobody here knows."""
+
+    id = models.BigAutoField(primary_key=True)
+    at = models.DateTimeField(default=timezone.now, editable=False)
+    node = models.ForeignKey(Node, on_delete=models.CASCADE, related_name="events")
+    kind = models.CharField(max_length=32)
+    reason = models.CharField(max_length=500, blank=True, default="")
+    # The entry as JSON text, which unlike a JSON column may hold an escaped NUL on every database.
+    entry = models.TextField()
+
+    class Meta:
+        indexes = [models.Index(fields=["node", "-at"], name="node_event_newest")]
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.reason}"
 
 
 class NodeStream(models.Model):

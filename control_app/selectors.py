@@ -22,16 +22,15 @@ def device_errors_by_site(*, principal: Principal, since: datetime) -> dict[str,
     """Errors since a moment, as the guide groups them: site id -> name and devices -> count and details."""
     errors = (
         DeviceErrorLog.objects.filter(timestamp__gte=since)
-        .select_related("device__site")
-        .order_by("device__site__site_tag", "device__device_tag", "timestamp", "pk")
+        .select_related("site")
+        .order_by("site__site_tag", "device_tag", "timestamp", "pk")
     )
     if not principal.is_root:
-        errors = errors.filter(device__site__in=sites_visible_to(principal).order_by())
+        errors = errors.filter(site__in=sites_visible_to(principal).order_by())
     sites: dict[str, dict[str, Any]] = {}
     for entry in errors:
-        device = entry.device
-        site = sites.setdefault(str(device.site_id), {"site_name": device.site.name, "devices": {}})
-        found = site["devices"].setdefault(device.device_tag, {"total_errors": 0, "error_details": []})
+        site = sites.setdefault(str(entry.site_id), {"site_name": entry.site.name, "devices": {}})
+        found = site["devices"].setdefault(entry.device_tag, {"total_errors": 0, "error_details": []})
         found["total_errors"] += 1
         found["error_details"].append({"timestamp": entry.timestamp, "error": entry.error})
     return sites

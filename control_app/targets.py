@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-from devices_app.selectors import devices_visible_to
+from devices_app.selectors import devices_visible_to, retiring_by_tag, waits_for_control_point
 from edge.wire.messages import Code
 from sites_app.presence import NodePresence
 from sites_app.selectors import site_get
@@ -33,6 +33,8 @@ class Target:
     in_batch: bool
     site_id: UUID
     time_limit_s: int
+    owned_by: str | None
+    waits_for_control_point: bool
 
 
 # In the order of `Target`.
@@ -48,6 +50,8 @@ COLUMNS = (
     "node__curtail_in_batch",
     "site_id",
     "site__curtailment_time_limit",
+    "controlled_by__device_tag",
+    "waits",
 )
 
 
@@ -81,21 +85,33 @@ def targets_select(
     found = devices_visible_to(principal).filter(site_id=site_id, category=category)
     if device_tags is not None:
         found = found.filter(device_tag__in=device_tags)
-    devices = {row[0]: Target(*row) for row in found.order_by("device_tag").values_list(*COLUMNS)}
+    found = found.annotate(waits=waits_for_control_point()).order_by("device_tag")
+    devices = {row[0]: Target(*row) for row in found.values_list(*COLUMNS)}
+    refused: dict[str, str] = {}
     if not devices:
         site = site_get(principal=principal, site_id=site_id)
-        if device_tags is None or not site.devices.filter(category=category).exists():
+    unknown = [tag for tag in device_tags or () if tag not in devices]
+    if unknown:
+        refused = _unknown(unknown, site_id=site_id, category=category)
+    if not devices:
+        is_any_retiring = any(why.startswith(Code.RETIRING) for why in refused.values())
+        if not is_any_retiring and (
+            device_tags is None or not site.devices.filter(category=category).exists()
+        ):
             raise NotFound(f"This site has no device of category {category!r}.")
-    refused: dict[str, str] = {}
-    chosen = _chosen(devices, device_tags, category, refused)
     controllable: list[Target] = []
-    for device in chosen:
-        if not device.is_included:
+    for device in _chosen(devices, device_tags):
+        if device.owned_by is not None:
+            refused[device.tag] = reason(Code.OWNED_BY, f"{device.owned_by} controls this device")
+        elif not device.is_included:
             detail = "include_in_curtailment is off for this device"
             refused[device.tag] = reason(Code.EXCLUDED, detail)
         elif device.is_measured_only:
             detail = "this device is only measured"
             refused[device.tag] = reason(Code.EXCLUDED, detail)
+        elif device.waits_for_control_point:
+            detail = "another node has yet to let go of its control point"
+            refused[device.tag] = reason(Code.RETIRING, detail)
         else:
             controllable.append(device)
     in_range = [device for device in controllable if device.minimum <= value <= device.maximum]
@@ -113,22 +129,23 @@ def targets_select(
     return Targets(site_id, by_node, refused)
 
 
-def _chosen(
-    devices: Mapping[str, Target], tags: Iterable[str] | None, category: str, refused: dict[str, str]
-) -> list[Target]:
+def _chosen(devices: Mapping[str, Target], tags: Iterable[str] | None) -> list[Target]:
     if tags is None:
         # What is only measured is not asked for by a category; where nothing else is there, it is named.
         controlled = [device for device in devices.values() if not device.is_measured_only]
         return controlled or list(devices.values())
-    chosen = {}
-    for tag in tags:
-        if tag in devices:
-            chosen[tag] = devices[tag]
-        else:
-            refused[tag] = reason(
-                Code.UNKNOWN_DEVICE, f"no device of category {category!r} has this tag here"
-            )
-    return list(chosen.values())
+    return list({tag: devices[tag] for tag in tags if tag in devices}.values())
+
+
+def _unknown(tags: Iterable[str], *, site_id: UUID, category: str) -> dict[str, str]:
+    """Why there is no device of these tags: it never was, or is just going."""
+    retiring = retiring_by_tag(site_id=site_id, tags=tags)
+    return {
+        tag: reason(Code.RETIRING, f"{retiring[tag]} has yet to return it to its default and forget it")
+        if tag in retiring
+        else reason(Code.UNKNOWN_DEVICE, f"no device of category {category!r} has this tag here")
+        for tag in tags
+    }
 
 
 def offline_nodes(targets: Targets, presence: Mapping[UUID, NodePresence], *, now: float) -> dict[UUID, str]:

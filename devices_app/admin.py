@@ -1,16 +1,27 @@
-"""Device types and devices in the console; every change goes through a service."""
+"""Device types, devices and what is retiring in the console; every change goes through a service."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from django import forms
 from django.contrib import admin
 from django.db.models import Model
+from django.forms import ModelForm
 from django.http import HttpRequest
 
 from devices_app import services
-from devices_app.models import Device, DeviceType
+from devices_app.models import Device, DeviceBound, DeviceType, RetiringDevice
+from devices_app.retirement import device_abandon
+from devices_app.selectors import retiring_kept_by
 from smartgrid.admin import ServiceAdmin
+
+if TYPE_CHECKING:
+    AnyTabularInline = admin.TabularInline[Any, Any]
+    AnyModelForm = forms.ModelForm[Any]
+else:
+    AnyTabularInline = admin.TabularInline
+    AnyModelForm = forms.ModelForm
 
 
 @admin.register(DeviceType)
@@ -30,6 +41,11 @@ class DeviceTypeAdmin(ServiceAdmin):
         return [*super().get_readonly_fields(request, obj), *(["profile"] if obj else [])]
 
 
+class DeviceBoundInline(AnyTabularInline):
+    model = DeviceBound
+    extra = 0
+
+
 @admin.register(Device)
 class DeviceAdmin(ServiceAdmin):
     list_display = [
@@ -41,16 +57,131 @@ class DeviceAdmin(ServiceAdmin):
         "value",
         "include_in_curtailment",
         "measured_only",
+        "controlled_by",
     ]
-    list_filter = ["category", "include_in_curtailment", "measured_only", "site", "device_type"]
+    list_filter = [
+        "category",
+        "include_in_curtailment",
+        "measured_only",
+        "accept_wear",
+        "site",
+        "device_type",
+    ]
     search_fields = ["device_tag", "id", "site__site_tag", "node__name", "modbus_server_host"]
-    list_select_related = ["site", "node", "device_type"]
-    readonly_fields = ["id", "created_at", "control_point", "value", "value_sequence"]
+    list_select_related = ["site", "node", "device_type", "controlled_by"]
+    readonly_fields = ["id", "created_at", "config_id", "control_point", "value", "value_sequence"]
+    inlines = [DeviceBoundInline]
+    may_delete = True
 
-    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> list[str]:
-        return [*super().get_readonly_fields(request, obj), *(["node"] if obj else [])]
+    def save_model(self, request: HttpRequest, obj: Any, form: ModelForm[Any], change: bool) -> None:
+        form.cleaned_data["by"] = request.user.get_username()
+        super().save_model(request, obj, form, change)
 
     def save_by_service(self, *, row: Any, values: dict[str, Any], is_new: bool) -> Model:
         if is_new:
             return services.device_create(**values)
-        return services.device_update(device=row, **values)
+        # First, so that what is changed with the move is judged at the new node.
+        moved = services.device_move(device=row, node=values.pop("node"))
+        return services.device_update(device=moved, **values)
+
+    def save_related(self, request: HttpRequest, form: ModelForm[Any], formsets: Any, change: bool) -> None:  # noqa: ARG002 - Django's hook
+        by = request.user.get_username()
+        for formset in formsets:
+            # Saves nothing, but notes what has changed for the console's own history.
+            formset.save(commit=False)
+            for bound in formset.deleted_objects:
+                services.device_bound_drop(device=form.instance, origin=_origin_stored(bound), by=by)
+            for bound, changed in formset.changed_objects:
+                if "origin" in changed:
+                    services.device_bound_drop(device=form.instance, origin=_origin_stored(bound), by=by)
+                _bound_set(form.instance, bound, by=by)
+            for bound in formset.new_objects:
+                _bound_set(form.instance, bound, by=by)
+
+    def delete_model(self, request: HttpRequest, obj: Any) -> None:
+        services.device_delete(device=obj, by=request.user.get_username())
+
+
+def _origin_stored(bound: DeviceBound) -> str:
+    return DeviceBound.objects.values_list("origin", flat=True).get(pk=bound.pk)
+
+
+def _bound_set(device: Device, bound: DeviceBound, *, by: str) -> None:
+    services.device_bound_set(
+        device=device,
+        origin=bound.origin,
+        minimum=bound.minimum,
+        maximum=bound.maximum,
+        reason=bound.reason,
+        by=by,
+    )
+
+
+class AbandonForm(AnyModelForm):
+    """Nobody abandons a device by a slip of the hand: its tag is typed again."""
+
+    tag = forms.CharField(
+        label="Repeat the tag to abandon it",
+        help_text="The device may keep the last value for good. Its tag and control point are free at once.",
+    )
+    why = forms.CharField(label="Why", max_length=500)
+
+    class Meta:
+        model = RetiringDevice
+        fields: list[str] = []
+
+
+@admin.register(RetiringDevice)
+class RetiringDeviceAdmin(ServiceAdmin):
+    """What nodes have yet to let go of: to read, and to abandon by name."""
+
+    list_display = [
+        "device_tag",
+        "site",
+        "node",
+        "reason",
+        "since",
+        "kept_by",
+        "abandoned_at",
+        "abandoned_by",
+    ]
+    list_filter = ["site", "node", ("abandoned_at", admin.EmptyFieldListFilter)]
+    search_fields = ["device_tag", "control_point", "node__name", "site__site_tag"]
+    list_select_related = ["site", "node"]
+    form = AbandonForm
+    readonly_fields = [
+        "device_tag",
+        "control_point",
+        "site",
+        "node",
+        "reason",
+        "since",
+        "kept_by",
+        "gone_from_version",
+        "config_id",
+        "abandoned_at",
+        "abandoned_by",
+        "abandoned_why",
+    ]
+
+    @admin.display(description="what keeps it")
+    def kept_by(self, row: RetiringDevice) -> str:
+        return retiring_kept_by(row)
+
+    def get_fields(self, request: HttpRequest, obj: Any = None) -> Any:
+        may_abandon = self.has_change_permission(request, obj)
+        return [*self.readonly_fields, *(["tag", "why"] if may_abandon else [])]
+
+    def has_add_permission(self, request: HttpRequest) -> bool:  # noqa: ARG002 - Django's hook
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        is_over = obj is not None and obj.is_abandoned
+        return not is_over and super().has_change_permission(request, obj)
+
+    def save_model(self, request: HttpRequest, obj: Any, form: ModelForm[Any], change: bool) -> None:
+        form.cleaned_data["by"] = request.user.get_username()
+        super().save_model(request, obj, form, change)
+
+    def save_by_service(self, *, row: Any, values: dict[str, Any], is_new: bool) -> Model:  # noqa: ARG002
+        return device_abandon(retiring=row, **values)

@@ -22,6 +22,15 @@ class ValueKind(models.TextChoices):
     OPERATING_MODE = "operating_mode", "operating mode"
 
 
+class BoundOrigin(models.TextChoices):
+    """Who may limit a device; bounds intersect, so nobody raises what another has lowered."""
+
+    GRID_OPERATOR = "grid_operator", "grid operator"
+    OWNER = "owner", "owner"
+    TRADER = "trader", "trader"
+    INSTALLER = "installer", "installer"
+
+
 # The order in which people read them; categories outside this list follow in alphabetical order.
 CATEGORY_ORDER = (
     "inverter",

@@ -7,7 +7,8 @@ from typing import Any
 import msgspec
 
 from devices_app.models import Device
-from edge.wire.messages import DeviceConfig, NodeConfig, SiteConfig
+from devices_app.selectors import control_points_retiring_elsewhere
+from edge.wire.messages import BoundConfig, DeviceConfig, NodeConfig, SiteConfig
 from sites_app.documents import renderer_register
 from sites_app.models import Node, Site
 
@@ -21,7 +22,10 @@ def register() -> None:
 def node_config_render(node: Node) -> dict[str, Any]:
     """The body of `desired/config`; equal rows give an equal body, hence an equal digest."""
     site = Site.objects.get(pk=node.site_id)
-    devices = list(node.devices.select_related("device_type").order_by("device_tag"))
+    rows = node.devices.select_related("device_type", "controlled_by").prefetch_related("bounds")
+    devices = list(rows.order_by("device_tag"))
+    not_yet = control_points_retiring_elsewhere(node)
+    abandoned = node.retiring_devices.filter(abandoned_at__isnull=False)
     config = NodeConfig(
         site=SiteConfig(
             id=str(site.pk),
@@ -30,16 +34,23 @@ def node_config_render(node: Node) -> dict[str, Any]:
             cyclic_write_timeout_s=site.cyclic_write_timeout,
             time_zone=site.time_zone,
         ),
-        devices=[msgspec.to_builtins(_device_config(device)) for device in devices],
+        devices=[
+            msgspec.to_builtins(_device_config(device, waits=device.control_point in not_yet))
+            for device in devices
+        ],
         profiles={device.device_type.profile: device.device_type.profile_body for device in devices},
+        abandoned=tuple(
+            sorted(str(config_id) for config_id in abandoned.values_list("config_id", flat=True))
+        ),
     )
     body: dict[str, Any] = msgspec.to_builtins(config)
     return body
 
 
-def _device_config(device: Device) -> DeviceConfig:
+def _device_config(device: Device, *, waits: bool) -> DeviceConfig:
+    """`waits`: another node has not yet let go of its control point; until then nobody here writes to it."""
     return DeviceConfig(
-        id=str(device.pk),
+        id=str(device.config_id),
         tag=device.device_tag,
         category=device.category,
         profile=device.device_type.profile,
@@ -50,8 +61,16 @@ def _device_config(device: Device) -> DeviceConfig:
         max_value=device.max_value,
         default_value=device.default_value,
         nameplate_kw=device.peak_power_kw,
-        excluded=not device.include_in_curtailment,
+        excluded=waits or not device.include_in_curtailment,
         measured_only=device.measured_only,
         lifetime=device.effective_lifetime,
         telemetry_s=device.telemetry_s,
+        owned_by=device.controlled_by.device_tag if device.controlled_by else None,
+        bounds=tuple(
+            BoundConfig(origin=bound.origin, minimum=bound.minimum, maximum=bound.maximum)
+            for bound in sorted(device.bounds.all(), key=lambda bound: bound.origin)
+        ),
+        ramp_pct_per_min=device.ramp_pct_per_min,
+        accept_wear=device.accept_wear,
+        arm_fallback=device.arm_fallback,
     )

@@ -1,4 +1,4 @@
-"""DeviceType and Device: fields, constraints, facts of one row."""
+"""Device types, devices, their bounds, and what is retiring: fields, constraints, facts of one row."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from django.db import models
 from django.db.models import F, Q
 from django.utils import timezone
 
-from devices_app.choices import CATEGORY_PATTERN, Lifetime, ValueKind
+from devices_app.choices import CATEGORY_PATTERN, BoundOrigin, Lifetime, ValueKind
 from sites_app.models import Node, Site
 
 PORTS = (1, 65535)
@@ -108,6 +108,34 @@ class Device(models.Model):
         help_text="Seconds between two readings sent to central.",
         validators=[MinValueValidator(1)],
     )
+    controlled_by = models.ForeignKey(
+        "self",
+        on_delete=models.PROTECT,
+        null=True,
+        blank=True,
+        related_name="controls",
+        help_text="The device of the same node whose control point also commands this one.",
+    )
+    ramp_pct_per_min = models.FloatField(
+        null=True,
+        blank=True,
+        help_text="How fast the value may change, % of nameplate a minute. Empty: at once.",
+    )
+    accept_wear = models.BooleanField(
+        default=False,
+        help_text="An engineer accepts writes that the register's memory may not be made for.",
+    )
+    arm_fallback = models.BooleanField(
+        default=False,
+        help_text="Arm the device's own fallback although it can only release or only stop.",
+    )
+    default_confirmed = models.BooleanField(
+        default=False,
+        help_text="An engineer confirms a default other than 0 for a signed setpoint: it flows unasked.",
+    )
+    # Who it is to its node. Another tag, address, profile, register or node makes it another device there:
+    # the node retires the former one under the former id (`RetiringDevice`).
+    config_id = models.UUIDField(default=uuid.uuid4, unique=True, editable=False)
     # `host:port/unit/register` of the limit this device is controlled by: one owner in a site. Null where
     # nothing is written.
     control_point = models.CharField(max_length=300, null=True, editable=False)
@@ -145,6 +173,20 @@ class Device(models.Model):
                 condition=Q(measured_only=False) | Q(control_point__isnull=True),
                 name="device_measured_only_owns_no_control_point",
             ),
+            models.CheckConstraint(
+                condition=Q(controlled_by__isnull=True) | Q(measured_only=True),
+                name="device_controlled_by_another_is_measured_only",
+            ),
+            models.CheckConstraint(
+                condition=Q(controlled_by__isnull=True) | ~Q(controlled_by=F("id")),
+                name="device_controlled_by_another_than_itself",
+                violation_error_message="A device cannot be controlled by itself.",
+            ),
+            models.CheckConstraint(
+                condition=Q(ramp_pct_per_min__isnull=True) | Q(ramp_pct_per_min__gt=0),
+                name="device_ramp_positive",
+                violation_error_message="ramp_pct_per_min must be above 0.",
+            ),
         ]
         indexes = [models.Index(fields=["site", "category"], name="device_site_category")]
 
@@ -155,3 +197,84 @@ class Device(models.Model):
     def effective_lifetime(self) -> str:
         """Its own, else its type's; needs `device_type` loaded."""
         return self.lifetime or self.device_type.lifetime
+
+
+class DeviceBound(models.Model):
+    """What one authority allows a device, in the unit of its value; null is no limit on that side."""
+
+    id = models.BigAutoField(primary_key=True)
+    device = models.ForeignKey(Device, on_delete=models.CASCADE, related_name="bounds")
+    origin = models.CharField(max_length=32, choices=BoundOrigin)
+    minimum = models.FloatField(null=True, blank=True)
+    maximum = models.FloatField(null=True, blank=True)
+    reason = models.CharField(max_length=500, blank=True, default="")
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["device", "origin"], name="device_bound_one_of_each_origin"),
+            models.CheckConstraint(
+                condition=Q(origin__in=BoundOrigin.values), name="device_bound_origin_known"
+            ),
+            models.CheckConstraint(
+                condition=Q(minimum__isnull=False) | Q(maximum__isnull=False),
+                name="device_bound_limits_something",
+                violation_error_message="Give a minimum, a maximum or both.",
+            ),
+            models.CheckConstraint(
+                condition=Q(minimum__isnull=True) | Q(maximum__isnull=True) | Q(minimum__lte=F("maximum")),
+                name="device_bound_in_order",
+                violation_error_message="minimum must not be above maximum.",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        low = "" if self.minimum is None else f"{self.minimum:g}"
+        high = "" if self.maximum is None else f"{self.maximum:g}"
+        return f"{self.origin}: {low} to {high}"
+
+
+class RetiringDevice(models.Model):
+    """What left a node's configuration and may still hold a value of the node's (design, rule 20).
+
+    Its tag and its control point stay taken in the site until the node reports that it has let go, or until
+    somebody abandons it by name. Then the row goes; an abandoned one once the node has forgotten it.
+    """
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    site = models.ForeignKey(Site, on_delete=models.PROTECT, related_name="retiring_devices")
+    # A node is deleted only when all that is left here is abandoned; `sites_app.services.node_delete`.
+    node = models.ForeignKey(Node, on_delete=models.CASCADE, related_name="retiring_devices")
+    # The device that went on under another id; null where it was deleted.
+    device = models.ForeignKey(
+        Device, on_delete=models.SET_NULL, null=True, editable=False, related_name="retiring_devices"
+    )
+    config_id = models.UUIDField(unique=True)
+    device_tag = models.CharField(max_length=64)
+    control_point = models.CharField(max_length=300, null=True, editable=False)
+    since = models.DateTimeField(default=timezone.now)
+    # The version of the node's `config` from which on it is not in there.
+    gone_from_version = models.PositiveBigIntegerField()
+    reason = models.CharField(max_length=200)
+    abandoned_at = models.DateTimeField(null=True, editable=False)
+    abandoned_by = models.CharField(max_length=200, blank=True, default="")
+    abandoned_why = models.CharField(max_length=500, blank=True, default="")
+
+    class Meta:
+        constraints = [
+            models.CheckConstraint(
+                condition=Q(abandoned_at__isnull=True, abandoned_by="", abandoned_why="")
+                | (Q(abandoned_at__isnull=False) & ~Q(abandoned_by="") & ~Q(abandoned_why="")),
+                name="retiring_device_abandoned_by_name",
+            ),
+        ]
+        indexes = [
+            models.Index(fields=["site", "control_point"], name="retiring_control_point"),
+            models.Index(fields=["site", "device_tag"], name="retiring_device_tag"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.device_tag} ({self.reason})"
+
+    @property
+    def is_abandoned(self) -> bool:
+        return self.abandoned_at is not None

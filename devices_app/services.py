@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any, TypedDict, Unpack
 
 import structlog
 from django.db import transaction
 
-from devices_app.models import Device, DeviceType
+from devices_app.choices import BoundOrigin, ValueKind
+from devices_app.models import Device, DeviceBound, DeviceType
+from devices_app.retirement import Place, place_free_check, places_lock, retirement_begin
 from sites_app.documents import node_documents_render
 from sites_app.models import Node
-from smartgrid.errors import Invalid
+from smartgrid.errors import Conflict, Invalid, NotFound
 from smartgrid.integrity import store
 
 log = structlog.stdlib.get_logger(__name__)
@@ -47,6 +50,11 @@ class DeviceOptions(TypedDict, total=False):
     modbus_id: int | None
     lifetime: str | None
     telemetry_s: float
+    controlled_by: Device | None
+    ramp_pct_per_min: float | None
+    accept_wear: bool
+    arm_fallback: bool
+    default_confirmed: bool
 
 
 class DeviceFields(DeviceOptions, total=False):
@@ -68,36 +76,51 @@ def device_type_create(*, name: str, profile: str, **fields: Unpack[DeviceTypeFi
 def device_type_update(
     *, device_type: DeviceType, name: str | None = None, **fields: Unpack[DeviceTypeFields]
 ) -> DeviceType:
-    """Change a type; nodes with devices of it get the new profile, and devices keep their own bounds."""
+    """Change a type; nodes with devices of it get the new profile, and devices keep their own bounds.
+
+    Devices that are controlled through another register from now on are retired from the former one.
+    """
     with transaction.atomic():
-        device_type = DeviceType.objects.select_for_update().get(pk=device_type.pk)
+        # Without the key: a device that is just changed to this type holds its site already.
+        device_type = DeviceType.objects.select_for_update(no_key=True).get(pk=device_type.pk)
         changes: dict[str, Any] = dict(fields)
         if name is not None:
             changes["name"] = name
         changed = {field: value for field, value in changes.items() if getattr(device_type, field) != value}
         if not changed:
             return device_type
+        places_lock(device_type.devices.values_list("site_id", flat=True))
+        devices = list(device_type.devices.select_related("node", "device_type").order_by("pk"))
+        before = {device.pk: (Place.of(device), device.measured_only) for device in devices}
         for field, value in changed.items():
             setattr(device_type, field, value)
         store(device_type)
-        for device in device_type.devices.select_related("device_type"):
-            before = (device.control_point, device.measured_only)
+        left: list[tuple[Device, Place, str]] = []
+        for device in devices:
+            device.device_type = device_type
             _control_point_set(device)
-            if (device.control_point, device.measured_only) != before:
+            place, measured_only = before[device.pk]
+            reason = _config_id_renew(device, place)
+            if reason or (device.control_point, device.measured_only) != (place.control_point, measured_only):
                 store(device)
+            if reason:
+                left.append((device, place, reason))
         for node in Node.objects.filter(devices__device_type=device_type).distinct().order_by("pk"):
             node_documents_render(node=node)
+        for device, place, reason in left:
+            retirement_begin(place=place, reason=reason, device=device)
     log.info("device_type_changed", device_type=device_type.name, fields=sorted(changed))
     return device_type
 
 
 def device_create(
-    *, node: Node, device_type: DeviceType, device_tag: str, **fields: Unpack[DeviceFields]
+    *, node: Node, device_type: DeviceType, device_tag: str, by: str = "", **fields: Unpack[DeviceFields]
 ) -> Device:
-    """Add a device to a node, and to the node's configuration.
+    """Add a device to a node, and to the node's configuration; `by`: who does it, where that is recorded.
 
     `Invalid` for a field out of range; `Conflict` where the site has the tag already, or where another device
-    of the site is controlled through the same register (rule 22).
+    of the site is controlled through the same register (rule 22). So it is while one that had them is still
+    being retired: code `retiring` (rule 20).
     """
     defaults: DeviceFields = {
         "category": device_type.category,
@@ -106,6 +129,7 @@ def device_create(
         "default_value": device_type.default_value,
     }
     with transaction.atomic():
+        places_lock([node.site_id])
         device = Device(
             site_id=node.site_id,
             node=node,
@@ -113,43 +137,132 @@ def device_create(
             device_tag=device_tag,
             **{**defaults, **fields},
         )
+        _wear_acceptance_audit(device, accepted_before=False, by=by)
         _device_store(device)
         node_documents_render(node=node)
     log.info("device_created", node=node.name, device=device.device_tag, device_type=device_type.name)
     return device
 
 
-def device_update(*, device: Device, **changes: Unpack[DeviceChanges]) -> Device:
-    """Change a device where it stands: its node is for life, its site is the node's."""
+def device_update(*, device: Device, by: str = "", **changes: Unpack[DeviceChanges]) -> Device:
+    """Change a device at its node; `by`: who does it, where that is recorded.
+
+    With another tag, address or profile it is another device to its node, which first retires the former one
+    (rule 20): its hold ends. Errors as for `device_create`; `Conflict` too where it would no longer be
+    controllable and controls others.
+    """
     with transaction.atomic():
-        # `of`: the type is shared by a fleet and need not wait.
-        device = (
-            Device.objects.select_for_update(of=("self",))
-            .select_related("device_type", "node")
-            .get(pk=device.pk)
-        )
+        device = _device_lock(device)
+        before, accepted_before = Place.of(device), device.accept_wear
         for field, value in changes.items():
             if field not in DeviceChanges.__optional_keys__:
                 raise Invalid.field(field, "cannot be changed")
             setattr(device, field, value)
-        _device_store(device)
-        node_documents_render(node=device.node)
+        _wear_acceptance_audit(device, accepted_before=accepted_before, by=by)
+        _device_change(device, before)
     log.info("device_changed", device=device.device_tag, fields=sorted(changes))
     return device
 
 
+def device_move(*, device: Device, node: Node) -> Device:
+    """Hand a device over to another node of its site, which leaves it alone until the former let go of it.
+
+    `Invalid` for a node of another site: there it is another device. `Conflict` where it is controlled by, or
+    controls, one that stays.
+    """
+    with transaction.atomic():
+        device = _device_lock(device)
+        if node.site_id != device.site_id:
+            raise Invalid.field("node", "a device stays at its site; delete it here and create it there")
+        if node.pk == device.node_id:
+            return device
+        _controls_none_check(device, "cannot move")
+        before = Place.of(device)
+        device.node = node
+        _device_change(device, before)
+    log.info("device_moved", device=device.device_tag, node=node.name, before=before.node.name)
+    return device
+
+
+def device_delete(*, device: Device, by: str = "") -> None:
+    """Take a device from its node. Its tag and control point stay taken until the node has retired it.
+
+    What it controls must be changed first: `Conflict`.
+    """
+    with transaction.atomic():
+        device = _device_lock(device)
+        _controls_none_check(device, "cannot be deleted")
+        place = Place.of(device)
+        device.delete()
+        node_documents_render(node=place.node)
+        retirement_begin(place=place, reason="deleted", device=None)
+    log.info("device_deleted", node=place.node.name, device=place.tag, by=by)
+
+
+def device_bound_set(
+    *,
+    device: Device,
+    origin: str,
+    by: str,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    reason: str = "",
+) -> DeviceBound:
+    """Let an authority limit a device, in the unit of its value, instead of its former limits there.
+
+    The bounds of all authorities and the device's own intersect; the node applies them in its next cycle, to
+    running holds too (rule 21). `Invalid` where neither side is limited, or for a number that is none.
+    """
+    with transaction.atomic():
+        device = _device_lock(device)
+        bound = DeviceBound.objects.filter(device=device, origin=origin).first()
+        bound = bound or DeviceBound(device=device, origin=origin)
+        bound.minimum, bound.maximum, bound.reason = minimum, maximum, reason
+        store(bound)
+        node_documents_render(node=device.node)
+    log.info(
+        "device_bound_set",
+        device=device.device_tag,
+        origin=origin,
+        minimum=minimum,
+        maximum=maximum,
+        reason=reason,
+        by=by,
+    )
+    return bound
+
+
+def device_bound_drop(*, device: Device, origin: str, by: str) -> bool:
+    """Take an authority's limits from a device; False where it had none."""
+    with transaction.atomic():
+        device = _device_lock(device)
+        dropped, _ = DeviceBound.objects.filter(device=device, origin=origin).delete()
+        node_documents_render(node=device.node)
+    if dropped:
+        log.info("device_bound_dropped", device=device.device_tag, origin=BoundOrigin(origin), by=by)
+    return bool(dropped)
+
+
 def device_values_confirm(
-    *, node_id: uuid.UUID, values: Mapping[str, float], sequence: int, is_first_word: bool = False
+    *,
+    node_id: uuid.UUID,
+    values: Mapping[str, float],
+    sequence: int,
+    is_first_word: bool = False,
+    asked_at: datetime | None = None,
 ) -> None:
     """Record the values (device tag -> value) a node's devices confirmed under the command of this sequence.
 
     A device for which a later command has confirmed another is left alone; so is, with `is_first_word`, one
     of which something was recorded under this very sequence: the first word about a command is its answer,
     and the node's log goes on to tell how its hold ended.
+
+    `asked_at`: when the command was asked for, where the word may come late: it says nothing about a device
+    that was made since under the same tag.
     """
     if not values:
         return
-    devices = Device.objects.all()
+    devices = Device.objects.all() if asked_at is None else Device.objects.filter(created_at__lte=asked_at)
     if len(values) > 1:
         # In one order for all, so that two requests for the same devices do not wait for each other.
         ordered = devices.filter(node_id=node_id, device_tag__in=values).order_by("pk")
@@ -163,7 +276,82 @@ def device_values_confirm(
         )
 
 
-def _device_store(device: Device) -> None:
+def _device_lock(device: Device) -> Device:
+    """The device as it is now, for this transaction alone; `NotFound` where it is deleted."""
+    places_lock([device.site_id])
+    # `of`: the type is shared by a fleet and need not wait.
+    rows = Device.objects.select_for_update(of=("self",)).select_related("device_type", "node")
+    found = rows.filter(pk=device.pk).first()
+    if found is None:
+        raise NotFound("No such device.")
+    return found
+
+
+def _device_change(device: Device, before: Place) -> None:
+    """Store a changed device, tell its node, and its former node where it moved; retire what it left."""
+    reason = _device_store(device, before=before)
+    node_documents_render(node=before.node)
+    if reason:
+        retirement_begin(place=before, reason=reason, device=device)
+    if device.node_id != before.node.pk:
+        # After its former place is known to be retiring, so that it is configured to wait for it.
+        node_documents_render(node=device.node)
+
+
+def _config_id_renew(device: Device, before: Place) -> str:
+    """Make it another device to its node if it left its place: why, or empty where it did not.
+
+    What the former confirmed is not what this one holds.
+    """
+    reason = before.left_for(Place.of(device))
+    if reason:
+        device.config_id = uuid.uuid4()
+        device.value = None
+    return reason
+
+
+def _wear_acceptance_audit(device: Device, *, accepted_before: bool, by: str) -> None:
+    if device.accept_wear == accepted_before:
+        return
+    if not by.strip():
+        raise Invalid.field("accept_wear", "cannot be changed without saying who does it")
+    event = "device_wear_accepted" if device.accept_wear else "device_wear_no_longer_accepted"
+    log.warning(event, device=device.device_tag, by=by)
+
+
+def _controls_none_check(device: Device, what: str) -> None:
+    tags = list(device.controls.order_by("device_tag").values_list("device_tag", flat=True))
+    if tags:
+        raise Conflict(f"{device.device_tag} {what}: it controls {', '.join(tags)}.", code="controls_others")
+
+
+def _owner_check(device: Device) -> None:
+    """A device is controlled through another of its node, and that one through itself: no chains."""
+    owner = device.controlled_by
+    if owner is None:
+        return
+    owner = Device.objects.select_related("device_type").filter(pk=owner.pk).first()
+    if owner is None or owner.node_id != device.node_id:
+        raise Invalid.field("controlled_by", "must be a device of the same node")
+    if owner.pk == device.pk:
+        raise Invalid.field("controlled_by", "a device cannot be controlled by itself")
+    if owner.measured_only:
+        raise Invalid.field("controlled_by", f"{owner.device_tag} is only measured itself")
+    device.measured_only = True
+
+
+def _default_check(device: Device) -> None:
+    """A signed setpoint other than 0 charges or discharges although nobody asked (design, Quantities)."""
+    kind = device.device_type.value_kind
+    if kind == ValueKind.SIGNED_SETPOINT and device.default_value != 0 and not device.default_confirmed:
+        raise Invalid.field(
+            "default_value",
+            "a signed setpoint has the default 0; another needs an engineer's word, default_confirmed",
+        )
+
+
+def _device_store(device: Device, *, before: Place | None = None) -> str:
+    """Check and store a device; why it has left `before`, or empty where it has not."""
     device.modbus_server_host = (device.modbus_server_host or "").strip().lower() or None
     device.lifetime = device.lifetime or None
     if device.device_type.speaks_modbus and not (
@@ -177,8 +365,15 @@ def _device_store(device: Device) -> None:
                 if getattr(device, field) in (None, "")
             },
         )
+    _owner_check(device)
+    _default_check(device)
     _control_point_set(device)
+    if device.measured_only:
+        _controls_none_check(device, "cannot be measured only")
+    place_free_check(device)
+    reason = _config_id_renew(device, before) if before is not None else ""
     store(device)
+    return reason
 
 
 def _control_point_set(device: Device) -> None:

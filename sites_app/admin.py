@@ -46,7 +46,16 @@ class SiteAdmin(ServiceAdmin):
 
 @admin.register(Node)
 class NodeAdmin(ServiceAdmin):
-    list_display = ["name", "site", "online", "presence_changed_at", "epoch", "manifest_version"]
+    list_display = [
+        "name",
+        "site",
+        "online",
+        "presence_changed_at",
+        "alarms",
+        "epoch",
+        "manifest_version",
+    ]
+    may_delete = True
     list_filter = ["online", "site"]
     search_fields = ["name", "id", "site__site_tag"]
     list_select_related = ["site"]
@@ -61,6 +70,7 @@ class NodeAdmin(ServiceAdmin):
         "epoch",
         "manifest_version",
         "last_reported_at",
+        "alarms",
         "last_reported",
     ]
     actions = ["publish_again"]
@@ -72,6 +82,15 @@ class NodeAdmin(ServiceAdmin):
         if is_new:
             return services.node_create(**values)
         return services.node_update(node=row, **values)
+
+    def delete_model(self, request: HttpRequest, obj: Any) -> None:
+        services.node_delete(node=obj, by=request.user.get_username())
+
+    @admin.display(description="alarms")
+    def alarms(self, row: Node) -> str:
+        """The codes of what the node last reported: `code` its own, `code TAG` of a device."""
+        found = (row.last_reported or {}).get("alarms", [])
+        return ", ".join(f"{alarm['code']} {alarm.get('device', '')}".strip() for alarm in found)
 
     @admin.action(description="Render and publish the desired state again")
     def publish_again(self, request: HttpRequest, queryset: QuerySet[Node]) -> None:

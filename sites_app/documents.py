@@ -47,6 +47,8 @@ def renderer_register(*, prefix: str, render: Renderer) -> None:
 def node_documents_render(*, node: Node) -> None:
     """Bring all documents of a node in line with what the apps render now; what none renders is dropped."""
     with transaction.atomic():
+        # Before anything is read: of two renderings at once the later must see what the earlier was about.
+        _lock(node)
         stored = set(node.documents.values_list("name", flat=True))
         for space in _name_spaces.values():
             bodies = space.render(node)
@@ -124,8 +126,11 @@ def publish_on_commit(*, node: Node, names: list[str] | None) -> None:
 
 
 def _lock(node: Node) -> None:
-    """Let one writer at a time change a node's documents (SQLite: its transactions already are)."""
-    Node.objects.select_for_update().only("pk").get(pk=node.pk)
+    """Let one writer at a time change a node's documents (SQLite: its transactions already are).
+
+    Without the key, so that nobody who sends the node a command waits for that.
+    """
+    Node.objects.select_for_update(no_key=True).only("pk").get(pk=node.pk)
 
 
 def _version_raise(node: Node) -> int:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
+
+import structlog
+from django.db import transaction
 
 from edge.wire.codec import encode
 from edge.wire.messages import Document
 from edge.wire.topics import NodeTopics
 from sites_app.documents import MANIFEST, manifest_for
 from sites_app.models import Node, NodeDocument
+
+log = structlog.stdlib.get_logger(__name__)
 
 
 class DesiredStateLink(Protocol):
@@ -44,6 +50,46 @@ def node_publish(*, node_id: str, link: DesiredStateLink, names: list[str] | Non
         latest = manifest_for(node)
         if (latest.epoch, latest.version) == (manifest.epoch, manifest.version):
             return
+
+
+def node_messages(node: Node) -> dict[str, str]:
+    """All that a node should have, name -> JSON, as it is now; the manifest last, as it is published."""
+    manifest = manifest_for(node)
+    messages = {
+        document.name: _bytes(document, epoch=manifest.epoch).decode()
+        for document in NodeDocument.objects.filter(node=node).order_by("name")
+    }
+    return messages | {MANIFEST: encode(manifest).decode()}
+
+
+def node_farewell_on_commit(*, node: Node) -> None:
+    """Publish what a node should have once more after the commit that deletes it.
+
+    What was queued before finds no row to read from, and the broker would keep an older state.
+    """
+    from kombu.exceptions import OperationalError  # noqa: PLC0415 - tasks import this module
+
+    from sites_app.tasks import publish_farewell  # noqa: PLC0415
+
+    messages = node_messages(node)
+    tenant, node_id = node.tenant_tag, str(node.pk)
+
+    def publish() -> None:
+        try:
+            publish_farewell.delay(tenant, node_id, list(messages.items()))
+        except OperationalError as error:
+            log.warning("farewell_not_queued", node=node_id, error=str(error))
+
+    transaction.on_commit(publish)
+
+
+def messages_publish(
+    *, tenant: str, node_id: str, messages: Mapping[str, str], link: DesiredStateLink
+) -> None:
+    """Publish these documents (name -> JSON) in this order, of a node that need not exist any longer."""
+    topics = NodeTopics(tenant, node_id)
+    for name, text in messages.items():
+        link.put_desired(topics, name, text.encode())
 
 
 def _bytes(document: NodeDocument, *, epoch: int) -> bytes:

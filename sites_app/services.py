@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import Any, TypedDict, Unpack
 
@@ -15,7 +15,8 @@ from sites_app import tokens
 from sites_app.documents import node_documents_render
 from sites_app.models import ManagementToken, Node, Site
 from sites_app.presence import HEARTBEAT_LIMIT_S, central_now, presence_read
-from smartgrid.errors import Invalid
+from sites_app.publishing import node_farewell_on_commit
+from smartgrid.errors import Conflict, Invalid
 from smartgrid.integrity import store
 
 log = structlog.stdlib.get_logger(__name__)
@@ -64,10 +65,21 @@ def site_update(*, site: Site, **changes: Unpack[SiteChanges]) -> Site:
         site = Site.objects.select_for_update().get(pk=site.pk)
         _apply(site, changes)
         store(site)
-        for node in site.nodes.all():
+        for node in site.nodes.order_by("pk"):
             node_documents_render(node=node)
     log.info("site_changed", site=site.site_tag, fields=sorted(changes))
     return site
+
+
+# What keeps a node from being deleted, for people. Apps above this one say so; nothing here knows them.
+NodeKeeper = Callable[[Node], list[str]]
+
+_node_keepers: dict[str, NodeKeeper] = {}
+
+
+def node_keeper_register(*, name: str, kept_by: NodeKeeper) -> None:
+    """Let an app keep nodes from being deleted for as long as it names a reason."""
+    _node_keepers[name] = kept_by
 
 
 def node_create(*, site: Site, **fields: Unpack[NodeFields]) -> Node:
@@ -88,6 +100,25 @@ def node_update(*, node: Node, **changes: Unpack[NodeChanges]) -> Node:
         node_documents_render(node=node)
     log.info("node_changed", node=node.name, fields=sorted(changes))
     return node
+
+
+def node_delete(*, node: Node, by: str = "") -> None:
+    """Forget a node, once nothing keeps it: its devices are retired, or abandoned by name (rule 20).
+
+    `Conflict` names what does. A node that is deleted and comes back finds its last desired state at the
+    broker, which has no devices and names those it must forget.
+    """
+    with transaction.atomic():
+        # Its site first, as whoever adds a device to the node does.
+        Site.objects.select_for_update(no_key=True).get(pk=node.site_id)
+        node = Node.objects.select_for_update().get(pk=node.pk)
+        kept = [why for kept_by in _node_keepers.values() for why in kept_by(node)]
+        if kept:
+            raise Conflict(f"{node.name} cannot be deleted: it still has {', '.join(kept)}.", code="in_use")
+        name = node.name
+        node_farewell_on_commit(node=node)
+        node.delete()
+    log.warning("node_deleted", node=name, by=by)
 
 
 def token_issue(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from celery import shared_task
 
-from sites_app.publishing import node_publish
+from sites_app.publishing import messages_publish, node_publish
 from sites_app.services import nodes_silent_mark
 from smartgrid.errors import Unavailable
 
@@ -22,6 +22,19 @@ def publish_desired(node_id: str, names: list[str] | None = None) -> None:
     from sites_app.node_link import node_link  # noqa: PLC0415
 
     node_publish(node_id=node_id, names=names, link=node_link())
+
+
+@shared_task(  # type: ignore[untyped-decorator]
+    name="sites_app.tasks.publish_farewell",
+    autoretry_for=(Unavailable,),
+    max_retries=6,
+    retry_backoff=1,
+    retry_jitter=True,
+)
+def publish_farewell(tenant: str, node_id: str, messages: list[tuple[str, str]]) -> None:
+    from sites_app.node_link import node_link  # noqa: PLC0415
+
+    messages_publish(tenant=tenant, node_id=node_id, messages=dict(messages), link=node_link())
 
 
 @shared_task(name="sites_app.tasks.mark_silent_nodes")  # type: ignore[untyped-decorator]

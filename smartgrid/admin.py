@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from django.contrib import messages
 from django.contrib.admin import AdminSite, ModelAdmin
+from django.db import transaction
 from django.db.models import Model, QuerySet
 from django.db.models.base import ModelBase
 from django.forms import ModelForm
@@ -61,9 +63,15 @@ class ServiceAdmin(AnyModelAdmin):
     def delete_model(self, request: HttpRequest, obj: Any) -> None:  # noqa: ARG002 - Django's hook
         self.delete_by_service(obj)
 
-    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:  # noqa: ARG002
-        for row in queryset:
-            self.delete_by_service(row)
+    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:
+        with transaction.atomic():
+            for row in queryset:
+                self.delete_model(request, row)
+
+    def get_deleted_objects(self, objs: Any, request: HttpRequest) -> Any:  # noqa: ARG002 - Django's hook
+        """What goes is the service's to say: records that go with a row need no permission of their own."""
+        name = str(self.opts.verbose_name_plural)
+        return [str(row) for row in objs], {name: len(objs)}, set(), []
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return self.may_delete and super().has_delete_permission(request, obj)
@@ -75,9 +83,26 @@ class ServiceAdmin(AnyModelAdmin):
         form_url: str = "",
         extra_context: dict[str, Any] | None = None,
     ) -> HttpResponse:
-        try:
-            return super().changeform_view(request, object_id, form_url, extra_context)
-        except SgmError as error:
-            # It left the admin's transaction as an exception, so nothing of it is stored.
-            messages.error(request, str(error))
-            return HttpResponseRedirect(request.get_full_path())
+        view = super().changeform_view
+        return _refusal_shown(request, lambda: view(request, object_id, form_url, extra_context))
+
+    def delete_view(
+        self, request: HttpRequest, object_id: str, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        view = super().delete_view
+        return _refusal_shown(request, lambda: view(request, object_id, extra_context))
+
+    def changelist_view(
+        self, request: HttpRequest, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        view = super().changelist_view
+        return _refusal_shown(request, lambda: view(request, extra_context))
+
+
+def _refusal_shown(request: HttpRequest, view: Callable[[], HttpResponse]) -> HttpResponse:
+    try:
+        return view()
+    except SgmError as error:
+        # It left the admin's transaction as an exception, so nothing of it is stored.
+        messages.error(request, str(error))
+        return HttpResponseRedirect(request.get_full_path())

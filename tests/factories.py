@@ -21,8 +21,17 @@ from control_app.models import (
 )
 from devices_app.models import Device, DeviceType
 from devices_app.services import DeviceFields, DeviceTypeFields, device_create, device_type_create
+from edge.wire.messages import AppliedDocument, Reported
+from sites_app.documents import manifest_for
 from sites_app.models import ManagementToken, Node, Site
-from sites_app.services import NodeFields, SiteFields, node_create, site_create, token_issue
+from sites_app.services import (
+    NodeFields,
+    SiteFields,
+    node_create,
+    node_presence_record,
+    site_create,
+    token_issue,
+)
 from smartgrid.api.principal import ApiClient, Principal
 
 _numbers = itertools.count(1)
@@ -99,6 +108,30 @@ def device_make(
     )
 
 
+def node_online(node: Node, *, session: str = "session-1", boot: str = "boot-1") -> None:
+    """Let central have heard the node's birth."""
+    node_presence_record(node_id=node.pk, online=True, session=session, boot=boot)
+
+
+def report_make(node: Node, **fields: Any) -> Reported:
+    """What a node says in the session of `node_online` that has applied all it should have."""
+    manifest = manifest_for(node)
+    given: dict[str, Any] = {
+        "session": "session-1",
+        "boot": "boot-1",
+        "store": "store-1",
+        "epoch": manifest.epoch,
+        "manifest_version": manifest.version,
+        "at": "2026-11-23T00:00:00Z",
+        "clock": "trusted",
+        "documents": {
+            name: AppliedDocument(v=entry.v, status="applied") for name, entry in manifest.docs.items()
+        },
+    }
+    given.update(fields)
+    return Reported(**given)
+
+
 def token_make(*sites: Site, name: str | None = None) -> ManagementToken:
     return token_issue(name=name or f"Token {next(_numbers)}", sites=sites)
 
@@ -163,7 +196,13 @@ def control_log_make(
 def device_error_make(
     *, device: Device, at: datetime | None = None, error: str = "no answer"
 ) -> DeviceErrorLog:
-    return DeviceErrorLog.objects.create(device=device, timestamp=at or timezone.now(), error=error)
+    return DeviceErrorLog.objects.create(
+        device=device,
+        site=device.site,
+        device_tag=device.device_tag,
+        timestamp=at or timezone.now(),
+        error=error,
+    )
 
 
 def client_of(principal: Principal) -> APIClient:

@@ -9,8 +9,10 @@ returned.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
+from enum import StrEnum
 
 from edge.core.commands import (
     BEFORE_ALL,
@@ -23,15 +25,27 @@ from edge.core.commands import (
     WriteClass,
 )
 from edge.core.cyclic import InForce, WriteReason, write_due
-from edge.core.events import Event, FallbackEntered, FallbackReached, LapseCause, SetpointChanged
+from edge.core.events import (
+    Event,
+    FallbackEntered,
+    FallbackReached,
+    LapseCause,
+    Retired,
+    RetiredBecause,
+    SetpointChanged,
+)
 from edge.core.image import ProcessImage
 from edge.core.instant import Instant
 from edge.core.quantities import Bound, apply_bounds
+from edge.core.ramp import Ramp, move
 from edge.core.schedule import NO_SCHEDULE, Schedule, slot_end, value_at
 from edge.core.watchdog import MAX_TIME_LIMIT_S, MIN_TIME_LIMIT_S, has_lapsed, is_time_limit, shorten
+from edge.core.wear import EMPTY_LEDGER, Ledger, begin_day, count, covers
 
 # Without a trusted clock the value in force is kept this long, then the default is taken.
 UNTRUSTED_CLOCK_GRACE_S = 900.0
+# What a hold costs: its set and its release.
+HOLD_WRITES = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +55,9 @@ class DeviceSettings:
     Values are in the device type's unit, normally percent of controllable nominal AC power. `time_limit_s` is
     the site's curtailment_time_limit; `tolerance` the greatest difference between a value and its read-back
     that still counts as written. `bounds` come on top of the device's own minimum and maximum.
+    `ramp_pct_per_min` is in percent of nameplate a minute, None is no ramp; `writes_per_day` the budget of
+    the registers a write goes to, None is no budget; `accept_wear` tells that an engineer answers for the
+    writes to a register of unknown endurance; `readable` that the value in force can be read.
 
     Settings nobody could act on are refused with `ValueError`: a number that is not finite, a range without
     a value in it, a time limit outside its bounds. `decide` may then promise never to raise.
@@ -59,6 +76,10 @@ class DeviceSettings:
     write_class: WriteClass = WriteClass.UNKNOWN
     period_s: float = 300.0
     tolerance: float = 0.5
+    ramp_pct_per_min: float | None = None
+    writes_per_day: int | None = None
+    accept_wear: bool = False
+    readable: bool = True
 
     def __post_init__(self) -> None:
         for name in ("minimum", "maximum", "default_value", "period_s", "tolerance"):
@@ -71,6 +92,11 @@ class DeviceSettings:
                 f"{self.tag}: time limit {self.time_limit_s:g} s is not in"
                 f" {MIN_TIME_LIMIT_S:g} to {MAX_TIME_LIMIT_S:g} s"
             )
+        ramp = self.ramp_pct_per_min
+        if ramp is not None and not (math.isfinite(ramp) and ramp > 0):
+            raise ValueError(f"{self.tag}: ramp {ramp:g} % a minute is not above 0")
+        if self.writes_per_day is not None and self.writes_per_day < HOLD_WRITES:
+            raise ValueError(f"{self.tag}: a budget of {self.writes_per_day} writes a day carries no request")
 
     @property
     def is_controlled(self) -> bool:
@@ -79,6 +105,18 @@ class DeviceSettings:
     @property
     def own_range(self) -> Bound:
         return Bound("device", self.minimum, self.maximum)
+
+    @property
+    def wears(self) -> bool:
+        """Tell whether a write may cost the register something, and nobody has accepted that."""
+        if self.write_class is WriteClass.UNKNOWN:
+            return not self.accept_wear
+        return self.write_class is WriteClass.PERSISTENT
+
+    @property
+    def ramp_per_s(self) -> float | None:
+        """Its ramp, in the value's unit a second; a register that wears takes none: one write a change."""
+        return None if self.ramp_pct_per_min is None or self.wears else self.ramp_pct_per_min / 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +127,21 @@ class Lapse:
     cause: LapseCause
 
 
+class Retirement(StrEnum):
+    """How far a device is that this node is to leave as if it had never been there (rule 20)."""
+
+    OWED = "owed"
+    DONE = "done"
+
+
 @dataclass(frozen=True, slots=True)
 class DeviceState:
     """The priority array of one device, and what is known of the device itself.
 
-    `in_force` is None until something is known: then the read-back decides whether to write at all.
+    `in_force` is None until something is known: then the read-back decides whether to write at all. `asked`
+    and `confirmed` are the value last asked of the line and the one last confirmed by the device, by whatever
+    process and boot: what stands in the device is ours if it is one of them. `ramp` is None until a value is
+    known to start from.
     """
 
     settings: DeviceSettings
@@ -103,18 +151,32 @@ class DeviceState:
     in_force: InForce | None = None
     lapse: Lapse | None = None
     resolved: tuple[float, Source] | None = None
+    asked: float | None = None
+    confirmed: float | None = None
+    ramp: Ramp | None = None
+    ledger: Ledger = EMPTY_LEDGER
+    retirement: Retirement | None = None
+
+    def is_ours(self, readback: float) -> bool:
+        """Tell whether a value found in the device is one this node has put there."""
+        return any(
+            value is not None and abs(readback - value) <= self.settings.tolerance
+            for value in (self.asked, self.confirmed)
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
     """What the device is to be held at, and the reason.
 
-    `value` is None for a device nobody may write (excluded, or behind another's control point). `until_*`
-    tell when the array changes next by itself: the end of a hold on the boot-time clock, of a slot in UTC.
+    `value` is None for a device nobody may write (excluded, or behind another's control point). `target` is
+    where a ramp leads; without one it is the value. `until_*` tell when the array changes next by itself: the
+    end of a hold on the boot-time clock, of a slot in UTC.
     """
 
     tag: str
     value: float | None
+    target: float | None = None
     source: Source | None = None
     wish: float | None = None
     bounded_by: str | None = None
@@ -127,56 +189,144 @@ class Decision:
 
 def decide(state: DeviceState, image: ProcessImage, now: Instant) -> tuple[DeviceState, Decision]:
     """Resolve the array: the new state, and the decision with its reason."""
+    if image.readback is not None and not math.isfinite(image.readback):
+        # NaN compares as if it agreed with everything: a reading that is no number is no reading.
+        image = replace(image, readback=None)
+    if image.clock.untrusted_since_s is None:
+        state = replace(state, ledger=begin_day(state.ledger, now.utc.date()))
+    if state.retirement is Retirement.OWED:
+        return _retire(state, image)
     settings = state.settings
+    if not settings.is_controlled:
+        return replace(state, hold=None, lapse=None, resolved=None), Decision(settings.tag, None)
     events: list[Event] = []
     hold, lapse = state.hold, state.lapse
-    if hold is not None and (has_lapsed(hold, now=now) or not settings.is_controlled):
-        cause = LapseCause.TIME_LIMIT if settings.is_controlled else LapseCause.EXCLUDED
-        lapse = Lapse(hold, cause) if settings.is_controlled else None
-        events.append(FallbackEntered(settings.tag, hold, cause))
+    if hold is not None and has_lapsed(hold, now=now):
+        lapse = Lapse(hold, LapseCause.TIME_LIMIT)
+        events.append(FallbackEntered(settings.tag, hold, lapse.cause))
         hold = None
-
-    if not settings.is_controlled:
-        state = replace(state, hold=None, lapse=None, resolved=None)
-        return state, Decision(settings.tag, None, events=tuple(events))
 
     wish, source, until_boottime_s, until_utc = _wish(state, hold, image, now)
     allowed = apply_bounds(wish, settings.bounds, device=settings.own_range)
-    resolved = (allowed.value, source)
+    target, bounded_by = allowed.value, allowed.bounded_by
+    resolved = (target, source)
     if resolved != state.resolved:
-        events.append(SetpointChanged(settings.tag, allowed.value, source))
+        events.append(SetpointChanged(settings.tag, target, source))
+    ramp = _ramp(state, target, image, now)
+    # Bounds are obeyed at once, whatever the ramp.
+    value = (
+        target if ramp is None else apply_bounds(ramp.value, settings.bounds, device=settings.own_range).value
+    )
+    if ramp is not None and value != ramp.value:
+        ramp = replace(ramp, value=value)
     write = write_due(
-        allowed.value,
+        value,
         in_force=state.in_force,
         readback=image.readback,
         tolerance=settings.tolerance,
         lifetime=settings.lifetime,
         write_class=settings.write_class,
+        may_repeat=covers(state.ledger, per_day=settings.writes_per_day, writes=HOLD_WRITES),
         period_s=settings.period_s,
         now_boottime_s=now.boottime_s,
     )
-    in_force = state.in_force
+    in_force, asked, confirmed = state.in_force, state.asked, state.confirmed
     if in_force is None and write is None:
         # The device holds the resolved value already: adopted, not written.
-        in_force = InForce(allowed.value, now.boottime_s, confirmed=True)
-    if lapse is not None and write is None:
+        in_force = InForce(value, now.boottime_s, confirmed=True)
+        confirmed = value
+    if write is not None and (in_force is not None or image.readback is not None):
+        # (Before the first contact nothing is written, and what stands in the device may be older than that.)
+        asked = value
+    if lapse is not None and write is None and value == target:
         # A request for what the device falls back to lapses like any other, but leaves nothing to write: no
         # write will ever confirm it, so it ends here.
-        events.append(FallbackReached(settings.tag, lapse.hold, lapse.cause, allowed.value))
+        events.append(FallbackReached(settings.tag, lapse.hold, lapse.cause, value))
         lapse = None
     decision = Decision(
         tag=settings.tag,
-        value=allowed.value,
+        value=value,
+        target=target,
         source=source,
         wish=wish,
-        bounded_by=allowed.bounded_by,
+        bounded_by=bounded_by,
         request_id=hold.request_id if hold is not None else None,
         until_boottime_s=until_boottime_s,
         until_utc=until_utc,
         write=write,
         events=tuple(events),
     )
-    return replace(state, hold=hold, lapse=lapse, in_force=in_force, resolved=resolved), decision
+    state = replace(
+        state,
+        hold=hold,
+        lapse=lapse,
+        in_force=in_force,
+        resolved=resolved,
+        asked=asked,
+        confirmed=confirmed,
+        ramp=ramp,
+    )
+    return state, decision
+
+
+def _ramp(state: DeviceState, target: float, image: ProcessImage, now: Instant) -> Ramp | None:
+    """Where the ramp of this device stands now; None where it has none, or nothing is known to start from."""
+    rate_per_s = state.settings.ramp_per_s
+    if rate_per_s is None:
+        return None
+    ramp = state.ramp
+    if ramp is None:
+        start = image.readback if state.in_force is None else state.in_force.value
+        if start is None:
+            return None
+        ramp = Ramp(start, start, now.boottime_s)
+    return move(target, ramp=ramp, rate_per_s=rate_per_s, now_boottime_s=now.boottime_s)
+
+
+def _retire(state: DeviceState, image: ProcessImage) -> tuple[DeviceState, Decision]:
+    """Bring a device back to its default if what it holds is ours, in one write; then it is nobody's."""
+    settings = state.settings
+    default = apply_bounds(settings.default_value, settings.bounds, device=settings.own_range).value
+    events: list[Event] = []
+    if state.hold is not None:
+        events.append(FallbackEntered(settings.tag, state.hold, LapseCause.EXCLUDED))
+    because = _left_because(state, image.readback, default)
+    if because is None:
+        # What stands in the device is read before it is touched.
+        write = WriteReason.RETIRED if image.readback is not None or not settings.readable else None
+        return replace(state, hold=None, lapse=None, resolved=None, ramp=None), Decision(
+            settings.tag,
+            default,
+            target=default,
+            source=Source.DEFAULT,
+            wish=settings.default_value,
+            write=write,
+            events=tuple(events),
+        )
+    value = default if image.readback is None else image.readback
+    events.append(Retired(settings.tag, because, value))
+    state = DeviceState(
+        settings,
+        schedule=state.schedule,
+        last_order=state.last_order,
+        ledger=state.ledger,
+        retirement=Retirement.DONE,
+    )
+    return state, Decision(settings.tag, None, events=tuple(events))
+
+
+def _left_because(state: DeviceState, found: float | None, default: float) -> RetiredBecause | None:
+    """Why nothing is left to do at a device that is retired; None where something is."""
+    if found is not None and abs(found - default) <= state.settings.tolerance:
+        return RetiredBecause.BACK_AT_DEFAULT
+    in_force = state.in_force
+    if in_force is not None and in_force.confirmed and in_force.value == default:
+        return RetiredBecause.BACK_AT_DEFAULT
+    if state.asked is None and state.confirmed is None:
+        return RetiredBecause.NEVER_WRITTEN
+    if found is not None and not state.is_ours(found):
+        return RetiredBecause.NOT_OURS
+    return None
 
 
 def _wish(
@@ -225,6 +375,8 @@ def admit(state: DeviceState, request: DirectRequest, now: Instant) -> tuple[Dev
     in_range = settings.minimum <= request.value <= settings.maximum
     if not (in_range and math.isfinite(request.hold_s) and request.hold_s > 0):
         return state, Refusal.RANGE
+    if not covers(state.ledger, per_day=settings.writes_per_day, writes=_cost(state, request.value)):
+        return state, Refusal.WEAR
     hold = Hold(
         order=request.order,
         request_id=request.request_id,
@@ -235,6 +387,17 @@ def admit(state: DeviceState, request: DirectRequest, now: Instant) -> tuple[Dev
     )
     # A request that takes over ends whatever fallback was still owed: the array has a higher slot again.
     return replace(state, hold=hold, last_order=request.order, lapse=None), None
+
+
+def _cost(state: DeviceState, value: float) -> int:
+    """How many writes of the day a hold at this value would take: its set and its release.
+
+    The same value again takes none: it stands in the device, and its release is reserved.
+    """
+    allowed = apply_bounds(value, state.settings.bounds, device=state.settings.own_range).value
+    if state.hold is not None and state.resolved is not None and allowed == state.resolved[0]:
+        return 0
+    return HOLD_WRITES
 
 
 def release(state: DeviceState, order: Order) -> tuple[DeviceState, Refusal | None]:
@@ -251,23 +414,41 @@ def release(state: DeviceState, order: Order) -> tuple[DeviceState, Refusal | No
 def reconfigure(state: DeviceState, settings: DeviceSettings) -> DeviceState:
     """Take new settings. A new limit may shorten a running hold, never lengthen it.
 
-    A device that comes under control, for the first time or again, is read before it is written.
+    A device that comes under control, for the first time or again, is read before it is written; one that
+    leaves control is retired in place.
     """
-    if settings.is_controlled and not state.settings.is_controlled:
+    was_controlled = state.settings.is_controlled
+    state = replace(state, settings=settings)
+    if not settings.is_controlled:
+        return retire(state) if was_controlled else state
+    if not was_controlled or state.retirement is not None:
         # Meanwhile it was somebody else's to write.
-        state = contact_renewed(state)
-    hold = state.hold
-    if hold is not None:
-        hold = shorten(hold, time_limit_s=settings.time_limit_s)
-    return replace(state, settings=settings, hold=hold)
+        state = contact_renewed(replace(state, retirement=None))
+    if state.hold is not None:
+        state = replace(state, hold=shorten(state.hold, time_limit_s=settings.time_limit_s))
+    return state
+
+
+def retire(state: DeviceState) -> DeviceState:
+    """Leave this device: its hold ends, and what is ours in it is taken back to the default (rule 20).
+
+    What it holds is to be read anew: a reading may be older than the last write.
+    """
+    return replace(state, retirement=Retirement.OWED, in_force=None)
 
 
 def resume(state: DeviceState, *, same_boot: bool) -> DeviceState:
     """Take up a state from disk: a process restart keeps a running hold, a reboot drops it.
 
-    What is in force is unknown after either; the device is read before it is written.
+    What is in force is unknown after either; the device is read before it is written. One that left control
+    while nobody was here is retired.
     """
-    state = replace(state, in_force=None, resolved=None)
+    state = replace(state, in_force=None, resolved=None, ramp=None)
+    if state.retirement is Retirement.OWED:
+        return state
+    left_behind = (state.hold, state.asked, state.confirmed) != (None, None, None)
+    if not state.settings.is_controlled and state.retirement is None and left_behind:
+        return retire(state)
     if same_boot or state.hold is None:
         return state
     return replace(state, hold=None, lapse=Lapse(state.hold, LapseCause.REBOOT))
@@ -275,14 +456,20 @@ def resume(state: DeviceState, *, same_boot: bool) -> DeviceState:
 
 def contact_renewed(state: DeviceState) -> DeviceState:
     """The device was out of reach, and may have restarted: what it holds is to be read anew."""
-    return replace(state, in_force=None)
+    return replace(state, in_force=None, ramp=None)
 
 
 def written(state: DeviceState, value: float, now: Instant, *, confirmed: bool) -> DeviceState:
     """A write of `value` ended, confirmed by the device or not."""
     in_force = InForce(value, now.boottime_s, confirmed)
-    lapse = None if confirmed else state.lapse
-    return replace(state, in_force=in_force, lapse=lapse)
+    if not confirmed:
+        return replace(state, in_force=in_force)
+    return replace(state, in_force=in_force, lapse=None, confirmed=value)
+
+
+def spend(state: DeviceState, writes: Mapping[str, int]) -> DeviceState:
+    """Enter into the ledger what was sent to the device, by register, answered or not."""
+    return replace(state, ledger=count(state.ledger, writes))
 
 
 def explain(decision: Decision) -> str:
@@ -293,6 +480,8 @@ def explain(decision: Decision) -> str:
     if decision.request_id:
         who += f" request {decision.request_id}"
     text = f"{decision.tag} at {decision.value:g} by {who}"
+    if decision.target is not None and decision.target != decision.value:
+        text += f", on its ramp to {decision.target:g}"
     if decision.bounded_by is not None:
         text += f", asked for {decision.wish:g}, bounded by {decision.bounded_by}"
     if decision.until_utc is not None:

@@ -41,6 +41,7 @@ class Refusal(StrEnum):
     RANGE = "range"
     EXCLUDED = "excluded"
     OWNED_BY = "owned_by"
+    WEAR = "wear"
 
 
 # All of central's requests in order: a restored central raises the epoch and may start its sequence anew.

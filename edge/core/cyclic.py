@@ -6,7 +6,6 @@ register is written again every period; one that wears, or may, only when its re
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -23,6 +22,7 @@ class WriteReason(StrEnum):
     FOUND = "found"  # first contact: the device holds something else
     REPEATED = "repeated"  # the cyclic writer's turn
     DRIFTED = "drifted"  # the cyclic writer's turn, and the read-back differs
+    RETIRED = "retired"  # this node leaves the device, which goes back to its default
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +42,15 @@ def write_due(
     tolerance: float,
     lifetime: Lifetime,
     write_class: WriteClass,
+    may_repeat: bool,
     period_s: float,
     now_boottime_s: float,
 ) -> WriteReason | None:
-    """Tell why this value is to be written now; None where it is not."""
-    if readback is not None and not math.isfinite(readback):
-        # NaN compares as if it agreed with everything: a reading that is no number is no reading.
-        readback = None
+    """Tell why this value is to be written now; None where it is not.
+
+    `readback` is a finite number or None. `may_repeat`: the day's budget of a register that wears has more
+    left than is kept for a release.
+    """
     differs = readback is None or abs(readback - value) > tolerance
     if in_force is None:
         return WriteReason.FOUND if differs else None
@@ -61,4 +63,4 @@ def write_due(
     if write_class is WriteClass.VOLATILE:
         return WriteReason.REPEATED
     # A register that wears is not written to repeat a value, nor because nobody could read it.
-    return WriteReason.DRIFTED if readback is not None and differs else None
+    return WriteReason.DRIFTED if readback is not None and differs and may_repeat else None

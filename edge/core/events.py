@@ -45,4 +45,19 @@ class SetpointChanged:
     source: Source
 
 
-Event = FallbackEntered | FallbackReached | SetpointChanged
+class RetiredBecause(StrEnum):
+    BACK_AT_DEFAULT = "back at its default"
+    NOT_OURS = "holds a value this node did not set"
+    NEVER_WRITTEN = "never written by this node"
+
+
+@dataclass(frozen=True, slots=True)
+class Retired:
+    """This node has left the device, which holds `value`."""
+
+    tag: str
+    because: RetiredBecause
+    value: float
+
+
+Event = FallbackEntered | FallbackReached | Retired | SetpointChanged

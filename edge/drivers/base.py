@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class PollResult:
+    """What a poll read.
+
+    `readings` by canonical key, power positive towards the grid, None where the device has no value;
+    `readback` is the setpoint in force as the device tells it, None where it does not.
+    """
+
+    readings: dict[str, float | None]
+    readback: float | None
 
 
 class Session(Protocol):
@@ -30,7 +43,7 @@ class Driver(Protocol):
 
     @property
     def commands_per_poll(self) -> int:
-        """What reading the telemetry and the setpoint takes together."""
+        """The commands that reading telemetry and setpoint together takes; each costs the profile's gap."""
 
     @property
     def telemetry_units(self) -> dict[str, str]: ...
@@ -38,11 +51,14 @@ class Driver(Protocol):
     async def identify(self) -> None:
         """Refuse a device that is not of this profile, or not of this rated power."""
 
-    async def read(self) -> dict[str, float | None]:
-        """Readings by canonical key, power positive towards the grid; None where the device has no value."""
+    async def poll(self) -> PollResult:
+        """Read telemetry and setpoint, in one batch where the device allows it."""
 
     async def write(self, value: float) -> None:
         """Set the setpoint, in the unit of the profile's value kind."""
+
+    def take_writes(self) -> dict[str, int]:
+        """Write commands sent since this was asked last, by register, answered or not."""
 
     async def read_setpoint(self) -> float | None:
         """Read the setpoint in force; None where the profile knows no way to read it."""

@@ -1,24 +1,21 @@
-"""Modbus TCP: a session per endpoint, a driver per device. The only module that knows pymodbus."""
+"""Modbus TCP: a session per endpoint, a driver per device."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
-import socket
+import struct
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
+from typing import Protocol
 
-from pymodbus.client import AsyncModbusTcpClient
-from pymodbus.exceptions import ConnectionException, ModbusException
-from pymodbus.pdu import ModbusPDU
-
+from edge.drivers import mbap
+from edge.drivers.base import PollResult, Session
 from edge.drivers.errors import DeviceRefused, DeviceUnreachable, ReadingInvalid
-from edge.drivers.plan import Block, plan_reads
+from edge.drivers.mbap import READ_HOLDING, READ_INPUT, WRITE_MULTIPLE, WRITE_SINGLE, Frame, NotModbus
+from edge.drivers.plan import Layout, Placed, Read, layout_of, scale_points
 from edge.profiles.model import VALUE, Check, Limit, Point, Profile, Step, Table
-from edge.profiles.registers import decode, encode
-
-# pymodbus logs as an error what it raises as well; who catches it here decides what is worth a line.
-logging.getLogger("pymodbus.logging").setLevel(logging.CRITICAL)
+from edge.profiles.registers import encode
 
 # The rated power of device and configuration may differ by rounding, not by a factor ten or a word order.
 NAMEPLATE_TOLERANCE = 0.1
@@ -37,7 +34,107 @@ EXCEPTIONS = {
     10: "the gateway has no path to the unit",
     11: "the unit behind the gateway does not answer",
 }
-FUNCTIONS = {3: "read holding register", 4: "read input register", 6: "write register", 16: "write registers"}
+# A gateway's words for a unit that is not there.
+UNIT_UNREACHABLE = (10, 11)
+FUNCTIONS = {
+    READ_HOLDING: "read holding register",
+    READ_INPUT: "read input register",
+    WRITE_SINGLE: "write register",
+    WRITE_MULTIPLE: "write registers",
+}
+# More than a frame: what is left of one goes aside, so that all connections of the loop share this.
+_RECEIVED = bytearray(1024)
+
+
+class _Connection(asyncio.BufferedProtocol):
+    """One TCP connection with at most one request under way. Answers to anything else are not heard."""
+
+    __slots__ = ("_answer", "_lost", "_rest", "_transaction", "_transport")
+
+    def __init__(self, lost: Callable[[_Connection], None]) -> None:
+        self._lost = lost
+        self._transport: asyncio.Transport | None = None
+        self._rest = b""
+        self._transaction = -1
+        self._answer: asyncio.Future[Frame | OSError] | None = None
+
+    async def ask(self, request: bytes, *, transaction: int, timeout_s: float) -> Frame:
+        """Send a request and wait for the answer of this transaction.
+
+        `TimeoutError`, or `ConnectionError` where the connection ended meanwhile. After anything but an
+        answer the caller closes the connection.
+        """
+        assert self._transport is not None
+        loop = asyncio.get_running_loop()
+        # An error comes as a result: of an exception that meets a cancellation, asyncio would complain.
+        waiter: asyncio.Future[Frame | OSError] = loop.create_future()
+        self._transaction, self._answer = transaction, waiter
+        self._transport.write(request)
+        timer = loop.call_later(timeout_s, _give_up, waiter)
+        try:
+            answer = await waiter
+        finally:
+            timer.cancel()
+            self._answer = None
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
+
+    def close(self) -> None:
+        if self._transport is not None:
+            # Not close(): that waits for what the device does not take.
+            self._transport.abort()
+
+    # --- asyncio.BufferedProtocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def get_buffer(self, sizehint: int) -> bytearray:  # noqa: ARG002 - asyncio's signature
+        # It is emptied before the loop reads from the next socket.
+        return _RECEIVED
+
+    def buffer_updated(self, nbytes: int) -> None:
+        try:
+            frames, self._rest = mbap.cut(self._rest + _RECEIVED[:nbytes])
+        except NotModbus as error:
+            self._end(ConnectionError(str(error)))
+            self.close()
+            return
+        waiter = self._answer
+        for frame in frames:
+            if frame.transaction == self._transaction and waiter is not None and not waiter.done():
+                waiter.set_result(frame)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._end(ConnectionError(str(exc or "closed by the device")))
+
+    def _end(self, reason: ConnectionError) -> None:
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_result(reason)
+        self._lost(self)
+
+
+def _give_up(waiter: asyncio.Future[Frame | OSError]) -> None:
+    if not waiter.done():
+        waiter.set_result(TimeoutError())
+
+
+class RegisterSession(Session, Protocol):
+    """What the driver needs of a session, over whatever kind of line."""
+
+    # Counts connections, so that a driver knows when what it has prepared or cached is gone.
+    generation: int
+
+    @property
+    def endpoint(self) -> str: ...
+
+    async def read(self, unit: int, table: Table, address: int, count: int) -> list[int]:
+        """Read `count` registers with one command."""
+
+    async def write(self, unit: int, address: int, registers: list[int], *, single: bool) -> None:
+        """Write registers with one command: function 6 where `single`, else function 16."""
 
 
 class ModbusSession:
@@ -46,7 +143,22 @@ class ModbusSession:
     Each command is one request, never repeated from here. Between the end of a command and the start of the
     next lie at least `min_gap_s`, also over a reconnect. After a timeout or a broken frame the connection is
     closed, so that a late answer is never taken for the next one's. `clock` gives boot-time seconds.
+
+    The client is our own rather than pymodbus': see docs/adr/0007-modbus-client.md.
     """
+
+    __slots__ = (
+        "_clock",
+        "_connection",
+        "_host",
+        "_min_gap_s",
+        "_next_command_at",
+        "_port",
+        "_sleep",
+        "_timeout_s",
+        "_transaction",
+        "generation",
+    )
 
     def __init__(
         self,
@@ -58,22 +170,25 @@ class ModbusSession:
         clock: Callable[[], float],
         sleep: Callable[[float], Awaitable[None]],
     ) -> None:
-        self.endpoint = f"{host}:{port}"
         self._host = host
         self._port = port
         self._timeout_s = timeout_s
         self._min_gap_s = min_gap_s
         self._clock = clock
         self._sleep = sleep
-        self._client: AsyncModbusTcpClient | None = None
-        self._busy = False
+        self._connection: _Connection | None = None
+        # Counts on over reconnects, and around.
+        self._transaction = 0
         self._next_command_at = 0.0
-        # Counts connections, so that a driver knows when what it has prepared or cached is gone.
         self.generation = 0
 
     @property
+    def endpoint(self) -> str:
+        return f"{self._host}:{self._port}"
+
+    @property
     def connected(self) -> bool:
-        return self._client is not None
+        return self._connection is not None
 
     @property
     def next_command_at(self) -> float:
@@ -83,20 +198,11 @@ class ModbusSession:
     async def connect(self) -> None:
         """Connect, dropping a connection that is there; `DeviceUnreachable` says why it cannot."""
         self._drop()
-        client = AsyncModbusTcpClient(
-            self._host,
-            port=self._port,
-            timeout=self._timeout_s,
-            retries=0,
-            reconnect_delay=0,
-            trace_connect=lambda connected: None if connected else self._lost(client),
-        )
+        connection = _Connection(self._lost)
         try:
-            # Not client.connect(): it tells only that it failed, and not why.
             async with asyncio.timeout(self._timeout_s):
-                transport, _ = await asyncio.get_running_loop().create_connection(
-                    lambda: client.ctx, self._host, self._port
-                )
+                # asyncio sets TCP_NODELAY itself.
+                await asyncio.get_running_loop().create_connection(lambda: connection, self._host, self._port)
         except TimeoutError as error:
             raise DeviceUnreachable(
                 f"no connection to {self.endpoint} within {self._timeout_s:g} s"
@@ -104,8 +210,7 @@ class ModbusSession:
         except OSError as error:
             reason = os.strerror(error.errno) if error.errno else str(error)
             raise DeviceUnreachable(f"no connection to {self.endpoint}: {reason}") from error
-        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._client = client
+        self._connection = connection
         self.generation += 1
 
     async def aclose(self) -> None:
@@ -113,49 +218,54 @@ class ModbusSession:
 
     async def read(self, unit: int, table: Table, address: int, count: int) -> list[int]:
         """Read `count` registers with one command."""
-        client = await self._ready()
-        if table is Table.HOLDING:
-            request = client.read_holding_registers(address, count=count, device_id=unit)
-        else:
-            request = client.read_input_registers(address, count=count, device_id=unit)
-        response = await self._answer(request, unit=unit)
-        function = 3 if table is Table.HOLDING else 4
-        if response.function_code != function or len(response.registers) != count:
-            self._refuse(response, function=function, unit=unit, address=address)
-        return list(response.registers)
+        function = READ_HOLDING if table is Table.HOLDING else READ_INPUT
+        connection = await self._ready()
+        request = mbap.read_request(
+            self._transaction, unit=unit, function=function, address=address, count=count
+        )
+        data = await self._ask(connection, request, unit=unit, function=function, address=address)
+        registers = mbap.registers_in(data, count=count)
+        if registers is None:
+            raise self._something_else(unit, function, address)
+        return registers
 
     async def write(self, unit: int, address: int, registers: list[int], *, single: bool) -> None:
         """Write registers with one command: function 6 where `single`, else function 16."""
-        client = await self._ready()
+        function = WRITE_SINGLE if single else WRITE_MULTIPLE
+        connection = await self._ready()
         if single:
-            request = client.write_register(address, registers[0], device_id=unit)
+            request = mbap.write_single_request(
+                self._transaction, unit=unit, address=address, register=registers[0]
+            )
         else:
-            request = client.write_registers(address, registers, device_id=unit)
-        response = await self._answer(request, unit=unit)
-        function = 6 if single else 16
-        if response.function_code != function or response.address != address:
-            self._refuse(response, function=function, unit=unit, address=address)
+            request = mbap.write_request(self._transaction, unit=unit, address=address, registers=registers)
+        data = await self._ask(connection, request, unit=unit, function=function, address=address)
+        if int.from_bytes(data[:2], "big") != address:
+            raise self._something_else(unit, function, address)
 
-    async def _ready(self) -> AsyncModbusTcpClient:
+    async def _ready(self) -> _Connection:
         if self._min_gap_s:
             # In a loop: a timer may fire a little early, and the device does not forgive that.
             while (wait_s := self._next_command_at - self._clock()) > 0:
                 await self._sleep(wait_s)
-        if self._client is None:
+        if self._connection is None:
             raise DeviceUnreachable(f"not connected to {self.endpoint}")
-        return self._client
+        self._transaction = (self._transaction + 1) & 0xFFFF
+        return self._connection
 
-    async def _answer(self, request: Awaitable[ModbusPDU], *, unit: int) -> ModbusPDU:
-        self._busy = True
+    async def _ask(
+        self, connection: _Connection, request: bytes, *, unit: int, function: int, address: int
+    ) -> bytes:
+        """Carry out one request; the data of its answer."""
         try:
-            return await request
-        except ConnectionException as error:
+            answer = await connection.ask(request, transaction=self._transaction, timeout_s=self._timeout_s)
+        except ConnectionError as error:
             self._drop()
             raise DeviceUnreachable(
                 f"the connection to {self.endpoint} broke: another controller may hold its only session, the"
                 " device may have restarted, or it does not speak Modbus"
             ) from error
-        except ModbusException as error:
+        except TimeoutError as error:
             self._drop()
             raise DeviceUnreachable(
                 f"no answer from {self.endpoint} unit {unit} within {self._timeout_s:g} s"
@@ -165,59 +275,75 @@ class ModbusSession:
             self._drop()
             raise
         finally:
-            self._busy = False
             if self._min_gap_s:
                 self._next_command_at = self._clock() + self._min_gap_s
-
-    def _refuse(self, response: ModbusPDU, *, function: int, unit: int, address: int) -> None:
-        """Raise what an answer that is not the expected one means."""
-        where = f"{self.endpoint} unit {unit}"
-        if response.function_code == function | 0x80:
-            code = response.exception_code
+        if answer.unit == unit and answer.function == function | mbap.REFUSED:
+            code = answer.data[0]
             reason = EXCEPTIONS.get(code, "for a reason of its own")
+            if code in UNIT_UNREACHABLE:
+                # The gateway answers, and the units beside this one may as well: the connection stays.
+                raise DeviceUnreachable(f"no answer from {self.endpoint} unit {unit}: {reason}")
             raise DeviceRefused(
-                f"{where} refused to {FUNCTIONS[function]} {address}: {reason} (Modbus exception {code})"
+                f"{self.endpoint} unit {unit} refused to {FUNCTIONS[function]} {address}: {reason}"
+                f" (Modbus exception {code})"
             )
-        self._drop()
-        raise DeviceUnreachable(f"{where} answered {FUNCTIONS[function]} {address} with something else")
+        if answer.unit != unit or answer.function != function:
+            raise self._something_else(unit, function, address)
+        return answer.data
 
-    def _lost(self, client: AsyncModbusTcpClient) -> None:
-        if client is not self._client:
-            return
-        self._client = None
-        pending = client.ctx.response_future
-        if self._busy and not pending.done():
-            # pymodbus would let the request run into its timeout.
-            pending.set_exception(ConnectionException("closed by the device"))
+    def _something_else(self, unit: int, function: int, address: int) -> DeviceUnreachable:
+        self._drop()
+        return DeviceUnreachable(
+            f"{self.endpoint} unit {unit} answered {FUNCTIONS[function]} {address} with something else"
+        )
+
+    def _lost(self, connection: _Connection) -> None:
+        if connection is self._connection:
+            self._connection = None
 
     def _drop(self) -> None:
-        client, self._client = self._client, None
-        if client is not None:
-            client.close()
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
 
 
 class ModbusDriver:
     """One device behind a session, as its profile describes it."""
 
+    __slots__ = (
+        "_exponents",
+        "_generation",
+        "_layout",
+        "_nameplate_kw",
+        "_needs_preparation",
+        "_points",
+        "_prepared",
+        "_profile",
+        "_reads_together",
+        "_sent",
+        "_session",
+        "_unit",
+    )
+
     def __init__(
-        self, *, session: ModbusSession, profile: Profile, unit: int, nameplate_kw: float | None
+        self, *, session: RegisterSession, profile: Profile, unit: int, nameplate_kw: float | None
     ) -> None:
         self._session = session
         self._profile = profile
         self._points = profile.points
+        # Shared by all devices of the profile.
+        self._layout: Layout = layout_of(profile)
         self._unit = unit
         self._nameplate_kw = nameplate_kw
         self._generation = -1
         self._exponents: dict[str, int] = {}
-        self._plans: dict[frozenset[str], list[Block]] = {}
-        self._scales = _scale_points(profile, profile.points)
-        self._telemetry = frozenset(profile.telemetry.values())
+        self._reads_together = True
         limit = profile.limit
-        self._readback = frozenset(_readback_points(limit)) if limit else frozenset[str]()
         self._needs_preparation = limit is not None and bool(
-            limit.once or limit.requires or _scale_points(profile, _written(limit))
+            limit.once or limit.requires or scale_points(profile, _written(limit))
         )
         self._prepared = not self._needs_preparation
+        self._sent: Counter[str] = Counter()
 
     @property
     def commands_per_write(self) -> int:
@@ -228,14 +354,21 @@ class ModbusDriver:
 
     @property
     def commands_per_poll(self) -> int:
-        return len(self._plan(self._telemetry)) + len(self._plan(self._readback))
+        layout = self._layout
+        if self._reads_together:
+            return len(self._plan(layout.polled))
+        return len(self._plan(layout.telemetry)) + len(self._plan(layout.readback))
 
     @property
     def telemetry_units(self) -> dict[str, str]:
         return self._profile.telemetry_units
 
     async def identify(self) -> None:
-        """Refuse a device whose identity or rated power (within 10 %) is not what it should be."""
+        """Refuse a device whose identity or rated power (within 10 %) is not what it should be.
+
+        What was learned of it before is forgotten: on a line that stays open, it may have been away.
+        """
+        self._forget()
         identity = self._profile.identity
         names = {check.point for check in identity.checks}
         if identity.nameplate is not None and self._nameplate_kw is not None:
@@ -257,16 +390,29 @@ class ModbusDriver:
                 " device's profile and peak power"
             )
 
-    async def read(self) -> dict[str, float | None]:
-        """Read the telemetry. A block that the device refuses gives None for its keys, unless all are."""
-        if not self._telemetry:
-            return {}
-        values = await self._read_points(self._telemetry, tolerant=True)
+    async def poll(self) -> PollResult:
+        """Read telemetry and setpoint with as few commands as the profile allows.
+
+        A block of telemetry that the device refuses gives None for its keys, unless all are.
+        """
+        self._forget_if_reconnected()
+        if self._reads_together:
+            try:
+                values = await self._read_points(self._layout.polled)
+            except DeviceRefused:
+                # A model may lack a register between two others, and with them refuses those it has. Apart,
+                # until the next connection, none hides another.
+                self._reads_together = False
+            except ReadingInvalid:
+                # A scale factor without a value: what needs no scale is worth reading.
+                pass
+            else:
+                return PollResult(self._readings(values), self._setpoint(values))
         readings: dict[str, float | None] = {}
-        for key, name in self._profile.telemetry.items():
-            value = values.get(name)
-            readings[key] = None if isinstance(value, str) else value
-        return readings
+        if self._layout.telemetry:
+            readings = self._readings(await self._read_points(self._layout.telemetry, tolerant=True))
+        setpoint = await self.read_setpoint() if self._profile.controllable else None
+        return PollResult(readings, setpoint)
 
     async def write(self, value: float) -> None:
         """Write the setpoint; the profile's maximum is a release where the profile has one."""
@@ -282,11 +428,28 @@ class ModbusDriver:
         for step in steps:
             await self._step(step, value)
 
+    def take_writes(self) -> dict[str, int]:
+        sent = dict(self._sent)
+        self._sent.clear()
+        return sent
+
     async def read_setpoint(self) -> float | None:
-        limit = self._limit
-        if limit.readback is None:
+        if self._limit.readback is None:
             return None
-        values = await self._read_points(self._readback)
+        return self._setpoint(await self._read_points(self._layout.readback))
+
+    def _readings(self, values: dict[str, float | str | None]) -> dict[str, float | None]:
+        readings: dict[str, float | None] = {}
+        for key, name in self._profile.telemetry.items():
+            value = values.get(name)
+            readings[key] = None if isinstance(value, str) else value
+        return readings
+
+    def _setpoint(self, values: dict[str, float | str | None]) -> float | None:
+        """The setpoint in force; None where there is none, or no way to read it."""
+        limit = self._profile.limit
+        if limit is None or limit.readback is None:
+            return None
         if limit.readback_switch is not None and not limit.readback_switch.holds(
             values[limit.readback_switch.point]
         ):
@@ -316,13 +479,17 @@ class ModbusDriver:
         # Another connection may lead to another device, or to this one after a restart.
         if self._generation != self._session.generation:
             self._generation = self._session.generation
-            self._exponents.clear()
-            self._prepared = not self._needs_preparation
+            self._forget()
+
+    def _forget(self) -> None:
+        self._exponents.clear()
+        self._reads_together = True
+        self._prepared = not self._needs_preparation
 
     async def _prepare(self, limit: Limit) -> None:
         """Do what comes before the first write of a connection: scale factors, requirements, `once`."""
         required = {check.point for check in limit.requires}
-        scales = _scale_points(self._profile, _written(limit))
+        scales = scale_points(self._profile, _written(limit))
         if required or not scales <= self._exponents.keys():
             values = await self._read_points(frozenset(required | scales))
             self._judge(limit.requires, values, action="write to")
@@ -353,6 +520,8 @@ class ModbusDriver:
             current = await self._session.read(self._unit, point.table, point.address, point.count)
             if current == registers:
                 return
+        # Counted before it leaves: what was sent may have been carried out, whatever comes back.
+        self._sent[step.point] += 1
         await self._session.write(self._unit, point.address, registers, single=point.write_single)
 
     def _exponent(self, point: Point) -> int:
@@ -361,44 +530,46 @@ class ModbusDriver:
     async def _read_points(
         self, names: frozenset[str], *, tolerant: bool = False
     ) -> dict[str, float | str | None]:
+        """Values by name, perhaps more of them than were asked for. `tolerant`: without those refused."""
         self._forget_if_reconnected()
-        raw: dict[str, list[int]] = {}
+        answered: list[tuple[Read, bytes]] = []
         refused: DeviceRefused | None = None
-        for block in self._plan(names):
+        for read in self._plan(names):
+            block = read.block
             try:
                 registers = await self._session.read(self._unit, block.table, block.address, block.count)
             except DeviceRefused as error:
                 if not tolerant:
                     raise
                 refused = error
-                continue
-            for name in block.points:
-                point = self._points[name]
-                start = point.address - block.address
-                raw[name] = registers[start : start + point.count]
-        if refused is not None and not raw:
+            else:
+                answered.append((read, struct.pack(f">{block.count}H", *registers)))
+        if refused is not None and not answered:
             raise refused
         # Scale factors first: the others need them.
-        for name in raw.keys() & self._scales:
-            try:
-                self._learn_exponent(name, raw[name])
-            except ReadingInvalid:
-                if not tolerant:
-                    raise
-        return {name: self._decode(name, raw[name]) for name in names if name in raw}
+        for read, raw in answered:
+            for placed in read.scales:
+                try:
+                    self._learn_exponent(placed.name, placed.decode(raw, placed.offset, 0))
+                except ReadingInvalid:
+                    if not tolerant:
+                        raise
+        return {placed.name: self._value(placed, raw) for read, raw in answered for placed in read.points}
 
-    def _plan(self, names: frozenset[str]) -> list[Block]:
-        missing = _scale_points(self._profile, names) - self._exponents.keys()
-        wanted = names | missing if missing else names
-        plan = self._plans.get(wanted)
-        if plan is None:
-            plan = self._plans[wanted] = plan_reads(
-                self._points, wanted, max_block=self._profile.max_block, max_gap=self._profile.max_read_gap
-            )
-        return plan
+    def _plan(self, names: frozenset[str]) -> tuple[Read, ...]:
+        layout = self._layout
+        if layout.scales:
+            names = names | (scale_points(self._profile, names) - self._exponents.keys())
+        return layout.plan(names)
 
-    def _learn_exponent(self, name: str, registers: list[int]) -> None:
-        exponent = decode(self._points[name], registers)
+    def _value(self, placed: Placed, raw: bytes) -> float | str | None:
+        if placed.scale_point is None:
+            return placed.decode(raw, placed.offset, 0)
+        exponent = self._exponents.get(placed.scale_point)
+        # Its scale factor was refused, or has no value: a number without its scale is none either.
+        return None if exponent is None else placed.decode(raw, placed.offset, exponent)
+
+    def _learn_exponent(self, name: str, exponent: float | str | None) -> None:
         if not isinstance(exponent, float | int) or abs(exponent) > MAX_EXPONENT:
             raise ReadingInvalid(
                 f"{self._where}: scale factor {self._points[name].name} reads {_shown(exponent)}, expected"
@@ -406,27 +577,9 @@ class ModbusDriver:
             )
         self._exponents[name] = int(exponent)
 
-    def _decode(self, name: str, registers: list[int]) -> float | str | None:
-        point = self._points[name]
-        if point.scale_point is not None and point.scale_point not in self._exponents:
-            # Its block was refused, or it has no value: a number without its scale is none either.
-            return None
-        return decode(point, registers, exponent=self._exponent(point))
-
 
 def _written(limit: Limit) -> set[str]:
     return {step.point for step in (*limit.once, *limit.set, *(limit.release or ()))}
-
-
-def _readback_points(limit: Limit) -> set[str]:
-    names = {limit.readback} if limit.readback is not None else set()
-    if limit.readback_switch is not None:
-        names.add(limit.readback_switch.point)
-    return names
-
-
-def _scale_points(profile: Profile, names: Iterable[str]) -> set[str]:
-    return {scale for name in names if (scale := profile.points[name].scale_point) is not None}
 
 
 def _commands(steps: Iterable[Step]) -> int:

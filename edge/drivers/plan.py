@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
+from weakref import WeakValueDictionary
 
-from edge.profiles.model import Point, Table
+from edge.profiles.model import Limit, Point, Profile, Table
+from edge.profiles.registers import Decoder, decoder
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,3 +40,76 @@ def plan_reads(
         else:
             blocks.append(Block(point.table, point.address, point.count, (name,)))
     return blocks
+
+
+class Placed(NamedTuple):
+    """A point in a block: where its bytes begin there, and how they become a value."""
+
+    name: str
+    offset: int
+    decode: Decoder
+    scale_point: str | None
+
+
+class Read(NamedTuple):
+    """One read command and the points that its answer holds; `scales` are those that scale others."""
+
+    block: Block
+    points: tuple[Placed, ...]
+    scales: tuple[Placed, ...]
+
+
+class Layout:
+    """How the devices of one profile are read. It knows no device, so that all of them share it."""
+
+    def __init__(self, profile: Profile) -> None:
+        self.profile = profile
+        self.telemetry = frozenset(profile.telemetry.values())
+        self.readback = frozenset(_readback_points(profile.limit))
+        self.polled = self.telemetry | self.readback
+        # Those that scale another point.
+        self.scales = scale_points(profile, profile.points)
+        self._plans: dict[frozenset[str], tuple[Read, ...]] = {}
+
+    def plan(self, names: frozenset[str]) -> tuple[Read, ...]:
+        """The commands that read these points."""
+        plan = self._plans.get(names)
+        if plan is None:
+            profile = self.profile
+            blocks = plan_reads(
+                profile.points, names, max_block=profile.max_block, max_gap=profile.max_read_gap
+            )
+            plan = self._plans[names] = tuple(self._read(block) for block in blocks)
+        return plan
+
+    def _read(self, block: Block) -> Read:
+        placed = tuple(self._placed(name, block) for name in block.points)
+        return Read(block, placed, tuple(each for each in placed if each.name in self.scales))
+
+    def _placed(self, name: str, block: Block) -> Placed:
+        point = self.profile.points[name]
+        return Placed(name, 2 * (point.address - block.address), decoder(point), point.scale_point)
+
+
+# By the identity of the profile, which its layout keeps alive; gone with the last driver that uses it.
+_layouts: WeakValueDictionary[int, Layout] = WeakValueDictionary()
+
+
+def layout_of(profile: Profile) -> Layout:
+    """The layout of this very profile object, one for all who ask."""
+    layout = _layouts.get(id(profile))
+    if layout is None:
+        layout = _layouts[id(profile)] = Layout(profile)
+    return layout
+
+
+def scale_points(profile: Profile, names: Iterable[str]) -> set[str]:
+    """The points whose value scales one of these."""
+    return {scale for name in names if (scale := profile.points[name].scale_point) is not None}
+
+
+def _readback_points(limit: Limit | None) -> set[str]:
+    if limit is None:
+        return set()
+    switch = limit.readback_switch
+    return {name for name in (limit.readback, switch.point if switch else None) if name is not None}

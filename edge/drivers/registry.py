@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from edge.drivers.base import Driver, Session
 from edge.drivers.modbus import ModbusDriver, ModbusSession
+from edge.drivers.modbus_rtu import RtuOverTcpSession, SerialSession
 from edge.profiles.model import Protocol
 
 
@@ -14,12 +15,14 @@ from edge.profiles.model import Protocol
 class Constructors:
     """How to build both ends of a protocol.
 
-    `session` takes host, port, timeout_s, min_gap_s, clock and sleep; `driver` takes session, profile, unit
+    `session` takes host, port, timeout_s, min_gap_s, clock and sleep; `serial_session` takes line in place of
+    host and port, and is None where the protocol has no serial lines; `driver` takes session, profile, unit
     and nameplate_kw; all by keyword, as `ModbusSession` and `ModbusDriver` do.
     """
 
     session: Callable[..., Session]
     driver: Callable[..., Driver]
+    serial_session: Callable[..., Session] | None = None
 
 
 # The table a node is given; a simulated plant brings one of its own.
@@ -27,4 +30,7 @@ Drivers = Mapping[Protocol, Constructors]
 
 DRIVERS: Drivers = {
     Protocol.MODBUS_TCP: Constructors(session=ModbusSession, driver=ModbusDriver),
+    Protocol.MODBUS_RTU: Constructors(
+        session=RtuOverTcpSession, driver=ModbusDriver, serial_session=SerialSession
+    ),
 }

@@ -51,6 +51,14 @@ class ProfileError(Exception):
 
 class Protocol(StrEnum):
     MODBUS_TCP = "modbus_tcp"
+    # Over a serial port, or as the same frames on a TCP socket to a serial device server.
+    MODBUS_RTU = "modbus_rtu"
+
+
+class Parity(StrEnum):
+    NONE = "none"
+    EVEN = "even"
+    ODD = "odd"
 
 
 class ValueKind(StrEnum):
@@ -208,7 +216,8 @@ class Limit(Data, frozen=True, kw_only=True):
     profile's `max_value`, where no limit is wanted. While `readback_switch` does not hold, no limit is in
     force, whatever the read-back point shows; `readback_no_limit` is what that point shows when no limit is
     set. A `volatile` limit is forgotten at the device's restart; where that depends on another point,
-    `volatile_when` names it. `tolerance` is in the unit of the setpoint.
+    `volatile_when` names it. `tolerance` is in the unit of the setpoint. `writes_per_day` is what the maker
+    allows its registers; without it a `persistent` one gets 20 (`edge.core.wear`).
     """
 
     register: str
@@ -222,12 +231,17 @@ class Limit(Data, frozen=True, kw_only=True):
     readback_switch: Check | None = None
     readback_no_limit: float | None = None
     volatile_when: Check | None = None
+    writes_per_day: Annotated[int, Meta(ge=2)] | None = None
     # The device's own timer, armed by us: none of the devices so far has one that Modbus can reach.
     fallback: None = None
 
 
 class Profile(Data, frozen=True, kw_only=True):
-    """One device type. Bounds and default are in the unit of `value_kind`; no `limit`: only read."""
+    """One device type. Bounds and default are in the unit of `value_kind`; no `limit`: only read.
+
+    `timeout_ms` is how long the device may think before it answers; on a serial line the time of the frames
+    themselves comes on top. The serial defaults are the maker's, and a device may be set otherwise.
+    """
 
     name: Annotated[str, Meta(pattern=r"^[a-z0-9_]{1,64}$")]
     title: str
@@ -245,6 +259,9 @@ class Profile(Data, frozen=True, kw_only=True):
     max_read_gap: Annotated[int, Meta(ge=0, le=MAX_READ)] = 0
     default_port: Annotated[int, Meta(ge=1, le=65535)] = 502
     default_unit: Annotated[int, Meta(ge=0, le=255)] = 1
+    default_baud_rate: Annotated[int, Meta(ge=1200, le=230_400)] = 9600
+    default_parity: Parity = Parity.NONE
+    default_stop_bits: Literal[1, 2] = 1
     value_kind: ValueKind | None = None
     min_value: float = 0.0
     max_value: float = 100.0

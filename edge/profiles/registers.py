@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 from edge.profiles.model import Point, RegisterType, WordOrder
 
@@ -29,21 +30,50 @@ _INTEGER_RANGE = {
 }
 
 
+# Takes bytes, where in them the point begins, and the exponent of its scale point (0 where it has none).
+Decoder = Callable[[bytes, int, int], float | str | None]
+
+
 def decode(point: Point, registers: Sequence[int], *, exponent: int = 0) -> float | str | None:
     """Turn the registers of one point into its value; None where the device says it has none.
 
     `exponent` is the value of the point's scale point: the raw value counts in units of 10 ** exponent.
     """
-    raw = b"".join(register.to_bytes(2, "big") for register in _ordered(point, registers))
+    return decoder(point)(struct.pack(f">{len(registers)}H", *registers), 0, exponent)
+
+
+def decoder(point: Point) -> Decoder:
+    """`decode`, prepared for those who read the same point again and again."""
+    size = 2 * point.count
     if point.type is RegisterType.STR:
-        return raw.split(b"\0", 1)[0].decode("ascii", errors="replace").strip() or None
-    (number,) = struct.unpack(_FORMAT[point.type], raw)
-    if point.type is RegisterType.F32:
-        if not math.isfinite(number):
+
+        def text(raw: bytes, offset: int, exponent: int) -> str | None:  # noqa: ARG001 - a text has no scale
+            words = _ordered(point, raw[offset : offset + size])
+            return words.split(b"\0", 1)[0].decode("ascii", errors="replace").strip() or None
+
+        return text
+
+    unpack = struct.Struct(_FORMAT[point.type]).unpack_from
+    is_float = point.type is RegisterType.F32
+    modulus = 1 << 8 * size
+    # Makers print the pattern (0x80000000), whatever the sign of the type.
+    nan = None if point.nan is None else point.nan % modulus
+    in_order = point.words is WordOrder.HIGH_FIRST or point.count == 1
+    sign, scale = point.sign, point.scale
+
+    def number(raw: bytes, offset: int, exponent: int) -> float | None:
+        if in_order:
+            (value,) = unpack(raw, offset)
+        else:
+            (value,) = unpack(_ordered(point, raw[offset : offset + size]))
+        if is_float:
+            if not math.isfinite(value):
+                return None
+        elif nan is not None and value % modulus == nan:
             return None
-    elif point.nan is not None and _same_bits(point, number, point.nan):
-        return None
-    return point.sign * _scaled(number, point.scale * 10.0**exponent)
+        return sign * _scaled(value, scale * 10.0**exponent if exponent else scale)
+
+    return number
 
 
 def encode(point: Point, value: float | str | None, *, exponent: int = 0) -> list[int]:
@@ -59,12 +89,14 @@ def encode(point: Point, value: float | str | None, *, exponent: int = 0) -> lis
         raise ValueError(f"{value!r} is a text, expected a number")
     else:
         raw = _number(point, point.sign * _unscaled(value, point.scale * 10.0**exponent))
-    words = [int.from_bytes(raw[index : index + 2], "big") for index in range(0, len(raw), 2)]
-    return list(_ordered(point, words))
+    return list(struct.unpack(f">{len(raw) // 2}H", _ordered(point, raw)))
 
 
-def _ordered(point: Point, registers: Sequence[int]) -> Sequence[int]:
-    return registers[::-1] if point.words is WordOrder.LOW_FIRST else registers
+def _ordered(point: Point, raw: bytes) -> bytes:
+    """Turn the words from the point's order into high first, or back."""
+    if point.words is WordOrder.HIGH_FIRST:
+        return raw
+    return b"".join(raw[index : index + 2] for index in range(len(raw) - 2, -1, -2))
 
 
 def _number(point: Point, number: float) -> bytes:
@@ -79,7 +111,8 @@ def _number(point: Point, number: float) -> bytes:
     lowest, highest = _INTEGER_RANGE[point.type]
     if not lowest <= raw <= highest:
         raise ValueError(f"raw value {raw} is outside {lowest} to {highest} ({point.type})")
-    if point.nan is not None and _same_bits(point, raw, point.nan):
+    modulus = 1 << 16 * point.count
+    if point.nan is not None and raw % modulus == point.nan % modulus:
         raise ValueError(f"raw value {raw} means 'no value' here")
     return struct.pack(_FORMAT[point.type], raw)
 
@@ -93,22 +126,19 @@ def _nan(point: Point) -> bytes:
     return (point.nan % (1 << 8 * size)).to_bytes(size, "big")
 
 
-def _same_bits(point: Point, number: int, nan: int) -> bool:
-    # Makers print the pattern (0x80000000), whatever the sign of the type.
-    size = 1 << 16 * point.count
-    return number % size == nan % size
+@lru_cache(maxsize=256)
+def _divisor(factor: float) -> int | None:
+    """The whole number that this factor is one part of, if there is one."""
+    inverse = round(1 / factor)
+    return inverse if factor < 1 and math.isclose(inverse * factor, 1.0, rel_tol=1e-12) else None
 
 
 def _scaled(number: float, factor: float) -> float:
     # A tenth has no exact binary form, ten has: dividing gives 0.3 where multiplying gives 0.3000...04
-    inverse = round(1 / factor)
-    if factor < 1 and math.isclose(inverse * factor, 1.0, rel_tol=1e-12):
-        return number / inverse
-    return float(number * factor)
+    divisor = _divisor(factor)
+    return number / divisor if divisor is not None else float(number * factor)
 
 
 def _unscaled(value: float, factor: float) -> float:
-    inverse = round(1 / factor)
-    if factor < 1 and math.isclose(inverse * factor, 1.0, rel_tol=1e-12):
-        return value * inverse
-    return value / factor
+    divisor = _divisor(factor)
+    return value * divisor if divisor is not None else value / factor

@@ -17,7 +17,7 @@ from typing import Protocol
 
 import structlog
 
-from edge.drivers.base import Driver, Session
+from edge.drivers.base import Driver, PollResult, Session
 from edge.drivers.errors import DeviceRefused, DeviceUnreachable, ReadingInvalid
 from edge.runtime.clock import Clock
 from edge.wire.messages import Code
@@ -35,6 +35,8 @@ RECONNECT_SLOWEST_S = 300.0
 TRIES = 3
 RETRY_S = 1.0
 RETRY_SLOWEST_S = 300.0
+# A register that wears is not worn out by a device that never confirms.
+RETRY_SPARING_S = 3600.0
 # A device that does not answer, on a line it shares, may take this part of the line's time.
 SHARE_OF_SILENT = 0.2
 # What one poll command may take on a healthy line, on top of the gap, when room is kept for a known write.
@@ -53,14 +55,6 @@ class WriteOutcome:
     still_trying: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class PollResult:
-    """What a poll read: telemetry by canonical key, and the setpoint in force as the device tells it."""
-
-    readings: dict[str, float | None]
-    readback: float | None
-
-
 class Listener(Protocol):
     """Who hears of a device. Called from the bus's own task; must not block."""
 
@@ -71,6 +65,9 @@ class Listener(Protocol):
     def wrote(self, tag: str, outcome: WriteOutcome) -> None: ...
 
     def polled(self, tag: str, result: PollResult) -> None: ...
+
+    def spent(self, tag: str, writes: dict[str, int]) -> None:
+        """Write commands left for the device, by register."""
 
 
 class PollPreempted(Exception):  # noqa: N818 - not an error: the line is wanted for a write
@@ -86,6 +83,8 @@ class _Write:
     not_before: float = 0.0
     told: bool = False
     resent: bool = False
+    sent: int = 0
+    sent_at: float = 0.0
 
 
 @dataclass(slots=True)
@@ -95,8 +94,10 @@ class _Member:
     tag: str
     driver: Driver
     poll_s: float
+    phase_s: float
     tolerance: float
     settable: bool
+    sparing: bool = False  # each write wears its register
     known: bool = False  # identified and read since the session came up
     refused: str = ""
     reachable: bool | None = None
@@ -114,10 +115,17 @@ class _Member:
         """When it is to be polled, or to be contacted first."""
         return self.poll_due if self.known else self.contact_due
 
+    def next_poll_due(self, now: float) -> float:
+        """The next moment of this device's own grid, however late this poll is."""
+        turns = math.floor((now - self.phase_s) / self.poll_s) + 1
+        due = self.phase_s + turns * self.poll_s
+        # Rounding may name the moment that has just come.
+        return due if due > now else due + self.poll_s
 
-def _backed_off(tries: int) -> float:
+
+def _backed_off(tries: int, *, slowest_s: float = RETRY_SLOWEST_S) -> float:
     """Seconds to wait after so many tries. Doubling has an end: a float overflows within days of trying."""
-    return min(RETRY_S * 2.0 ** min(tries, 30), RETRY_SLOWEST_S)
+    return min(RETRY_S * 2.0 ** min(tries, 30), slowest_s)
 
 
 class Bus:
@@ -140,15 +148,39 @@ class Bus:
     def attach(self, endpoint: Session) -> None:
         self._endpoint = endpoint
 
-    def add(self, tag: str, driver: Driver, *, poll_s: float, tolerance: float, settable: bool) -> None:
-        """Put a device on this line.
+    def add(
+        self,
+        tag: str,
+        driver: Driver,
+        *,
+        poll_s: float,
+        tolerance: float,
+        settable: bool,
+        phase_s: float | None = None,
+        sparing: bool = False,
+    ) -> None:
+        """Put a device on this line, or another driver in its place.
 
+        It is polled at boot-time seconds `phase_s` + n * `poll_s`; the phase is now where none is given.
         `tolerance`: how far a read-back may be from the value written. `settable`: it has a setpoint at all;
-        a meter has none.
+        a meter has none. `sparing`: a write wears its register, and is tried again ever more seldom.
         """
         # A line with a gap is kept three quarters free, so that a write seldom waits for a poll's gap.
         poll_s = max(poll_s, 4 * self._min_gap_s * driver.commands_per_poll)
-        self._members[tag] = _Member(tag, driver, poll_s, tolerance, settable)
+        if phase_s is None:
+            phase_s = self._clock.boottime_s()
+        self._members[tag] = _Member(tag, driver, poll_s, phase_s, tolerance, settable, sparing)
+        self._wake.set()
+
+    def remove(self, tag: str) -> None:
+        """Take a device off this line. What is under way for it ends, and nobody hears of it."""
+        del self._members[tag]
+        self._wake.set()
+
+    def look(self, tag: str) -> None:
+        """Read anew what stands in this device, as if it had just been connected."""
+        member = self._members[tag]
+        member.known, member.contact_due = False, 0.0
         self._wake.set()
 
     # --- what the cycle asks for ----------------------------------------------------------------------
@@ -352,7 +384,11 @@ class Bus:
             member.write = member.write or member.written
             member.written = None
         if member.write is not None:
-            member.write.not_before = 0.0
+            write = member.write
+            write.not_before = 0.0
+            if member.sparing and write.sent >= TRIES:
+                # It answers when asked and not when written: each of these may have been carried out.
+                write.not_before = write.sent_at + self._pause_after(member, write.sent)
             self._failed(member, member.write, Code.WRITE_FAILED, reason)
         self._tell_lost(member, reason)
 
@@ -399,7 +435,13 @@ class Bus:
                 if member.write is not write:
                     # Replaced or withdrawn while the device was being asked.
                     return
-            await member.driver.write(write.value)
+            write.sent, write.sent_at = write.sent + 1, self._clock.boottime_s()
+            try:
+                await member.driver.write(write.value)
+            finally:
+                writes = member.driver.take_writes()
+                if writes:
+                    self._listener.spent(member.tag, writes)
         except (DeviceRefused, ReadingInvalid) as error:
             if member.write is write:
                 self._retry(member, write, Code.WRITE_FAILED, str(error))
@@ -455,11 +497,15 @@ class Bus:
         """The device answered, and not as wanted: try again, ever more slowly."""
         write.tries += 1
         write.verify = False
-        wait = RETRY_S if write.tries < TRIES else _backed_off(write.tries)
+        wait = RETRY_S if write.tries < TRIES else self._pause_after(member, write.tries)
         write.not_before = self._clock.boottime_s() + wait
         member.write = write
         if code is Code.WRITE_FAILED or write.tries >= TRIES:
             self._failed(member, write, code, detail)
+
+    @staticmethod
+    def _pause_after(member: _Member, tries: int) -> float:
+        return _backed_off(tries, slowest_s=RETRY_SPARING_S if member.sparing else RETRY_SLOWEST_S)
 
     def _failed(self, member: _Member, write: _Write, code: Code, detail: str) -> None:
         """Tell the first failure of a write; the tries after it are told when one succeeds."""
@@ -471,14 +517,10 @@ class Bus:
 
     async def _poll(self, member: _Member) -> None:
         now = self._clock.boottime_s()
-        # From the due moment rather than from now, so that a late poll does not shift all later ones.
-        member.poll_due = (
-            max(member.poll_due + member.poll_s, now) if member.poll_due else now + member.poll_s
-        )
+        member.poll_due = member.next_poll_due(now)
         self._polling = True
         try:
-            readings = await member.driver.read()
-            readback = await member.driver.read_setpoint() if member.settable else None
+            result = await member.driver.poll()
         except PollPreempted:
             member.poll_due = now
             return
@@ -488,4 +530,4 @@ class Bus:
         finally:
             self._polling = False
         self._answered(member)
-        self._listener.polled(member.tag, PollResult(readings, readback))
+        self._listener.polled(member.tag, result)

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ctypes
+import math
 import os
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
+from edge.core import clock
+from edge.core.clock import ClockState, Exchange, Look, Reference, Standing, Trust
 from edge.core.image import TRUSTED, Clock as ClockQuality
 from edge.core.instant import Instant
 
-# `struct timex` of adjtimex(2) is smaller than this on every Linux; we only need its first field to be zero.
-_TIMEX_SIZE = 512
-_TIME_ERROR = 5  # adjtimex's answer while the clock is not synchronised
+# adjtimex(2) answers TIME_ERROR, and sets this flag, while the clock is not synchronised.
+_TIME_ERROR = 5
+_STA_UNSYNC = 0x0040
+# How often the kernel is asked; a step of the wall clock is seen at once.
+LOOK_EVERY_S = 1.0
 
 
 class Clock(Protocol):
@@ -32,59 +37,148 @@ class Clock(Protocol):
     def sleep(self, seconds: float) -> Awaitable[None]: ...
 
     def wait(self, event: asyncio.Event, seconds: float) -> Awaitable[None]:
-        """Wait for the event, at most this long."""
+        """Wait for the event, at most this long; it may be set afterwards either way."""
 
     def quality(self) -> ClockQuality: ...
 
 
+class SteeredClock(Clock, Protocol):
+    """A clock that judges itself (edge.core.clock), and takes what central measures."""
+
+    def standing(self) -> Standing: ...
+
+    @property
+    def reference(self) -> Reference | None:
+        """What last confirmed it."""
+
+    def resume(self, reference: Reference) -> None:
+        """Take up what confirmed it in an earlier process of this boot."""
+
+    def exchanged(self, exchange: Exchange) -> None:
+        """Central closed an exchange of timestamps."""
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """The host's clocks in seconds; the kernel's word for the first, None while it vouches for nothing."""
+
+    wall_s: Callable[[], float]
+    boottime_s: Callable[[], float]
+    kernel_error_s: Callable[[], float | None]
+
+
 class HostClock:
-    """The host's clocks.
+    """The host's clocks, judged.
 
     `trust_host`: take the wall clock as synchronised whatever the kernel says (the demo, containers).
     """
 
-    def __init__(self, *, trust_host: bool) -> None:
+    def __init__(self, *, trust_host: bool, host: Host | None = None) -> None:
         self.boot_id = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         self._trust_host = trust_host
-        self._untrusted_since: float | None = None
-        self._synchronised_once = False
+        self._host = host or Host(time.time, _boottime_s, kernel_error_s)
+        self._state = ClockState()
+        self._utc_s = -math.inf
+        self._seen = self._ask()
+        self._state = clock.look(self._state, self._seen)
 
     def boottime_s(self) -> float:
-        return time.clock_gettime(time.CLOCK_BOOTTIME)
+        return self._host.boottime_s()
 
     def now(self) -> Instant:
-        return Instant(datetime.now(UTC), time.clock_gettime(time.CLOCK_BOOTTIME))
+        seen = self._look()
+        utc_s = seen.wall_s
+        if not self._trust_host:
+            utc_s = self._utc_s = clock.onwards(
+                self._utc_s, clock.utc_base(self._state, seen) + seen.boottime_s
+            )
+        return Instant(datetime.fromtimestamp(utc_s, UTC), seen.boottime_s)
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(max(0.0, seconds))
 
     async def wait(self, event: asyncio.Event, seconds: float) -> None:
-        # No task for either of the two: a command comes this way.
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(max(0.0, seconds)):
-                await event.wait()
+        # The timer sets the event itself: a command comes this way, and every poll of every device. A task or
+        # a cancellation would cost more than all the rest of it.
+        timer = asyncio.get_running_loop().call_later(max(0.0, seconds), event.set)
+        try:
+            await event.wait()
+        finally:
+            timer.cancel()
 
     def quality(self) -> ClockQuality:
-        """Trusted once the kernel was synchronised since boot; its drift after that is small (holdover)."""
-        if self._trust_host or self._synchronised_once:
+        if self._trust_host:
             return TRUSTED
-        if kernel_is_synchronised():
-            self._synchronised_once = True
-            self._untrusted_since = None
-            return TRUSTED
-        if self._untrusted_since is None:
-            self._untrusted_since = self.boottime_s()
-        return ClockQuality(untrusted_since_s=self._untrusted_since)
+        self._look()
+        return ClockQuality(untrusted_since_s=self._state.untrusted_since_s)
+
+    # --- judgement ----------------------------------------------------------------------------------
+
+    def standing(self) -> Standing:
+        if self._trust_host:
+            return Standing(Trust.TRUSTED, 0.0)
+        return clock.standing(self._state, self._look())
+
+    @property
+    def reference(self) -> Reference | None:
+        return self._state.reference
+
+    def resume(self, reference: Reference) -> None:
+        if self._state.reference is None:
+            self._state = clock.look(replace(self._state, reference=reference), self._ask())
+
+    def exchanged(self, exchange: Exchange) -> None:
+        self._state = clock.exchanged(self._state, exchange, self._ask())
+
+    def _look(self) -> Look:
+        """The clocks now, judged anew once a second and as soon as they differ from the last look."""
+        last = self._seen
+        seen = Look(self._host.wall_s(), self._host.boottime_s(), last.kernel_error_s)
+        is_stepped = abs(seen.base_s - last.base_s) > clock.STEP_S / 2
+        if not self._trust_host and (is_stepped or seen.boottime_s - last.boottime_s >= LOOK_EVERY_S):
+            seen = self._ask()
+            self._state = clock.look(self._state, seen)
+        return seen
+
+    def _ask(self) -> Look:
+        self._seen = Look(self._host.wall_s(), self._host.boottime_s(), self._host.kernel_error_s())
+        return self._seen
 
 
-def kernel_is_synchronised() -> bool:
-    """Ask the kernel's NTP state (adjtimex, read-only); False where it cannot be asked."""
+def _boottime_s() -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+class _Timex(ctypes.Structure):
+    """The head of `struct timex` of adjtimex(2), and room for the rest of it."""
+
+    _fields_ = (
+        ("modes", ctypes.c_uint),
+        ("offset", ctypes.c_long),
+        ("freq", ctypes.c_long),
+        ("maxerror", ctypes.c_long),
+        ("esterror", ctypes.c_long),
+        ("status", ctypes.c_int),
+        ("rest", ctypes.c_char * 256),
+    )
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def kernel_error_s() -> float | None:
+    """How wrong the kernel says its clock may be, in seconds (adjtimex, read-only).
+
+    None while it is not synchronised, or where it cannot be asked.
+    """
+    timex = _Timex()
     try:
-        libc = ctypes.CDLL(None, use_errno=True)
-        state = int(libc.adjtimex(ctypes.create_string_buffer(_TIMEX_SIZE)))
-    except (OSError, AttributeError):
-        return False
-    return 0 <= state < _TIME_ERROR
+        state = int(_libc.adjtimex(ctypes.byref(timex)))
+    except AttributeError:
+        return None
+    if not 0 <= state < _TIME_ERROR or timex.status & _STA_UNSYNC:
+        return None
+    return float(timex.maxerror) / 1e6
 
 
 def trusts_host() -> bool:

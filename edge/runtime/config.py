@@ -12,18 +12,39 @@ import msgspec
 from edge.core.arbitration import DeviceSettings
 from edge.core.commands import Lifetime, WriteClass
 from edge.core.cyclic import MAX_PERIOD_S, MIN_PERIOD_S
+from edge.core.quantities import Bound
 from edge.core.schedule import Schedule
 from edge.core.watchdog import MAX_TIME_LIMIT_S, MIN_TIME_LIMIT_S, is_time_limit
+from edge.core.wear import PERSISTENT_WRITES_PER_DAY
 from edge.drivers.registry import DRIVERS
-from edge.profiles.model import Limit, Profile, ProfileError, Protocol, profile_from_builtins
+from edge.drivers.serial_line import BAUD_RATES, STOP_BITS, SerialSettings
+from edge.profiles.model import Limit, Parity, Point, Profile, ProfileError, Protocol, profile_from_builtins
 from edge.runtime.documents import CONFIG, SCHEDULES, DocumentRefused
-from edge.wire.messages import DeviceConfig, Document, NodeConfig, ScheduleBody, SiteConfig
+from edge.wire.messages import BoundConfig, DeviceConfig, Document, NodeConfig, ScheduleBody, SiteConfig
 
 DEFAULT_TOLERANCE = 0.5
 MAX_PORT = 65535
 MAX_UNIT = 255
+# On a line, 0 is everybody, whom nobody answers for; above 247 is reserved (Modbus over Serial Line, 2.2).
+MIN_LINE_UNIT, MAX_LINE_UNIT = 1, 247
 # A reading older than 15 min is never served as current.
 MIN_POLL_S, MAX_POLL_S = 0.1, 900.0
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where a session leads: a host and a port, or a serial line. Devices of equal endpoints share it."""
+
+    protocol: Protocol
+    host: str = ""
+    port: int = 0
+    serial: SerialSettings | None = None
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port}" if self.serial is None else self.serial.port
+
+
+ControlPoint = tuple[Endpoint, int, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,19 +54,41 @@ class Planned:
     config: DeviceConfig
     profile: Profile
     settings: DeviceSettings
+    endpoint: Endpoint
 
     @property
-    def endpoint(self) -> tuple[Protocol, str, int]:
-        return (self.profile.protocol, self.config.host, self.config.port)
+    def control_point(self) -> ControlPoint | None:
+        """The register this device is controlled by; None where there is none."""
+        register = _register(self.profile)
+        if register is None:
+            return None
+        return (self.endpoint, self.config.unit, f"{register.table.value}:{register.address}")
+
+    def is_same_device(self, other: Planned) -> bool:
+        """Tell whether both are one device, reached and written in the same way (rule 20)."""
+        return (
+            self.endpoint == other.endpoint
+            and self.config.unit == other.config.unit
+            and self.profile.name == other.profile.name
+            and _register(self.profile) == _register(other.profile)
+        )
+
+
+def _register(profile: Profile) -> Point | None:
+    return None if profile.limit is None else profile.points[profile.limit.register]
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The whole configuration: usable devices by tag, and why the others are not."""
+    """The whole configuration: usable devices by tag, and why the others are not.
+
+    `abandoned`: ids of devices that left, and that nobody waits for any longer.
+    """
 
     site: SiteConfig
     devices: dict[str, Planned]
     refused: dict[str, str]
+    abandoned: frozenset[str] = frozenset()
 
 
 def plan(body: Mapping[str, object]) -> Plan:
@@ -67,43 +110,72 @@ def plan(body: Mapping[str, object]) -> Plan:
         )
     devices: dict[str, Planned] = {}
     refused: dict[str, str] = {}
+    owners: dict[ControlPoint, str] = {}
+    profiles = Profiles(config.profiles)
     for number, raw in enumerate(config.devices):
         name = str(raw.get("tag", f"device {number}"))
         try:
-            planned = _device(raw, config)
+            planned = planned_device(raw, config.site, profiles)
             if planned.config.tag in devices:
                 raise DocumentRefused("a second device has this tag")  # noqa: TRY301
+            _check_line(planned, devices)
+            point = planned.control_point if planned.settings.is_controlled else None
+            if point is not None and owners.setdefault(point, planned.config.tag) != planned.config.tag:
+                raise DocumentRefused(f"its control point is that of {owners[point]}")  # noqa: TRY301
         except DocumentRefused as error:
             refused[name] = str(error)
         else:
             devices[planned.config.tag] = planned
-    return Plan(site, devices, refused)
+    return Plan(site, devices, refused, frozenset(config.abandoned))
 
 
-def _device(raw: dict[str, object], config: NodeConfig) -> Planned:
+class Profiles:
+    """The profiles of one configuration, each read once: a thousand devices of one type share it."""
+
+    def __init__(self, raw: Mapping[str, Mapping[str, object]]) -> None:
+        self._raw = raw
+        self._read: dict[str, Profile] = {}
+
+    def get(self, name: str) -> Profile:
+        """`KeyError` where there is none, `ProfileError` where it cannot be used."""
+        if name not in self._read:
+            self._read[name] = profile_from_builtins(self._raw[name])
+        return self._read[name]
+
+
+def planned_device(raw: Mapping[str, object], site: SiteConfig, profiles: Profiles) -> Planned:
+    """Read one device of a configuration; `DocumentRefused` says why it cannot be used."""
     try:
         device = msgspec.convert(raw, DeviceConfig)
-        profile = profile_from_builtins(config.profiles[device.profile])
+        profile = profiles.get(device.profile)
     except KeyError as error:
         raise DocumentRefused(f"profile {error} is not in the configuration") from error
     except (msgspec.ValidationError, ProfileError) as error:
         raise DocumentRefused(str(error)) from error
     if profile.protocol not in DRIVERS:
         raise DocumentRefused(f"this node's software does not speak {profile.protocol.value}")
-    _check_address(device)
+    endpoint = _endpoint(device, profile)
     if not device.min_value <= device.default_value <= device.max_value:
         raise DocumentRefused("expected min_value <= default_value <= max_value")
     limit = profile.limit
     measured_only = device.measured_only or limit is None
     try:
-        settings = _settings(device, config.site, limit, excluded=device.excluded or measured_only)
+        settings = _settings(device, site, limit, excluded=device.excluded or measured_only)
     except ValueError as error:
         raise DocumentRefused(str(error)) from error
-    return Planned(device, profile, settings)
+    return Planned(device, profile, settings, endpoint)
 
 
-def _check_address(device: DeviceConfig) -> None:
+def _endpoint(device: DeviceConfig, profile: Profile) -> Endpoint:
     """Refuse what no connection could be made of; the line would end over it, and the node with it."""
+    if not MIN_POLL_S <= device.poll_s <= MAX_POLL_S:
+        raise DocumentRefused(f"poll_s {device.poll_s:g}: expected {MIN_POLL_S:g} to {MAX_POLL_S:g}")
+    on_a_line = profile.protocol is Protocol.MODBUS_RTU
+    lowest, highest = (MIN_LINE_UNIT, MAX_LINE_UNIT) if on_a_line else (0, MAX_UNIT)
+    if not lowest <= device.unit <= highest:
+        raise DocumentRefused(f"unit {device.unit}: expected {lowest} to {highest}")
+    if device.serial_port:
+        return Endpoint(profile.protocol, serial=_serial(device, profile))
     try:
         resolvable = bool(device.host) and "\0" not in device.host and bool(device.host.encode("idna"))
     except UnicodeError:
@@ -112,10 +184,41 @@ def _check_address(device: DeviceConfig) -> None:
         raise DocumentRefused(f"host {device.host!r}: expected a name or an address")
     if not 1 <= device.port <= MAX_PORT:
         raise DocumentRefused(f"port {device.port}: expected 1 to {MAX_PORT}")
-    if not 0 <= device.unit <= MAX_UNIT:
-        raise DocumentRefused(f"unit {device.unit}: expected 0 to {MAX_UNIT}")
-    if not MIN_POLL_S <= device.poll_s <= MAX_POLL_S:
-        raise DocumentRefused(f"poll_s {device.poll_s:g}: expected {MIN_POLL_S:g} to {MAX_POLL_S:g}")
+    return Endpoint(profile.protocol, device.host, device.port)
+
+
+def _serial(device: DeviceConfig, profile: Profile) -> SerialSettings:
+    path = device.serial_port
+    if DRIVERS[profile.protocol].serial_session is None:
+        raise DocumentRefused(f"serial_port {path!r}: {profile.protocol.value} has no serial lines")
+    if device.host:
+        raise DocumentRefused(f"serial_port {path!r}: expected no host beside it")
+    # The node opens it for writing: it must not lead to just any file.
+    if not path.startswith("/dev/") or "\0" in path or ".." in path.split("/"):
+        raise DocumentRefused(f"serial_port {path!r}: expected a path below /dev")
+    baud_rate = profile.default_baud_rate if device.baud_rate is None else device.baud_rate
+    if baud_rate not in BAUD_RATES:
+        rates = ", ".join(map(str, BAUD_RATES))
+        raise DocumentRefused(f"baud_rate {baud_rate}: expected one of {rates}")
+    stop_bits = profile.default_stop_bits if device.stop_bits is None else device.stop_bits
+    if stop_bits not in STOP_BITS:
+        raise DocumentRefused(f"stop_bits {stop_bits}: expected 1 or 2")
+    try:
+        parity = profile.default_parity if device.parity is None else Parity(device.parity)
+    except ValueError:
+        raise DocumentRefused(f"parity {device.parity!r}: expected none, even or odd") from None
+    return SerialSettings(path, baud_rate, parity, stop_bits)
+
+
+def _check_line(planned: Planned, others: Mapping[str, Planned]) -> None:
+    """Refuse a device that wants a serial line otherwise than those before it: a port has one setting."""
+    line = planned.endpoint.serial
+    if line is None:
+        return
+    for tag, other in others.items():
+        theirs = other.endpoint.serial
+        if theirs is not None and theirs.port == line.port and theirs != line:
+            raise DocumentRefused(f"{line} on {line.port}: expected {theirs}, as {tag} has it")
 
 
 def _settings(
@@ -133,7 +236,25 @@ def _settings(
         write_class=limit.write_class if limit is not None else WriteClass.UNKNOWN,
         period_s=site.cyclic_write_timeout_s,
         tolerance=limit.tolerance if limit is not None else DEFAULT_TOLERANCE,
+        owned_by=device.owned_by,
+        bounds=tuple(_bound(bound) for bound in device.bounds),
+        ramp_pct_per_min=device.ramp_pct_per_min,
+        writes_per_day=_budget(limit),
+        accept_wear=device.accept_wear,
+        readable=limit is not None and limit.readback is not None,
     )
+
+
+def _bound(bound: BoundConfig) -> Bound:
+    low = -math.inf if bound.minimum is None else bound.minimum
+    high = math.inf if bound.maximum is None else bound.maximum
+    return Bound(bound.origin, low, high)
+
+
+def _budget(limit: Limit | None) -> int | None:
+    if limit is None or limit.writes_per_day is not None:
+        return None if limit is None else limit.writes_per_day
+    return PERSISTENT_WRITES_PER_DAY if limit.write_class is WriteClass.PERSISTENT else None
 
 
 def schedules(documents: Mapping[str, Document]) -> dict[str, Schedule]:
@@ -159,4 +280,4 @@ def schedule_body(doc: Document) -> ScheduleBody:
     return body
 
 
-__all__ = ["CONFIG", "Plan", "Planned", "plan", "schedule_body", "schedules"]
+__all__ = ["CONFIG", "Endpoint", "Plan", "Planned", "plan", "schedule_body", "schedules"]

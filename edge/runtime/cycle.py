@@ -7,31 +7,45 @@ turn re-evaluates every device, so that a lost timer costs a second and no more.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
+import msgspec
 import structlog
 
 from edge.core import arbitration
-from edge.core.arbitration import Decision, DeviceSettings, DeviceState
+from edge.core.arbitration import Decision, DeviceSettings, DeviceState, Retirement
 from edge.core.commands import DirectRequest, Hold, Order, Refusal
-from edge.core.events import FallbackEntered, FallbackReached, LapseCause
+from edge.core.events import FallbackEntered, FallbackReached, LapseCause, Retired, RetiredBecause
 from edge.core.image import EMPTY, ProcessImage
 from edge.core.instant import Instant
 from edge.core.schedule import Schedule, value_at
-from edge.runtime.bus import Bus, PollResult, WriteOutcome
+from edge.core.wear import is_alarming
+from edge.drivers.base import PollResult
+from edge.runtime.alarms import Alarms
+from edge.runtime.bus import Bus, WriteOutcome
 from edge.runtime.clock import Clock, wall
+from edge.runtime.database import StoreFailed
+from edge.runtime.reasons import Outcome, Reasons
 from edge.runtime.store import Kept, Store
-from edge.wire.messages import Code, DeviceResult, LogEntry, ReleaseCommand, SetpointCommand
+from edge.wire.messages import Code, DeviceResult, LogEntry, ReleaseCommand, SetpointCommand, Stream
 
 log = structlog.get_logger()
 
 PERIOD_S = 1.0
-CONTROL_STREAM = "control"
+CONTROL_STREAM = Stream.CONTROL
+LEDGER_PERIOD_S = 60.0
 # A hold counts as lapsed strictly after its end; waking this much later spares a second look.
 AFTER_END_S = 0.002
+
+
+OUT_OF_CONTROL = "the device was taken out of control meanwhile"
+RECONFIGURED = DeviceResult(
+    code=Code.WRITE_FAILED, detail="the device's configuration changed before it was confirmed"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,17 +70,21 @@ class _LapseGroup:
 
 @dataclass(slots=True)
 class Unit:
-    """One device under control: its array, its line, and who waits for it."""
+    """One device under control: its array, its line, and who waits for it.
+
+    `key` is what its line calls it: the tag, or something else for a device that left the configuration and
+    whose tag may be another's by now.
+    """
 
     state: DeviceState
     bus: Bus
     can_write: bool
+    key: str
     image: ProcessImage = EMPTY
     decision: Decision | None = None
     ticket: int | None = None
     ticket_value: float = 0.0
     ticket_told: bool = False  # its first failure was told; it is still tried
-    confirmed_value: float | None = None  # what this process last saw confirmed
     look_at: float = math.inf  # when its array changes by itself, on the boot-time clock
     waiters: list[tuple[Order, asyncio.Future[DeviceResult]]] = field(default_factory=list)
     lapse_group: _LapseGroup | None = None
@@ -87,6 +105,7 @@ class Accepted:
 
     refused: dict[str, DeviceResult]
     waiting: dict[str, asyncio.Future[DeviceResult]]
+    before: dict[str, DeviceState] = field(default_factory=dict)
 
     async def results(self) -> dict[str, DeviceResult]:
         """Every device's outcome, each as soon as its first try has ended."""
@@ -96,8 +115,11 @@ class Accepted:
 class Cycle:
     """All devices of a node.
 
-    `alive` is called once a turn, after every device was evaluated: who watches the process judges by it.
-    `written_by` names the process in the reason of watchdog entries where that is not the node itself.
+    `units` are the devices of the configuration by tag, `leaving` those that left it and are not back at
+    their default, by key. `alive` is called once a turn, after every device was evaluated: who watches the
+    process judges by it. `written_by` names the process in the reason of watchdog entries where that is not
+    the node itself. `left` hears of a leaving device that nothing is owed to any more. `reasons` takes note
+    of every decision and outcome.
     """
 
     def __init__(
@@ -106,17 +128,25 @@ class Cycle:
         clock: Clock,
         store: Store,
         logged: Callable[[], None],
+        alarms: Alarms,
         alive: Callable[[], None] = lambda: None,
         written_by: str = "",
+        reasons: Reasons | None = None,
     ) -> None:
         self.units: dict[str, Unit] = {}
+        self.leaving: dict[str, Unit] = {}
+        self.left: Callable[[Unit], None] = lambda _: None
+        self.alarms = alarms
         self._alive = alive
         self._written_by = written_by
+        self._reasons = reasons
         self._clock = clock
         self._store = store
         self._logged = logged
         self._wake = asyncio.Event()
         self._next_look = 0.0
+        self._ledgers_due = 0.0
+        self._schedules: dict[str, Schedule] = {}
 
     # --- the turn -----------------------------------------------------------------------------------
 
@@ -124,19 +154,34 @@ class Cycle:
         """Turn for the life of the node. An error ends the process: nothing runs without its watchdog."""
         while True:
             self.turn()
+            self._keep_ledgers()
             self._alive()
             turn_due = self._clock.boottime_s() + PERIOD_S
             while (now := self._clock.boottime_s()) < turn_due:
                 if self._next_look <= now:
-                    self.evaluate([unit for unit in self.units.values() if unit.look_at <= now])
-                    self._next_look = min((unit.look_at for unit in self.units.values()), default=math.inf)
+                    self.evaluate([unit for unit in self._everyone() if unit.look_at <= now])
+                    self._next_look = min((unit.look_at for unit in self._everyone()), default=math.inf)
                 self._wake.clear()
                 await self._clock.wait(self._wake, min(turn_due, self._next_look) - now)
 
     def turn(self) -> None:
         """Evaluate every device once."""
-        self.evaluate(self.units.values())
-        self._next_look = min((unit.look_at for unit in self.units.values()), default=math.inf)
+        self.evaluate(self._everyone())
+        self._next_look = min((unit.look_at for unit in self._everyone()), default=math.inf)
+        if self._reasons is not None:
+            self._reasons.turned({self._noted_as(unit) for unit in self._everyone()}, now=self._clock.now())
+
+    def _everyone(self) -> list[Unit]:
+        return [*self.units.values(), *self.leaving.values()]
+
+    def _noted_as(self, unit: Unit) -> str:
+        """A device's name in the ring: its tag, but for one that leaves while another has its tag."""
+        tag = unit.settings.tag
+        return f"{tag} (leaving)" if unit.key in self.leaving and tag in self.units else tag
+
+    def unit(self, key: str) -> Unit | None:
+        """A device by what its line calls it, of the configuration or leaving."""
+        return self.units.get(key) or self.leaving.get(key)
 
     def evaluate(self, units: Iterable[Unit]) -> None:
         """Decide for these devices, keep what must be kept, then ask the lines for what is to be written."""
@@ -144,6 +189,7 @@ class Cycle:
         quality = self._clock.quality()
         fallbacks: list[tuple[Unit, FallbackEntered]] = []
         reached: list[tuple[Unit, FallbackReached]] = []
+        retired: list[tuple[Unit, Retired]] = []
         decided: list[Unit] = []
         for unit in units:
             image = replace(unit.image, clock=quality)
@@ -154,6 +200,8 @@ class Cycle:
                     fallbacks.append((unit, event))
                 elif isinstance(event, FallbackReached):
                     reached.append((unit, event))
+                elif isinstance(event, Retired):
+                    retired.append((unit, event))
         self._enter_fallbacks(fallbacks)
         for unit, event in reached:
             self._lapse_result(unit, DeviceResult(value=event.value, readback=unit.image.readback))
@@ -162,6 +210,16 @@ class Cycle:
             self._ask_line(unit, now)
             unit.look_at = _changes_at(unit.decision, now)
             self._next_look = min(self._next_look, unit.look_at)
+        if self._reasons is not None:
+            # After the lines were asked: no write waits for its reason to be noted.
+            for unit in decided:
+                if unit.decision is not None:
+                    name = self._noted_as(unit)
+                    self._reasons.note(
+                        name, unit.state, unit.decision, image=unit.image, quality=quality, now=now
+                    )
+        for unit, left in retired:
+            self._retired(unit, left)
         self._wake.set()
 
     def _ask_line(self, unit: Unit, now: Instant) -> None:
@@ -170,11 +228,9 @@ class Cycle:
         if decision is None or decision.value is None or not unit.can_write:
             if unit.ticket is not None:
                 unit.ticket = None
-                unit.bus.withdraw(unit.settings.tag)
-            unit.bus.reserve(unit.settings.tag, None)
-            self._answer_waiters(
-                unit, DeviceResult(code=Code.EXCLUDED, detail="the device was taken out of control meanwhile")
-            )
+                unit.bus.withdraw(unit.key)
+            unit.bus.reserve(unit.key, None)
+            self._answer_waiters(unit, DeviceResult(code=Code.EXCLUDED, detail=OUT_OF_CONTROL))
             return
         if unit.ticket is not None:
             # A failure is told once a ticket: whoever asks again for a value that is still being tried
@@ -186,11 +242,11 @@ class Cycle:
         elif unit.waiters:
             # The same value again: the hold is renewed, and the device is asked rather than believed.
             self._submit(unit, decision.value, verify=True)
-        unit.bus.reserve(unit.settings.tag, self._known_write_at(unit, decision, now))
+        unit.bus.reserve(unit.key, self._known_write_at(unit, decision, now))
 
     def _submit(self, unit: Unit, value: float, *, verify: bool) -> None:
         unit.ticket_value, unit.ticket_told = value, False
-        unit.ticket = unit.bus.write(unit.settings.tag, value, verify=verify)
+        unit.ticket = unit.bus.write(unit.key, value, verify=verify)
 
     @staticmethod
     def _known_write_at(unit: Unit, decision: Decision, now: Instant) -> float | None:
@@ -208,12 +264,52 @@ class Cycle:
         """Write to disk what a restart must find, where it changed."""
         changed = []
         for unit in units:
-            kept = Kept(self._clock.boot_id, unit.state.hold, unit.state.last_order, unit.state.lapse)
+            kept = self._kept(unit)
             if kept != unit.kept:
+                changed.append((unit, unit.kept, kept))
+        if not changed:
+            return
+
+        def put_back() -> None:
+            for unit, before, _ in changed:
+                unit.kept = before
+
+        # Where the disk takes nothing, control goes on (ADR 0009), and each turn tries again.
+        with contextlib.suppress(StoreFailed), self._store.transaction():
+            self._store.if_lost(put_back)
+            for unit, _, kept in changed:
                 unit.kept = kept
-                changed.append((unit.settings.tag, kept))
-        if changed:
-            self._store.keep(changed)
+            self._store.keep([(unit.key, kept) for unit, _, kept in changed])
+
+    def _kept(self, unit: Unit) -> Kept:
+        state = unit.state
+        return Kept(
+            boot=self._clock.boot_id,
+            hold=state.hold,
+            last_order=state.last_order,
+            lapse=state.lapse,
+            asked=state.asked,
+            confirmed=state.confirmed,
+            # What a write to a volatile register cost is not worth a write to our own disk.
+            ledger=state.ledger if unit.settings.wears else unit.kept.ledger,
+            retirement=state.retirement,
+        )
+
+    def _keep_ledgers(self) -> None:
+        """Now and then, write to disk the ledgers that are not kept write by write."""
+        now = self._clock.boottime_s()
+        if now < self._ledgers_due:
+            return
+        self._ledgers_due = now + LEDGER_PERIOD_S
+        changed = [
+            (unit, msgspec.structs.replace(unit.kept, ledger=unit.state.ledger))
+            for unit in self._everyone()
+            if unit.kept.ledger != unit.state.ledger
+        ]
+        with contextlib.suppress(StoreFailed):
+            self._store.keep([(unit.key, kept) for unit, kept in changed])
+            for unit, kept in changed:
+                unit.kept = kept
 
     # --- commands -----------------------------------------------------------------------------------
 
@@ -242,6 +338,23 @@ class Cycle:
 
         return self._accept(command.devices, order, release)
 
+    def take_back(self, accepted: Accepted) -> None:
+        """Undo an acceptance that the disk did not take: its devices get back what they held.
+
+        To be called before anything else happens: nothing has been written to a device by then.
+        """
+        taken = []
+        for tag, before in accepted.before.items():
+            unit = self.units[tag]
+            unit.state = replace(
+                unit.state, hold=before.hold, last_order=before.last_order, lapse=before.lapse
+            )
+            unit.waiters.clear()
+            unit.ticket = None
+            unit.bus.withdraw(tag)
+            taken.append(unit)
+        self.evaluate(taken)
+
     def _accept(
         self, tags: Iterable[str], order: Order, apply: Callable[[Unit, str], Refusal | None]
     ) -> Accepted:
@@ -254,6 +367,7 @@ class Cycle:
                     code=Code.UNKNOWN_DEVICE, detail="this node has no such device"
                 )
                 continue
+            before = unit.state
             refusal = apply(unit, tag)
             if refusal is not None:
                 accepted.refused[tag] = DeviceResult(code=refusal.value, detail=_why_refused(refusal, unit))
@@ -264,6 +378,7 @@ class Cycle:
             future: asyncio.Future[DeviceResult] = asyncio.get_running_loop().create_future()
             unit.waiters.append((order, future))
             accepted.waiting[tag] = future
+            accepted.before[tag] = before
             taken.append(unit)
         self.evaluate(taken)
         return accepted
@@ -292,7 +407,7 @@ class Cycle:
 
     def contact(self, tag: str, *, standing: float | None) -> None:
         """A device was identified and read for the first time on this session."""
-        unit = self.units.get(tag)
+        unit = self.unit(tag)
         if unit is None:
             return
         self._is_back(unit)
@@ -306,11 +421,28 @@ class Cycle:
                 and self._agrees(unit, decision.value, standing)
             ):
                 # It holds what was about to be written.
-                unit.bus.withdraw(tag)
+                unit.bus.withdraw(unit.key)
                 self.wrote(tag, WriteOutcome(unit.ticket, decision.value, readback=standing))
                 return
         self._note_standing(unit, standing)
         self.evaluate([unit])
+
+    def spent(self, tag: str, writes: dict[str, int]) -> None:
+        unit = self.unit(tag)
+        if unit is None:
+            return
+        unit.state = arbitration.spend(unit.state, writes)
+        self._judge_wear(unit)
+        self._keep([unit])
+
+    def _judge_wear(self, unit: Unit) -> None:
+        """Raise, change or end the alarm on the day's budget."""
+        settings, ledger = unit.settings, unit.state.ledger
+        if is_alarming(ledger, per_day=settings.writes_per_day):
+            detail = f"{ledger.today} of {settings.writes_per_day} writes of today are spent"
+            self.alarms.set("wear", detail, device=settings.tag)
+        else:
+            self.alarms.clear("wear", device=settings.tag)
 
     def _is_back(self, unit: Unit) -> None:
         if unit.reachable is False:
@@ -322,12 +454,17 @@ class Cycle:
         """Rule 18: a limit found in the device that this node did not set is logged with its value."""
         wanted = unit.decision.value if unit.decision is not None else None
         settings = unit.settings
-        if standing is None or wanted is None or self._agrees(unit, settings.default_value, standing):
+        if (
+            standing is None
+            or wanted is None
+            or unit.key in self.leaving
+            or self._agrees(unit, settings.default_value, standing)
+        ):
             return
         if unit.state.lapse is not None or self._agrees(unit, wanted, standing):
             return
-        if unit.confirmed_value is not None and self._agrees(unit, unit.confirmed_value, standing):
-            # Ours, from before the device was out of reach.
+        if unit.state.is_ours(standing):
+            # From before the device was out of reach, or this process was not there.
             return
         log.warning("device holds a limit this node did not set", device=settings.tag, value=standing)
         self._append(
@@ -343,7 +480,7 @@ class Cycle:
         )
 
     def lost(self, tag: str, *, reason: str) -> None:
-        unit = self.units.get(tag)
+        unit = self.unit(tag)
         if unit is None:
             return
         if unit.reachable is not False:
@@ -354,7 +491,7 @@ class Cycle:
         unit.image = replace(unit.image, readback=None)
 
     def wrote(self, tag: str, outcome: WriteOutcome) -> None:
-        unit = self.units.get(tag)
+        unit = self.unit(tag)
         if unit is None or outcome.ticket != unit.ticket:
             return
         now = self._clock.now()
@@ -363,19 +500,23 @@ class Cycle:
         unit.ticket_told = not confirmed
         if confirmed:
             unit.ticket = None
-            unit.confirmed_value = outcome.value
             if outcome.readback is not None:
                 unit.image = replace(unit.image, readback=outcome.readback)
+        if self._reasons is not None:
+            told = Outcome(outcome.value, outcome.code, outcome.detail, outcome.readback)
+            self._reasons.wrote(self._noted_as(unit), told, now=now)
         result = self._result(unit, outcome, now)
         if not confirmed:
             log.error("write is not confirmed", device=tag, value=outcome.value, reason=result.reason)
             self._device_error(unit, result.reason)
         self._lapse_result(unit, result)
-        self._keep([unit])
         self._answer_waiters(unit, result)
+        self._keep([unit])
+        if unit.state.retirement is Retirement.OWED:
+            self.evaluate([unit])
 
     def polled(self, tag: str, result: PollResult) -> None:
-        unit = self.units.get(tag)
+        unit = self.unit(tag)
         if unit is None:
             return
         self._is_back(unit)
@@ -404,7 +545,10 @@ class Cycle:
     def _enter_fallbacks(self, fallbacks: list[tuple[Unit, FallbackEntered]]) -> None:
         groups: dict[tuple[str, float, LapseCause], _LapseGroup] = {}
         for unit, event in fallbacks:
-            value = unit.decision.value if unit.decision is not None else None
+            if event.cause is LapseCause.EXCLUDED:
+                self._answer_waiters(unit, DeviceResult(code=Code.EXCLUDED, detail=OUT_OF_CONTROL))
+                continue
+            value = unit.decision.target if unit.decision is not None else None
             request_id = event.hold.request_id
             log.warning("direct request has lapsed", device=event.tag, request_id=request_id, fallback=value)
             detail = "its hold ended before the device confirmed it"
@@ -463,7 +607,9 @@ class Cycle:
                 value=group.value,
                 request_id=group.hold.request_id,
                 sequence=group.hold.order[1],
-                reason=f"{group.cause.value} by {self._written_by}" if self._written_by else group.cause.value,
+                reason=f"{group.cause.value} by {self._written_by}"
+                if self._written_by
+                else group.cause.value,
                 devices=group.results,
             )
         )
@@ -485,18 +631,85 @@ class Cycle:
 
     # --- configuration ------------------------------------------------------------------------------
 
-    def drop(self, tag: str) -> None:
-        """A device leaves this node, or its line is built anew; nobody waits for it any longer."""
+    def reconfigure(self, unit: Unit, settings: DeviceSettings) -> None:
+        """Take new settings; a device that leaves control by them is retired in place."""
+        was = unit.state.retirement
+        unit.state = arbitration.reconfigure(unit.state, settings)
+        if unit.state.retirement is Retirement.OWED and was is not Retirement.OWED:
+            unit.bus.withdraw(unit.key)
+            unit.bus.look(unit.key)
+            self._read_anew(unit, DeviceResult(code=Code.EXCLUDED, detail=OUT_OF_CONTROL))
+        self._judge_wear(unit)
+
+    def add(self, unit: Unit, *, leaving: bool) -> None:
+        """Take a device over; it is evaluated with the next turn."""
+        if leaving:
+            self.leaving[unit.key] = unit
+            return
+        schedule = self._schedules.get(unit.settings.category, Schedule())
+        unit.state = replace(unit.state, schedule=schedule)
+        self.units[unit.key] = unit
+
+    def moved(self, unit: Unit, bus: Bus) -> None:
+        """A device is on another line, or known anew to its own: it is read before it is written."""
+        unit.bus, unit.ticket = bus, None
+        unit.image = replace(unit.image, readback=None)
+        unit.state = arbitration.contact_renewed(unit.state)
+
+    def leave(self, tag: str, *, key: str) -> None:
+        """A device left the configuration: it goes on under another key until nothing is owed to it."""
         unit = self.units.pop(tag)
-        detail = "the device's configuration changed before it was confirmed"
-        result = DeviceResult(code=Code.WRITE_FAILED, detail=detail)
-        self._answer_waiters(unit, result)
+        unit.key = key
+        unit.state = arbitration.retire(unit.state)
+        self._read_anew(unit, RECONFIGURED)
+        self.leaving[key] = unit
+
+    def come_back(self, unit: Unit) -> None:
+        """A device that left is in the configuration again, under its tag."""
+        del self.leaving[unit.key]
+        unit.key = unit.settings.tag
+        self.units[unit.key] = unit
+
+    def forget(self, key: str) -> None:
+        """Nobody waits for this device any longer."""
+        unit = self.units.pop(key, None) or self.leaving.pop(key)
+        self._let_go(unit, RECONFIGURED)
+        if unit.settings.tag not in self.units:
+            self.alarms.forget_device(unit.settings.tag)
+
+    def _read_anew(self, unit: Unit, told: DeviceResult) -> None:
+        unit.image = replace(unit.image, readback=None)
+        unit.ticket = None
+        self._let_go(unit, told)
+
+    def _let_go(self, unit: Unit, told: DeviceResult) -> None:
+        """Nobody waits for this device any longer, nor for its fallback."""
+        self._answer_waiters(unit, told)
         if unit.lapse_group is not None:
             # The others' fallback is logged without waiting for this one.
-            self._lapse_result(unit, result)
+            self._lapse_result(unit, told)
+        unit.fallback_owed = None
+
+    def _retired(self, unit: Unit, event: Retired) -> None:
+        log.info("device is retired", device=event.tag, because=event.because.value, value=event.value)
+        if event.because is not RetiredBecause.NEVER_WRITTEN:
+            self._append(
+                LogEntry(
+                    seq=0,
+                    at=wall(self._clock.now().utc),
+                    kind="retired",
+                    category=unit.settings.category,
+                    value=event.value,
+                    reason=event.because.value,
+                    devices={event.tag: DeviceResult(value=event.value)},
+                )
+            )
+        if unit.key in self.leaving:
+            self.left(unit)
 
     def set_schedules(self, schedules: dict[str, Schedule]) -> None:
         """Give every device its category's days; what they change shows at the next evaluation."""
+        self._schedules = schedules
         for unit in self.units.values():
             schedule = schedules.get(unit.settings.category, Schedule())
             unit.state = replace(unit.state, schedule=schedule)
@@ -530,5 +743,10 @@ def _why_refused(refusal: Refusal, unit: Unit) -> str:
             return "include_in_curtailment is off for this device"
         case Refusal.OWNED_BY:
             return f"{settings.owned_by} controls this device"
+        case Refusal.WEAR:
+            return (
+                f"{unit.state.ledger.today} of {settings.writes_per_day} writes of today are spent, the rest"
+                " is kept for releases; the count begins anew at 00:00Z"
+            )
         case Refusal.SUPERSEDED:
             return "a later request for this device was accepted before"

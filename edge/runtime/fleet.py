@@ -3,77 +3,111 @@
 from __future__ import annotations
 
 import asyncio
+import zlib
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 
+import msgspec
 import structlog
 
 from edge.core import arbitration
-from edge.core.arbitration import DeviceState
+from edge.core.arbitration import DeviceState, Retirement
+from edge.drivers.base import Session
 from edge.drivers.registry import DRIVERS, Drivers
-from edge.profiles.model import Protocol
+from edge.profiles.model import profile_to_builtins
 from edge.runtime.bus import Bus
 from edge.runtime.clock import Clock
-from edge.runtime.config import Plan, Planned
+from edge.runtime.config import Endpoint, Plan, Planned, Profiles, planned_device
 from edge.runtime.cycle import Cycle, Unit
-from edge.runtime.store import Kept, Store
+from edge.runtime.database import StoreFailed
+from edge.runtime.documents import DocumentRefused
+from edge.runtime.store import Kept, Leaving, Store
+from edge.wire.messages import SiteConfig
 
 log = structlog.get_logger()
 
-Endpoint = tuple[Protocol, str, int]
+# Polls of many devices are spread in steps of this, rather than evenly: those that begin together share the
+# node's waking up, and between two steps it sleeps.
+PHASE_STEP_S = 0.05
 
 
 @dataclass(slots=True)
 class _Line:
-    """One endpoint: its bus, the task that serves it, and the devices on it as they were planned."""
+    """One endpoint: its bus and session, the task that serves it, and the devices on it by key."""
 
     bus: Bus
+    session: Session
     task: asyncio.Task[None]
-    planned: dict[str, Planned]
+    gap_s: float
+    timeout_s: float
+    planned: dict[str, Planned] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
 class Fleet:
-    """Builds buses and units from a plan, in the task group of the node."""
+    """Builds buses and units from a plan, in the task group of the node.
+
+    `plan` is what the configuration asks for; `waiting` tells of its devices that have to wait, because
+    another one is still being retired at their control point.
+    """
 
     cycle: Cycle
     clock: Clock
     store: Store
     tasks: asyncio.TaskGroup
     drivers: Drivers = field(default_factory=lambda: DRIVERS)
+    changed: Callable[[], None] = lambda: None
     plan: Plan | None = None
+    waiting: dict[str, str] = field(default_factory=dict)
+    _leaving: dict[str, Planned] = field(default_factory=dict)
+    _active: dict[str, Planned] = field(default_factory=dict)
     _lines: dict[Endpoint, _Line] = field(default_factory=dict)
 
+    @property
+    def refused(self) -> dict[str, str]:
+        """Devices of the configuration that are not controlled as it says, and why."""
+        return {} if self.plan is None else self.plan.refused | self.waiting
+
+    @property
+    def retiring(self) -> dict[str, str]:
+        """Devices that left and are still owed their default, by id, and what keeps them."""
+        told = {}
+        for key, planned in self._leaving.items():
+            unit = self.cycle.leaving[key]
+            state = "not back at its default yet"
+            if unit.reachable is False:
+                state = f"out of reach at {planned.endpoint}"
+            told[planned.config.id] = f"{planned.config.tag}: {state}"
+        return told
+
     def apply(self, plan: Plan) -> None:
-        """Go over to a new plan. A line whose devices did not change keeps its session and its queue.
+        """Go over to a new plan. A line whose pause and patience did not change keeps its session.
 
         A device that cannot be used as it is configured now goes on as it was before. The caller turns the
         cycle once the devices have their schedules.
         """
+        if self.plan is None:
+            self._load_leaving()
+        before = {tag: self._active[tag] for tag in plan.refused.keys() & self._active.keys()}
+        self.plan = plan = replace(plan, devices=before | plan.devices)
+        for key, planned in list(self._leaving.items()):
+            if planned.config.id in plan.abandoned:
+                log.warning("device is abandoned", device=planned.config.tag, id=planned.config.id)
+                self._forget(key)
+        keep: list[Callable[[], None]] = []
+        self._come_back(plan, keep)
+        self._part(plan, keep)
+        self._keep(keep)
+        self._build(plan)
+
+    def retired(self, unit: Unit) -> None:
+        """Nothing is owed any more to a device that left: forget it, and let in who waited for it."""
+        self._forget(unit.key)
         if self.plan is not None:
-            before = {tag: self.plan.devices[tag] for tag in plan.refused.keys() & self.plan.devices.keys()}
-            plan = replace(plan, devices=before | plan.devices)
-        self.plan = plan
-        wanted: dict[Endpoint, dict[str, Planned]] = {}
-        for tag, planned in plan.devices.items():
-            wanted.setdefault(planned.endpoint, {})[tag] = planned
-        for endpoint, line in list(self._lines.items()):
-            if not _same_line(line.planned, wanted.get(endpoint, {})):
-                line.task.cancel()
-                del self._lines[endpoint]
-        states = {tag: unit.state for tag, unit in self.cycle.units.items()}
-        kept = self.store.devices()
-        for tag in [tag for tag in self.cycle.units if tag not in plan.devices]:
-            self.cycle.drop(tag)
-            self.store.forget_device(tag)
-        for endpoint, devices in wanted.items():
-            kept_line = self._lines.get(endpoint)
-            if kept_line is None:
-                self._open(endpoint, devices, states, kept)
-                continue
-            kept_line.planned = devices
-            for tag, device in devices.items():
-                unit = self.cycle.units[tag]
-                unit.state = arbitration.reconfigure(unit.state, device.settings)
+            self._build(self.plan)
+        self.changed()
 
     async def finish(self, *, within_s: float) -> None:
         """Let go of every line between two writes, so that another process can take over.
@@ -85,76 +119,197 @@ class Fleet:
         if self._lines:
             await asyncio.wait([line.task for line in self._lines.values()], timeout=within_s)
 
-    def _open(
-        self,
-        endpoint: Endpoint,
-        planned: dict[str, Planned],
-        states: dict[str, DeviceState],
-        kept: dict[str, Kept],
-    ) -> None:
-        protocol, host, port = endpoint
-        profiles = [device.profile for device in planned.values()]
-        # Devices that share a line share its strictest pause.
-        gap_s = max(profile.min_gap_ms for profile in profiles) / 1000
-        timeout_s = max(profile.timeout_ms for profile in profiles) / 1000
-        bus = Bus(name=f"{host}:{port}", clock=self.clock, listener=self.cycle, min_gap_s=gap_s)
-        constructors = self.drivers[protocol]
-        session = constructors.session(
-            host=host,
-            port=port,
-            timeout_s=timeout_s,
-            min_gap_s=gap_s,
-            clock=self.clock.boottime_s,
-            sleep=bus.gap,
+    # --- who leaves, who comes back -----------------------------------------------------------------
+
+    def _load_leaving(self) -> None:
+        for key, leaving in self.store.leaving().items():
+            device = msgspec.to_builtins(leaving.device)
+            try:
+                planned = planned_device(
+                    device, leaving.site, Profiles({leaving.device.profile: leaving.profile})
+                )
+            except DocumentRefused as error:
+                log.error("a leaving device cannot be used", device=leaving.device.tag, error=str(error))  # noqa: TRY400
+                continue
+            self._leaving[key] = planned
+
+    def _keep(self, changes: list[Callable[[], None]]) -> None:
+        """Keep what has changed, all or nothing; where the disk takes nothing, control goes on."""
+        with suppress(StoreFailed), self.store.transaction():
+            for change in changes:
+                change()
+
+    def _come_back(self, plan: Plan, keep: list[Callable[[], None]]) -> None:
+        """A device that left and is back as it was goes on from where it stands."""
+        for key, planned in list(self._leaving.items()):
+            new = plan.devices.get(planned.config.tag)
+            if new is None or new.config.id != planned.config.id or not new.is_same_device(planned):
+                continue
+            unit = self.cycle.leaving.get(key)
+            if unit is not None:
+                self.cycle.come_back(unit)
+                self._take_off(key, planned)
+                self._active[unit.key] = planned
+            keep.append(partial(self.store.rename_device, key, planned.config.tag))
+            keep.append(partial(self.store.forget_leaving, key))
+            del self._leaving[key]
+
+    def _part(self, plan: Plan, keep: list[Callable[[], None]]) -> None:
+        """Part with the devices that are not in the plan, or no longer the same ones there."""
+        for tag, planned in list(self._active.items()):
+            new = plan.devices.get(tag)
+            if new is not None and new.config.id == planned.config.id and new.is_same_device(planned):
+                continue
+            unit = self.cycle.units[tag]
+            self._take_off(tag, planned)
+            del self._active[tag]
+            owed = planned.settings.is_controlled or unit.state.retirement is Retirement.OWED
+            if not (planned.profile.controllable and owed):
+                self.cycle.forget(tag)
+                keep.append(partial(self.store.forget_device, tag))
+                continue
+            key = self._leaving_key(planned.config.id)
+            log.info("device leaves", device=tag, id=planned.config.id)
+            self.cycle.leave(tag, key=key)
+            keep.append(partial(self.store.keep_leaving, key, _leaving(planned, plan.site)))
+            keep.append(partial(self.store.rename_device, tag, key))
+            self._leaving[key] = planned
+
+    def _leaving_key(self, device_id: str) -> str:
+        """What lines, cycle and store call a device that left."""
+        key = f"leaving:{device_id}"
+        while key in self._leaving:
+            key += "+"
+        return key
+
+    def _take_off(self, key: str, planned: Planned) -> None:
+        line = self._lines.get(planned.endpoint)
+        if line is not None and line.planned.pop(key, None) is not None:
+            line.bus.remove(key)
+
+    def _forget(self, key: str) -> None:
+        """Let a leaving device go for good."""
+        planned = self._leaving.pop(key)
+        self._take_off(key, planned)
+        if key in self.cycle.leaving:
+            self.cycle.forget(key)
+        self._keep([partial(self.store.forget_leaving, key), partial(self.store.forget_device, key)])
+
+    # --- lines and units ----------------------------------------------------------------------------
+
+    def _build(self, plan: Plan) -> None:
+        """Bring lines and units to the plan and to those who leave."""
+        taken = {planned.control_point: planned.config.tag for planned in self._leaving.values()}
+        self.waiting = {
+            tag: f"retiring: {taken[planned.control_point]}, which had its control point, is not yet back at"
+            " its default"
+            for tag, planned in plan.devices.items()
+            if planned.settings.is_controlled and planned.control_point in taken
+        }
+        wanted: dict[Endpoint, dict[str, Planned]] = {}
+        # One that has to wait and is there already, measured only until now, goes on as it was.
+        before = {tag: self._active[tag] for tag in self.waiting.keys() & self._active.keys()}
+        self._active = {
+            tag: planned for tag, planned in plan.devices.items() if tag not in self.waiting
+        } | before
+        for tag, planned in self._active.items():
+            wanted.setdefault(planned.endpoint, {})[tag] = planned
+        for key, planned in self._leaving.items():
+            wanted.setdefault(planned.endpoint, {})[key] = planned
+        for endpoint, line in list(self._lines.items()):
+            if endpoint not in wanted or _pace(wanted[endpoint]) != (line.gap_s, line.timeout_s):
+                line.task.cancel()
+                del self._lines[endpoint]
+        kept = self.store.devices()
+        for endpoint, devices in wanted.items():
+            line = self._lines.get(endpoint) or self._open(endpoint, devices)
+            for key, planned in devices.items():
+                self._put(line, key, planned, kept)
+
+    def _open(self, endpoint: Endpoint, devices: dict[str, Planned]) -> _Line:
+        gap_s, timeout_s = _pace(devices)
+        bus = Bus(name=str(endpoint), clock=self.clock, listener=self.cycle, min_gap_s=gap_s)
+        constructors = self.drivers[endpoint.protocol]
+        if endpoint.serial is None:
+            open_session = partial(constructors.session, host=endpoint.host, port=endpoint.port)
+        else:
+            assert constructors.serial_session is not None
+            open_session = partial(constructors.serial_session, line=endpoint.serial)
+        session = open_session(
+            timeout_s=timeout_s, min_gap_s=gap_s, clock=self.clock.boottime_s, sleep=bus.gap
         )
         bus.attach(session)
-        for tag, device in planned.items():
-            driver = constructors.driver(
-                session=session,
-                profile=device.profile,
-                unit=device.config.unit,
-                nameplate_kw=device.config.nameplate_kw,
-            )
-            bus.add(
-                tag,
-                driver,
-                poll_s=device.config.poll_s,
-                tolerance=device.settings.tolerance,
-                settable=device.profile.controllable,
-            )
-            state = states.get(tag)
-            if state is not None:
-                state = arbitration.contact_renewed(arbitration.reconfigure(state, device.settings))
-            else:
-                before = kept.get(tag, Kept())
-                state = DeviceState(
-                    settings=device.settings,
-                    hold=before.hold,
-                    last_order=before.last_order,
-                    lapse=before.lapse,
-                )
-                same_boot = before.boot == self.clock.boot_id
-                state = arbitration.reconfigure(
-                    arbitration.resume(state, same_boot=same_boot), device.settings
-                )
-            if tag in self.cycle.units:
-                self.cycle.drop(tag)
-            unit = Unit(state=state, bus=bus, can_write=device.profile.controllable)
-            unit.kept = kept.get(tag, Kept())
-            self.cycle.units[tag] = unit
         task = self.tasks.create_task(bus.run(), name=f"bus {bus.name}")
-        self._lines[endpoint] = _Line(bus, task, planned)
-        log.info("line opened", endpoint=bus.name, devices=sorted(planned), gap_s=gap_s)
+        line = self._lines[endpoint] = _Line(bus, session, task, gap_s, timeout_s)
+        log.info("line opened", endpoint=bus.name, devices=sorted(devices), gap_s=gap_s)
+        return line
+
+    def _put(self, line: _Line, key: str, planned: Planned, kept: dict[str, Kept]) -> None:
+        """Put a device on its line, or give it its new settings where it is there already."""
+        before = line.planned.get(key)
+        line.planned[key] = planned
+        unit = self.cycle.unit(key)
+        if before is None or not _same_driver(before, planned):
+            driver = self.drivers[planned.profile.protocol].driver(
+                session=line.session,
+                profile=planned.profile,
+                unit=planned.config.unit,
+                nameplate_kw=planned.config.nameplate_kw,
+            )
+            line.bus.add(
+                key,
+                driver,
+                poll_s=planned.config.poll_s,
+                phase_s=poll_phase_s(planned.config.tag, planned.config.poll_s),
+                tolerance=planned.settings.tolerance,
+                settable=planned.profile.controllable,
+                sparing=planned.settings.wears,
+            )
+            if unit is not None:
+                self.cycle.moved(unit, line.bus)
+        if unit is None:
+            found = kept.get(key, Kept())
+            state = DeviceState(
+                settings=planned.settings,
+                hold=found.hold,
+                last_order=found.last_order,
+                lapse=found.lapse,
+                asked=found.asked,
+                confirmed=found.confirmed,
+                ledger=found.ledger,
+                retirement=found.retirement,
+            )
+            state = arbitration.resume(state, same_boot=found.boot == self.clock.boot_id)
+            unit = Unit(state, line.bus, can_write=planned.profile.controllable, key=key, kept=found)
+            self.cycle.add(unit, leaving=key in self._leaving)
+        if key not in self._leaving:
+            self.cycle.reconfigure(unit, planned.settings)
 
 
-def _same_line(before: dict[str, Planned], after: dict[str, Planned]) -> bool:
-    """Tell whether two plans of an endpoint need the same sessions and drivers."""
-    if before.keys() != after.keys():
-        return False
-    return all(
-        before[tag].profile == after[tag].profile
-        and before[tag].config.unit == after[tag].config.unit
-        and before[tag].config.nameplate_kw == after[tag].config.nameplate_kw
-        and before[tag].config.poll_s == after[tag].config.poll_s
-        for tag in before
+def _leaving(planned: Planned, site: SiteConfig) -> Leaving:
+    return Leaving(device=planned.config, site=site, profile=profile_to_builtins(planned.profile))
+
+
+def _pace(devices: dict[str, Planned]) -> tuple[float, float]:
+    """The pause and the patience of a line: devices that share it share the strictest of each."""
+    profiles = [planned.profile for planned in devices.values()]
+    gap_ms = max(profile.min_gap_ms for profile in profiles)
+    return gap_ms / 1000, max(profile.timeout_ms for profile in profiles) / 1000
+
+
+def _same_driver(before: Planned, after: Planned) -> bool:
+    """Tell whether what a line knows of a device still holds."""
+    return (
+        before.profile == after.profile
+        and before.config.unit == after.config.unit
+        and before.config.nameplate_kw == after.config.nameplate_kw
+        and before.config.poll_s == after.config.poll_s
+        and before.settings.tolerance == after.settings.tolerance
+        and before.settings.wears == after.settings.wears
     )
+
+
+def poll_phase_s(tag: str, poll_s: float) -> float:
+    """When in its period a device is polled, in 0..`poll_s`: the same moment on every start."""
+    steps = max(1, round(poll_s / PHASE_STEP_S))
+    return zlib.crc32(tag.encode()) % steps * (poll_s / steps)

@@ -10,18 +10,26 @@ import asyncio
 import contextlib
 import secrets
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
-from datetime import datetime
-from typing import Protocol
+from collections.abc import Awaitable, Callable
+from datetime import datetime, timedelta
+from functools import partial
+from itertools import islice
 
 import structlog
 
-from edge.runtime.clock import Clock, wall
-from edge.runtime.cycle import CONTROL_STREAM, Accepted, Cycle
+from edge.runtime import explain
+from edge.runtime.alarms import Alarms
+from edge.runtime.clock import Clock, SteeredClock, wall
+from edge.runtime.cycle import Accepted, Cycle
+from edge.runtime.database import StoreFailed
 from edge.runtime.documents import MANIFEST, Desired
+from edge.runtime.fleet import Fleet
+from edge.runtime.reasons import Reasons
+from edge.runtime.session import OpenSession, Session
 from edge.runtime.store import Store
+from edge.runtime.telemetry import KEEP_EVERY_S, Telemetry
+from edge.runtime.timekeeper import Timekeeper
+from edge.runtime.uploader import PACE, Pace, Throttle, Uploader
 from edge.wire import codec
 from edge.wire.codec import WireError
 from edge.wire.messages import (
@@ -30,14 +38,15 @@ from edge.wire.messages import (
     HEARTBEAT_PERIOD_S,
     RESPONSE_EXPIRY_S,
     TELEMETRY_EXPIRY_S,
+    Alarm,
     Code,
     Command,
     CommandAnswer,
     DeviceResult,
     Document,
+    ExplainCommand,
     Heartbeat,
     LogAck,
-    LogBatch,
     LogEntry,
     Manifest,
     PingCommand,
@@ -46,8 +55,8 @@ from edge.wire.messages import (
     Reported,
     SetpointCommand,
     Stage,
+    Stream,
     TelemetryBatch,
-    TelemetryPoint,
 )
 from edge.wire.session import Broker, Incoming, LinkDown, Will, open_session
 from edge.wire.topics import NodeTopics
@@ -57,55 +66,18 @@ log = structlog.get_logger()
 SOFTWARE = "0.1.0"
 RECONNECT_FIRST_S = 0.5
 RECONNECT_SLOWEST_S = 15.0
-# Live data goes first: the outbox waits this long after an entry, and so gathers what belongs together.
-UPLOAD_DELAY_S = 0.4
-UPLOAD_BATCH = 200
-# Far below the wire's greatest packet: a batch that the broker refuses would be sent for ever.
-UPLOAD_BYTES = 512 * 1024
-TELEMETRY_BATCH = 2000
+TELEMETRY_TICK_S = 1.0
+# Points of one `tele` batch: more would hold up the event loop for milliseconds.
+TELEMETRY_BATCH = 500
+# Telemetry that waits for a link is bounded by both.
+TELEMETRY_KEPT_BYTES = 64 * 1024 * 1024
+TELEMETRY_KEPT = timedelta(days=7)
+TEND_PERIOD_S = 1.0
 FORGET_PERIOD_S = 3600.0
-ACK_TIMEOUT_S = 10.0
 REPORT_PERIOD_S = 10.0
 REPORT_ANYWAY_S = 60.0
-TELEMETRY_PERIOD_S = 5.0
 # Commands under way at once; more answer `busy`.
 MAX_UNDER_WAY = 256
-
-
-class Session(Protocol):
-    """What the link needs of a session with the broker; `LinkDown` from any method once it is gone."""
-
-    async def subscribe(self, *topics: str, qos: int = 1) -> None: ...
-
-    async def publish(
-        self,
-        topic: str,
-        payload: bytes,
-        *,
-        qos: int = 1,
-        retain: bool = False,
-        expiry_s: int | None = None,
-        response_topic: str | None = None,
-        correlation: bytes | None = None,
-    ) -> None: ...
-
-    def messages(self) -> AsyncIterator[Incoming]: ...
-
-
-class OpenSession(Protocol):
-    """How a session with the broker is opened: `edge.wire.session.open_session`, or a simulated one."""
-
-    def __call__(
-        self, broker: Broker, *, identifier: str, will: Will | None = None
-    ) -> AbstractAsyncContextManager[Session]: ...
-
-
-@dataclass(frozen=True, slots=True)
-class _Waiting:
-    """A session in which an acknowledgement is awaited."""
-
-    last: int
-    acknowledged: asyncio.Event
 
 
 class FreshTokens:
@@ -138,14 +110,18 @@ class Link:
         *,
         broker: Broker,
         topics: NodeTopics,
-        clock: Clock,
+        clock: SteeredClock,
         store: Store,
         cycle: Cycle,
         desired: Desired,
-        devices_refused: Callable[[], dict[str, str]],
+        fleet: Fleet,
+        alarms: Alarms,
         tasks: asyncio.TaskGroup,
         open_session: OpenSession = open_session,
+        pace: Pace = PACE,
+        reasons: Reasons | None = None,
     ) -> None:
+        self._reasons = reasons
         self._broker = broker
         self._open_session = open_session
         self._topics = topics
@@ -153,17 +129,38 @@ class Link:
         self._store = store
         self._cycle = cycle
         self._desired = desired
-        self._devices_refused = devices_refused
+        self._fleet = fleet
+        self._alarms = alarms
         self._tasks = tasks
         self._fresh = FreshTokens(clock)
         self._session_id = ""
         self._heartbeats = 0
         self._report_wanted = asyncio.Event()
-        self._upload_wanted = asyncio.Event()
-        self._ack: _Waiting | None = None
-        self._sent_last = 0
         self._live: Session | None = None
         self._under_way = 0
+        self._timekeeper = Timekeeper(clock=clock, store=store, logged=self.logged)
+        self._telemetry = Telemetry()
+        self._alarmed: set[tuple[str, str]] = set()
+        self._store_failed_since = ""
+        throttle = Throttle(pace, clock)
+
+        def uploader(stream: Stream, *, before: Uploader | None = None) -> Uploader:
+            return Uploader(
+                stream,
+                outbox=store.outbox,
+                store_id=store.store_id,
+                topic=topics.log,
+                clock=clock,
+                pace=pace,
+                throttle=throttle,
+                before=before,
+            )
+
+        control = uploader(Stream.CONTROL)
+        self._uploads = {
+            Stream.CONTROL: control,
+            Stream.TELEMETRY: uploader(Stream.TELEMETRY, before=control),
+        }
 
     # --- what others tell the link ------------------------------------------------------------------
 
@@ -172,13 +169,19 @@ class Link:
         self._report_wanted.set()
 
     def logged(self) -> None:
-        """The outbox has a new entry."""
-        self._upload_wanted.set()
+        """The control stream has a new entry."""
+        self._uploads[Stream.CONTROL].appended()
 
     # --- connection ---------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Connect, again and again, for the life of the node."""
+        """Keep the link, and what must be kept while there is none, for the life of the node."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._keep_connected())
+            group.create_task(self._tend())
+            group.create_task(self._keep_readings())
+
+    async def _keep_connected(self) -> None:
         wait_s = RECONNECT_FIRST_S
         while True:
             started = self._clock.boottime_s()
@@ -214,7 +217,6 @@ class Link:
             await session.publish(self._topics.presence, codec.encode(birth), retain=True)
             self._live = session
             self._report_wanted.set()
-            self._upload_wanted.set()
             log.info(
                 "link is up", broker=f"{self._broker.host}:{self._broker.port}", session=self._session_id
             )
@@ -230,8 +232,8 @@ class Link:
             self._listen(session),
             self._heartbeat(session),
             self._report(session),
-            self._upload(session),
-            self._telemetry(session),
+            *(upload.run(session) for upload in self._uploads.values()),
+            self._send_readings(session),
             self._forget(),
         ]
         try:
@@ -267,7 +269,7 @@ class Link:
                 async with asyncio.timeout(REPORT_ANYWAY_S):
                     await self._report_wanted.wait()
             self._report_wanted.clear()
-            clock = "trusted" if self._clock.quality().untrusted_since_s is None else "unsynced"
+            standing = self._timekeeper.standing
             report = Reported(
                 session=self._session_id,
                 boot=self._clock.boot_id,
@@ -275,61 +277,85 @@ class Link:
                 epoch=self._desired.epoch,
                 manifest_version=self._desired.version,
                 at=wall(self._clock.now().utc),
-                clock=clock,
+                clock=standing.trust.value,
+                clock_bound_s=None if standing.bound_s is None else round(standing.bound_s, 3),
                 sequences=self._cycle.sequences,
                 documents=self._desired.reported(),
-                devices_refused=self._devices_refused(),
+                devices_refused=self._fleet.refused,
+                retiring=self._fleet.retiring,
+                alarms=self._all_alarms(),
             )
             await session.publish(self._topics.reported, codec.encode(report), retain=True)
             await self._clock.sleep(REPORT_PERIOD_S)
 
-    async def _upload(self, session: Session) -> None:
-        """Drain the control stream in order, one batch in flight; entries go when central has them."""
+    async def _send_readings(self, session: Session) -> None:
         while True:
-            await self._upload_wanted.wait()
-            self._upload_wanted.clear()
-            await self._clock.sleep(UPLOAD_DELAY_S)
-            while entries := self._store.waiting(CONTROL_STREAM, limit=UPLOAD_BATCH, max_bytes=UPLOAD_BYTES):
-                await self._upload_batch(session, entries)
-
-    async def _upload_batch(self, session: Session, entries: list[LogEntry]) -> None:
-        batch = LogBatch(
-            stream=CONTROL_STREAM,
-            store=self._store.store_id,
-            first=entries[0].seq,
-            last=entries[-1].seq,
-            entries=entries,
-        )
-        waiting = self._ack = _Waiting(batch.last, asyncio.Event())
-        self._sent_last = max(self._sent_last, batch.last)
-        await session.publish(self._topics.log, codec.encode(batch))
-        # No acknowledgement: central is down or restarting. The same batch goes out again.
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(ACK_TIMEOUT_S):
-                await waiting.acknowledged.wait()
-
-    async def _telemetry(self, session: Session) -> None:
-        while True:
-            await self._clock.sleep(TELEMETRY_PERIOD_S)
-            points = [
-                TelemetryPoint(t=wall(reading.at.utc), key=key, value=reading.value, device=tag)
-                for tag, unit in self._cycle.units.items()
-                for key, reading in unit.readings.items()
-                if reading.value is not None
-            ]
-            for unit in self._cycle.units.values():
-                unit.readings = {}
-            for first in range(0, len(points), TELEMETRY_BATCH):
-                batch = TelemetryBatch(points=points[first : first + TELEMETRY_BATCH])
+            await self._clock.sleep(TELEMETRY_TICK_S)
+            points = self._telemetry.due(self._cycle.units, self._fleet.plan, self._clock.now())
+            while part := list(islice(points, TELEMETRY_BATCH)):
                 await session.publish(
-                    self._topics.telemetry, codec.encode(batch), qos=0, expiry_s=TELEMETRY_EXPIRY_S
+                    self._topics.telemetry,
+                    codec.encode(TelemetryBatch(points=part)),
+                    qos=0,
+                    expiry_s=TELEMETRY_EXPIRY_S,
                 )
+                await asyncio.sleep(0)
 
     async def _forget(self) -> None:
         """Commands are remembered for a day, so that the store does not grow for the life of a node."""
         while True:
-            self._store.forget_old_commands(self._clock.now().utc)
+            with contextlib.suppress(StoreFailed):
+                await _in_slices(lambda: self._store.forget_old_commands(self._clock.now().utc))
             await self._clock.sleep(FORGET_PERIOD_S)
+
+    # --- with or without a link ---------------------------------------------------------------------
+
+    async def _keep_readings(self) -> None:
+        """While there is no link, keep one value a minute of each key in the outbox."""
+        while True:
+            await self._clock.sleep(KEEP_EVERY_S)
+            self._telemetry.forget(self._cycle.units)
+            if self._live is not None:
+                continue
+            now = self._clock.now()
+            for entry in self._telemetry.kept(self._cycle.units, self._fleet.plan, now):
+                self._store.append(Stream.TELEMETRY, entry)
+                await asyncio.sleep(0)
+            self._uploads[Stream.TELEMETRY].appended()
+            # Nobody knows how old anything is by a clock that nothing confirms.
+            is_dated = self._timekeeper.standing.bound_s is not None
+            before = wall(now.utc - TELEMETRY_KEPT) if is_dated else None
+            with contextlib.suppress(StoreFailed):
+                await _in_slices(
+                    partial(self._store.outbox.trim_telemetry, max_bytes=TELEMETRY_KEPT_BYTES, before=before)
+                )
+
+    async def _tend(self) -> None:
+        """Look after the clock and the disk, and report when something is wrong, or no longer is."""
+        while True:
+            self._timekeeper.tick()
+            if self._store.failure is not None and self._store.try_again():
+                for upload in self._uploads.values():
+                    upload.appended()
+            alarmed = {(alarm.code, alarm.device) for alarm in self._all_alarms()}
+            if alarmed != self._alarmed:
+                self._alarmed = alarmed
+                self.changed()
+            await self._clock.sleep(TEND_PERIOD_S)
+
+    def _all_alarms(self) -> tuple[Alarm, ...]:
+        alarms = [*self._timekeeper.alarms(), *self._alarms.standing]
+        failure = self._store.failure
+        if failure is None:
+            self._store_failed_since = ""
+        else:
+            self._store_failed_since = self._store_failed_since or wall(self._clock.now().utc)
+            detail = f"the disk takes nothing, so new direct requests are refused: {failure}"
+            alarms.append(Alarm(code="store_failed", detail=detail, since=self._store_failed_since))
+        for stream, gap in self._store.outbox.missing.items():
+            detail = f"{gap.entries} entries of the {stream.value} stream were dropped for want of room"
+            alarms.append(Alarm(code="outbox_dropped", detail=detail, since=gap.since))
+        return tuple(alarms)
 
     # --- down ---------------------------------------------------------------------------------------
 
@@ -352,12 +378,12 @@ class Link:
         raise LinkDown("the broker closed the connection")
 
     def _log_ack(self, ack: LogAck) -> None:
-        if ack.store != self._store.store_id or ack.stream != CONTROL_STREAM:
+        try:
+            upload = self._uploads[Stream(ack.stream)]
+        except ValueError:
             return
-        # What was never sent cannot have been committed, whatever a restored central thinks.
-        self._store.acknowledged(CONTROL_STREAM, last=min(ack.last, self._sent_last))
-        if self._ack is not None and ack.last >= self._ack.last:
-            self._ack.acknowledged.set()
+        if ack.store == self._store.store_id:
+            upload.acknowledge(ack.last)
 
     # --- commands -----------------------------------------------------------------------------------
 
@@ -373,6 +399,7 @@ class Link:
             return
         match command:
             case PingCommand():
+                answered = self._clock.now()
                 answer.send(
                     CommandAnswer(
                         id=command.id,
@@ -380,19 +407,32 @@ class Link:
                         fresh=self._fresh.issue(),
                         sent_wall=command.sent_wall,
                         received_wall=wall(received.utc),
-                        answered_wall=wall(self._clock.now().utc),
+                        answered_wall=wall(answered.utc),
                     )
+                )
+                self._timekeeper.pinged(
+                    command, received_s=received.boottime_s, answered_s=answered.boottime_s
                 )
             case SetpointCommand() | ReleaseCommand():
                 self._control(command, answer, received.utc)
+            case ExplainCommand():
+                self.spawn(self._explain(command, answer))
             case _:
                 self.changed()
                 answer.send(CommandAnswer(id=command.id, stage=Stage.DONE))
 
+    async def _explain(self, command: ExplainCommand, answer: _Answers) -> None:
+        answer.send(await explain.answer(command, self._reasons, now=self._clock.now()))
+
     def _control(
         self, command: SetpointCommand | ReleaseCommand, answer: _Answers, received: datetime
     ) -> None:
-        is_known, earlier = self._store.answer_to(command.id)
+        try:
+            is_known, earlier = self._store.answer_to(command.id)
+        except StoreFailed as error:
+            # Whether it was carried out before cannot be told.
+            answer.refuse(command, Code.STORE_FAILED, f"this node cannot read its disk: {error}")
+            return
         if is_known:
             if earlier is not None:
                 answer.send_bytes(earlier)
@@ -403,14 +443,28 @@ class Link:
         if self._under_way >= MAX_UNDER_WAY:
             answer.refuse(command, Code.BUSY, "too many commands are under way on this node")
             return
+        is_setpoint = isinstance(command, SetpointCommand)
+        if self._store.failure is not None and is_setpoint:
+            answer.refuse(command, Code.STORE_FAILED, _cannot_promise(self._store.failure))
+            return
+        accepted, first = Accepted({}, {}), b""
         # One transaction: what was accepted and that it was accepted are on disk before anybody hears of it.
-        with self._store.transaction():
-            if isinstance(command, SetpointCommand):
-                accepted = self._cycle.accept_setpoint(command)
-            else:
-                accepted = self._cycle.accept_release(command)
-            first = codec.encode(CommandAnswer(id=command.id, stage=Stage.ACCEPTED, devices=accepted.refused))
-            self._store.remember(command.id, at=received, answer=first)
+        try:
+            with self._store.transaction():
+                if isinstance(command, SetpointCommand):
+                    accepted = self._cycle.accept_setpoint(command)
+                else:
+                    accepted = self._cycle.accept_release(command)
+                first = codec.encode(
+                    CommandAnswer(id=command.id, stage=Stage.ACCEPTED, devices=accepted.refused)
+                )
+                self._store.remember(command.id, at=received, answer=first)
+        except StoreFailed as error:
+            if is_setpoint:
+                self._cycle.take_back(accepted)
+                answer.refuse(command, Code.STORE_FAILED, _cannot_promise(str(error)))
+                return
+            # A release is carried out all the same (ADR 0009): nothing is promised by it.
         answer.send_bytes(first)
         self._under_way += 1
         self._tasks.create_task(self._complete(command, accepted, answer), name=f"command {command.id}")
@@ -428,9 +482,10 @@ class Link:
         # gets lost. Only a death between the two, the answer lost as well, leaves central with `unknown`.
         answer.send_bytes(last)
         await asyncio.sleep(0)
-        with self._store.transaction():
+        # Where the disk does not take it the entry waits in memory.
+        with contextlib.suppress(StoreFailed), self._store.transaction():
+            self._store.append(Stream.CONTROL, _log_entry(command, results, now))
             self._store.remember(command.id, at=now, answer=last)
-            self._store.append(CONTROL_STREAM, _log_entry(command, results, now))
         self.logged()
         self.changed()
 
@@ -473,6 +528,10 @@ class _Answers:
         self.send(CommandAnswer(id=command.id, stage=Stage.REFUSED, code=code, detail=detail, fresh=fresh))
 
 
+def _cannot_promise(failure: str) -> str:
+    return f"this node's disk takes nothing ({failure}): a restart would forget the request"
+
+
 def _log_entry(
     command: SetpointCommand | ReleaseCommand, results: dict[str, DeviceResult], now: datetime
 ) -> LogEntry:
@@ -489,6 +548,14 @@ def _log_entry(
         reason=command.reason,
         devices=results,
     )
+
+
+async def _in_slices(slice_of_it: Callable[[], bool]) -> None:
+    """Do a thing slice by slice, letting others in between, until it says that nothing is left."""
+    while True:
+        if not slice_of_it():
+            return
+        await asyncio.sleep(0)
 
 
 async def _coroutine(job: Awaitable[None]) -> None:

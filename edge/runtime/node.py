@@ -7,51 +7,97 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import fcntl
-import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import structlog
 
 from edge.drivers.registry import DRIVERS, Drivers
-from edge.runtime import config
-from edge.runtime.clock import Clock, HostClock, trusts_host
-from edge.runtime.cycle import Cycle
-from edge.runtime.documents import CONFIG, Desired
-from edge.runtime.fleet import Fleet
-from edge.runtime.link import Link, OpenSession
+from edge.runtime.clock import Clock, HostClock, SteeredClock, trusts_host
+from edge.runtime.control import Watchers, build_control
+from edge.runtime.link import Link
 from edge.runtime.logs import configure_logging
+from edge.runtime.reasons import Reasons
+from edge.runtime.session import OpenSession
+from edge.runtime.signs import BUS_LOCK, BUS_WANTED, Holder, Patience, Phase, Role, Sign, SignedLock, is_alive
 from edge.runtime.store import Store
-from edge.wire.messages import Document
+from edge.runtime.systemd import ServiceManager
+from edge.runtime.uploader import PACE, Pace
 from edge.wire.session import Broker, broker_from_url, open_session
 from edge.wire.topics import NodeTopics
 
 log = structlog.get_logger()
 
 EXIT_BUS_TAKEN = 75  # EX_TEMPFAIL: another process may talk to these devices
+# How often a node that waits for the guard looks, and shows that it is alive.
+LOOK_S = 0.05
+# A holder without a sign is between two steps of taking or freeing the lock, or is not one of ours.
+UNSIGNED_S = 5.0
 
 
 class BusTaken(Exception):  # noqa: N818 - states the fault
     """Another process holds the bus lock of this state directory."""
 
 
-@contextmanager
-def bus_lock(state: Path) -> Iterator[None]:
-    """Hold the right to use this node's devices and store; a dead process frees it at once."""
-    state.mkdir(parents=True, exist_ok=True)
-    handle = os.open(state / "bus.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+@asynccontextmanager
+async def bus_lock(state: Path, *, clock: Clock) -> AsyncIterator[SignedLock]:
+    """Hold the right to use this node's devices and store; a dead process frees it at once.
+
+    Waits while the guard holds it, which yields between two writes. `BusTaken` where another node does;
+    `OSError` where the directory cannot be written.
+    """
+    bus = SignedLock(state / BUS_LOCK, role=Role.NODE, clock=clock)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise BusTaken(f"{state} is in use by another node process") from error
-        yield
+        if not bus.writable:
+            raise PermissionError(f"{state} cannot be written")
+        if not bus.take(Phase.LOADING):
+            await _ask_the_guard(bus, state, clock)
+        yield bus
     finally:
-        os.close(handle)
+        bus.close()
+
+
+async def _ask_the_guard(bus: SignedLock, state: Path, clock: Clock) -> None:
+    """Wait until the guard yields; one that is stalled is ended, as it would end a stalled node."""
+    taken = f"{state} is in use by another node process"
+    wanted = SignedLock(state / BUS_WANTED, role=Role.NODE, clock=clock)
+    try:
+        if not wanted.take(Phase.WAITING):
+            raise BusTaken(f"{taken}, which waits for the guard")
+        patience = Patience()
+        said = False
+        while not bus.take(Phase.LOADING):
+            wanted.stamp(Phase.WAITING)
+            sign, now_s = bus.read(), clock.boottime_s()
+            if sign is None or not is_alive(sign):
+                if patience.silent_s(sign, now_s=now_s) > UNSIGNED_S:
+                    raise BusTaken(f"{state} is in use by a process that does not say who it is")
+            elif sign.role is Role.NODE:
+                raise BusTaken(taken)
+            elif patience.has_ended(sign, now_s=now_s):
+                _end_stalled(sign, bus)
+            elif not said:
+                log.info("node waits for the guard to yield", guard=sign.pid)
+                said = True
+            await clock.sleep(LOOK_S)
+        wanted.release()
+    finally:
+        wanted.close()
+
+
+def _end_stalled(sign: Sign, bus: SignedLock) -> None:
+    holder = Holder.of(sign)
+    if holder is None:
+        return
+    try:
+        if bus.read() == sign:
+            log.error("the guard is stalled: killed", guard=sign.pid)
+            holder.kill()
+    finally:
+        holder.close()
 
 
 class Stopped(Exception):  # noqa: N818 - not an error: somebody asked
@@ -63,32 +109,42 @@ async def run_node(
     broker: Broker,
     topics: NodeTopics,
     state: Path,
-    clock: Clock,
+    clock: SteeredClock,
     stop: asyncio.Event,
     drivers: Drivers = DRIVERS,
     open_session: OpenSession = open_session,
+    pace: Pace = PACE,
+    loading: Callable[[], None] = lambda: None,
+    alive: Callable[[], None] = lambda: None,
 ) -> None:
-    """Run a node until `stop` is set.
+    """Run a node until `stop` is set; `pace`: how fast its outbox may leave.
 
     All it knows of the world comes through `clock`, `drivers` and `open_session`: on simulated ones the same
-    node lives a day in seconds.
+    node lives a day in seconds. `loading` is called before a configuration is put into force, `alive` once
+    every turn of the write cycle.
     """
     store = Store(state)
+    reasons = Reasons(state, clock=clock, who="node")
     try:
         async with asyncio.TaskGroup() as tasks:
             _build(
                 broker=broker,
                 topics=topics,
                 store=store,
+                reasons=reasons,
                 clock=clock,
                 tasks=tasks,
                 drivers=drivers,
                 open_session=open_session,
+                pace=pace,
+                loading=loading,
+                alive=alive,
             )
             tasks.create_task(_stop_on(stop), name="stop")
     except* Stopped:
         log.info("node stops")
     finally:
+        reasons.close()
         store.close()
 
 
@@ -102,10 +158,14 @@ def _build(
     broker: Broker,
     topics: NodeTopics,
     store: Store,
-    clock: Clock,
+    reasons: Reasons,
+    clock: SteeredClock,
     tasks: asyncio.TaskGroup,
     drivers: Drivers,
     open_session: OpenSession,
+    pace: Pace,
+    loading: Callable[[], None],
+    alive: Callable[[], None],
 ) -> None:
     def logged() -> None:
         link.logged()
@@ -113,34 +173,30 @@ def _build(
     def changed() -> None:
         link.changed()
 
-    cycle = Cycle(clock=clock, store=store, logged=logged)
-    fleet = Fleet(cycle=cycle, clock=clock, store=store, tasks=tasks, drivers=drivers)
-
-    def apply(documents: dict[str, Document], name: str) -> None:
-        if name == CONFIG:
-            fleet.apply(config.plan(documents[CONFIG].body))
-        elif name in documents:
-            config.schedule_body(documents[name])
-        cycle.set_schedules(config.schedules(documents))
-
-    def devices_refused() -> dict[str, str]:
-        return {} if fleet.plan is None else fleet.plan.refused
-
-    desired = Desired(store, apply, changed)
+    control = build_control(
+        clock=clock,
+        store=store,
+        tasks=tasks,
+        watchers=Watchers(loading=loading, alive=alive, logged=logged, changed=changed),
+        drivers=drivers,
+        reasons=reasons,
+    )
     link = Link(
         broker=broker,
         topics=topics,
         clock=clock,
         store=store,
-        cycle=cycle,
-        desired=desired,
-        devices_refused=devices_refused,
+        cycle=control.cycle,
+        desired=control.desired,
+        fleet=control.fleet,
+        alarms=control.alarms,
         tasks=tasks,
         open_session=open_session,
+        pace=pace,
+        reasons=reasons,
     )
     # From the disk first: the devices are controlled before anybody is asked for permission to connect.
-    desired.load()
-    tasks.create_task(cycle.run(), name="cycle")
+    control.start()
     tasks.create_task(link.run(), name="link")
 
 
@@ -173,8 +229,7 @@ def main(argv: Sequence[str]) -> int:
         parser.error(str(error))
     structlog.contextvars.bind_contextvars(node=options.node)
     try:
-        with bus_lock(options.state):
-            asyncio.run(_main(broker, topics, options.state))
+        asyncio.run(_main(broker, topics, options.state))
     except BusTaken as error:
         print(f"{error}; stop it first", file=sys.stderr)  # noqa: T201 - said to whoever started us
         return EXIT_BUS_TAKEN
@@ -182,9 +237,31 @@ def main(argv: Sequence[str]) -> int:
 
 
 async def _main(broker: Broker, topics: NodeTopics, state: Path) -> None:
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
     clock = HostClock(trust_host=trusts_host())
-    await run_node(broker=broker, topics=topics, state=state, clock=clock, stop=stop)
+    manager = ServiceManager(clock=clock.boottime_s)
+    try:
+        manager.status("waits for the bus")
+        async with bus_lock(state, clock=clock) as bus:
+            stop = asyncio.Event()
+            loop = asyncio.get_running_loop()
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, stop.set)
+
+            def alive() -> None:
+                bus.stamp(Phase.RUNNING)
+                manager.ready()
+                manager.alive()
+
+            manager.status("controls its devices")
+            await run_node(
+                broker=broker,
+                topics=topics,
+                state=state,
+                clock=clock,
+                stop=stop,
+                loading=lambda: bus.stamp(Phase.LOADING),
+                alive=alive,
+            )
+            manager.stopping()
+    finally:
+        manager.close()

@@ -8,39 +8,32 @@ are files of their own, written temp, fsync, rename.
 from __future__ import annotations
 
 import os
-import sqlite3
 import tempfile
 import uuid
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, suppress
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 import structlog
 
-from edge.core.arbitration import Lapse
+from edge.core.arbitration import Lapse, Retirement
+from edge.core.clock import Reference
 from edge.core.commands import Hold, Order
+from edge.core.wear import EMPTY_LEDGER, Ledger
+from edge.runtime.database import Database, StoreFailed
+from edge.runtime.outbox import SLICE, Outbox
 from edge.wire import codec
 from edge.wire.codec import WireError
-from edge.wire.messages import Document, LogEntry, Manifest, Message
+from edge.wire.messages import DeviceConfig, Document, LogEntry, Manifest, Message, SiteConfig, Stream
 
 log = structlog.get_logger()
 
 M = TypeVar("M", bound=Message)
 
 REMEMBER_COMMANDS = timedelta(hours=24)
-
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS device (tag TEXT PRIMARY KEY, kept BLOB NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS command (id TEXT PRIMARY KEY, at TEXT NOT NULL, answer BLOB) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS command_at ON command (at);
-CREATE TABLE IF NOT EXISTS outbox (
-    stream TEXT NOT NULL, seq INTEGER NOT NULL, entry BLOB NOT NULL, PRIMARY KEY (stream, seq)
-) WITHOUT ROWID;
-"""
 
 
 class Kept(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -50,6 +43,25 @@ class Kept(msgspec.Struct, frozen=True, omit_defaults=True):
     hold: Hold | None = None
     last_order: Order = (0, 0)
     lapse: Lapse | None = None
+    asked: float | None = None
+    confirmed: float | None = None
+    ledger: Ledger = EMPTY_LEDGER
+    retirement: Retirement | None = None
+
+
+class Leaving(msgspec.Struct, frozen=True):
+    """A device that left the configuration: all that is needed to reach it."""
+
+    device: DeviceConfig
+    site: SiteConfig
+    profile: dict[str, Any]
+
+
+class KeptClock(msgspec.Struct, frozen=True):
+    """What confirmed the clock of this boot."""
+
+    boot: str
+    reference: Reference
 
 
 class Store:
@@ -60,32 +72,43 @@ class Store:
         self.directory = directory
         self._documents = directory / "documents"
         self._documents.mkdir(exist_ok=True)
-        self._db = _open(directory / "node.sqlite3")
+        self._db = Database(directory / "node.sqlite3")
         self.store_id = self._meta("store_id") or self._set_meta("store_id", uuid.uuid4().hex)
+        self.outbox = Outbox(self._db)
         self._encode = msgspec.json.Encoder().encode
         self._kept = msgspec.json.Decoder(Kept)
+        self._leaving = msgspec.json.Decoder(Leaving)
+        self._kept_clock = msgspec.json.Decoder(KeptClock)
         self._entry = msgspec.json.Decoder(LogEntry)
 
     def close(self) -> None:
         self._db.close()
 
-    @contextmanager
-    def transaction(self) -> Iterator[None]:
-        """All or nothing. Within another one it is part of that."""
-        if self._db.in_transaction:
-            yield
-            return
-        self._db.execute("BEGIN IMMEDIATE")
+    def transaction(self) -> AbstractContextManager[None]:
+        """All or nothing, `StoreFailed` where it is nothing. Within another one it is part of that."""
+        return self._db.transaction()
+
+    def if_lost(self, put_back: Callable[[], None]) -> None:
+        """Have this called where the present transaction comes to nothing for the disk's sake."""
+        self._db.if_lost(put_back)
+
+    @property
+    def failure(self) -> str | None:
+        """Why the disk takes nothing; None while it does. A promise made meanwhile would not be kept."""
+        return self._db.failure
+
+    def try_again(self) -> bool:
+        """After a failure: write what waits in memory, if there is room again; whether all is written."""
+        if not self._db.try_again():
+            return False
         try:
-            yield
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
-        self._db.execute("COMMIT")
+            return not self.outbox.write_waiting()
+        except StoreFailed:
+            return False
 
     def _meta(self, key: str) -> str | None:
-        row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
-        return None if row is None else str(row[0])
+        rows = self._db.rows("SELECT value FROM meta WHERE key = ?", (key,))
+        return str(rows[0][0]) if rows else None
 
     def _set_meta(self, key: str, value: str) -> str:
         self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
@@ -95,7 +118,7 @@ class Store:
 
     def devices(self) -> dict[str, Kept]:
         found = {}
-        for tag, kept in self._db.execute("SELECT tag, kept FROM device"):
+        for tag, kept in self._db.rows("SELECT tag, kept FROM device"):
             try:
                 found[tag] = self._kept.decode(kept)
             except msgspec.DecodeError as error:
@@ -104,61 +127,84 @@ class Store:
         return found
 
     def keep(self, devices: Iterable[tuple[str, Kept]]) -> None:
+        """Keep these; `StoreFailed` where the disk takes nothing."""
         with self.transaction():
-            self._db.executemany(
+            self._db.execute_many(
                 "INSERT OR REPLACE INTO device VALUES (?, ?)",
                 [(tag, self._encode(kept)) for tag, kept in devices],
             )
 
     def forget_device(self, tag: str) -> None:
-        self._db.execute("DELETE FROM device WHERE tag = ?", (tag,))
+        # Where the disk takes nothing the row stays behind: a device that comes back by this name finds a
+        # hold of former times, which has ended or soon will.
+        with suppress(StoreFailed):
+            self._db.execute("DELETE FROM device WHERE tag = ?", (tag,))
+
+    # --- clock --------------------------------------------------------------------------------------
+
+    def clock(self, *, boot: str) -> Reference | None:
+        """What last confirmed the clock since this boot."""
+        text = self._meta("clock")
+        try:
+            kept = None if text is None else self._kept_clock.decode(text)
+        except msgspec.DecodeError as error:
+            log.error("kept state of the clock cannot be read", error=str(error))  # noqa: TRY400
+            return None
+        return kept.reference if kept is not None and kept.boot == boot else None
+
+    def keep_clock(self, reference: Reference, *, boot: str) -> None:
+        self._set_meta("clock", self._encode(KeptClock(boot, reference)).decode())
+
+    def rename_device(self, key: str, new: str) -> None:
+        self._db.execute("UPDATE OR REPLACE device SET tag = ? WHERE tag = ?", (new, key))
+
+    def leaving(self) -> dict[str, Leaving]:
+        """Devices that left the configuration and still hold something of ours."""
+        found = {}
+        for key, leaving in self._db.rows("SELECT key, leaving FROM leaving"):
+            try:
+                found[key] = self._leaving.decode(leaving)
+            except msgspec.DecodeError as error:
+                log.error("a leaving device cannot be read", device=key, error=str(error))  # noqa: TRY400
+        return found
+
+    def keep_leaving(self, key: str, leaving: Leaving) -> None:
+        self._db.execute("INSERT OR REPLACE INTO leaving VALUES (?, ?)", (key, self._encode(leaving)))
+
+    def forget_leaving(self, key: str) -> None:
+        self._db.execute("DELETE FROM leaving WHERE key = ?", (key,))
 
     # --- commands -----------------------------------------------------------------------------------
 
     def answer_to(self, command_id: str) -> tuple[bool, bytes | None]:
         """Whether this command is known, and its answer so far."""
-        row = self._db.execute("SELECT answer FROM command WHERE id = ?", (command_id,)).fetchone()
-        return (False, None) if row is None else (True, row[0])
+        rows = self._db.rows("SELECT answer FROM command WHERE id = ?", (command_id,))
+        return (True, rows[0][0]) if rows else (False, None)
 
     def remember(self, command_id: str, *, at: datetime, answer: bytes) -> None:
         self._db.execute(
             "INSERT OR REPLACE INTO command VALUES (?, ?, ?)", (command_id, at.isoformat(), answer)
         )
 
-    def forget_old_commands(self, now: datetime) -> None:
-        self._db.execute("DELETE FROM command WHERE at < ?", ((now - REMEMBER_COMMANDS).isoformat(),))
+    def forget_old_commands(self, now: datetime) -> bool:
+        """Forget a slice of the commands older than a day; whether there may be more."""
+        horizon = (now - REMEMBER_COMMANDS).isoformat()
+        forgotten = self._db.execute(
+            "DELETE FROM command WHERE id IN (SELECT id FROM command WHERE at < ? ORDER BY at LIMIT ?)",
+            (horizon, SLICE),
+        )
+        return forgotten == SLICE
 
     # --- outbox -------------------------------------------------------------------------------------
 
-    def append(self, stream: str, entry: LogEntry) -> int:
-        """Put an entry at the end of a stream, numbered without gaps; its number."""
-        key = f"seq:{stream}"
-        # Both or neither: an entry whose number was not kept would take the next one's place, and the node
-        # would end over it at every start.
-        with self.transaction():
-            seq = int(self._meta(key) or 0) + 1
-            entry = msgspec.structs.replace(entry, seq=seq)
-            self._db.execute("INSERT INTO outbox VALUES (?, ?, ?)", (stream, seq, self._encode(entry)))
-            self._set_meta(key, str(seq))
-        return seq
+    def append(self, stream: Stream, entry: LogEntry) -> None:
+        """Put an entry at the end of a stream; where the disk does not take it, it waits in memory."""
+        self.outbox.append(stream, entry)
 
-    def waiting(self, stream: str, *, limit: int, max_bytes: int) -> list[LogEntry]:
-        """The oldest entries in order: as many as `limit` and `max_bytes` allow, and one in any case."""
-        rows = self._db.execute(
-            "SELECT entry FROM outbox WHERE stream = ? ORDER BY seq LIMIT ?", (stream, limit)
-        )
-        entries: list[LogEntry] = []
-        size = 0
-        for (entry,) in rows:
-            size += len(entry)
-            if entries and size > max_bytes:
-                break
-            entries.append(self._entry.decode(entry))
-        return entries
-
-    def acknowledged(self, stream: str, *, last: int) -> None:
-        """Central has committed everything up to `last`."""
-        self._db.execute("DELETE FROM outbox WHERE stream = ? AND seq <= ?", (stream, last))
+    def waiting(self, stream: Stream, *, limit: int, max_bytes: int) -> list[LogEntry]:
+        """The oldest entries on disk in order: as many as `limit` and `max_bytes` allow, one in any case."""
+        batch = self.outbox.batch(stream, max_entries=limit, max_bytes=max_bytes)
+        return [] if batch is None else [self._entry.decode(entry) for entry in batch.entries]
 
     # --- documents ----------------------------------------------------------------------------------
 
@@ -180,37 +226,14 @@ class Store:
         _replace(self._document_path(name), msgspec.json.encode(doc))
 
     def drop_document(self, name: str) -> None:
-        self._document_path(name).unlink(missing_ok=True)
+        try:
+            self._document_path(name).unlink(missing_ok=True)
+        except OSError as error:
+            # The manifest does not list it: the next start removes it.
+            log.error("document cannot be removed", document=name, error=str(error))  # noqa: TRY400
 
     def _document_path(self, name: str) -> Path:
         return self._documents / f"{name.replace('/', '~')}.json"
-
-
-def _open(path: Path) -> sqlite3.Connection:
-    """Open the database. A damaged one is put aside: a node without memory is better than no node."""
-    try:
-        return _connect(path)
-    except sqlite3.DatabaseError as error:
-        if error.sqlite_errorcode not in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
-            raise
-        log.error("the store is damaged, begun anew", path=str(path), error=str(error))  # noqa: TRY400
-    for suffix in ("-wal", "-shm"):
-        path.with_name(path.name + suffix).unlink(missing_ok=True)
-    path.replace(path.with_name(path.name + ".damaged"))
-    return _connect(path)
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    db = sqlite3.connect(path, isolation_level=None)
-    try:
-        db.execute("PRAGMA journal_mode=WAL")
-        db.execute("PRAGMA synchronous=NORMAL")
-        db.execute("PRAGMA busy_timeout=2000")
-        db.executescript(_SCHEMA)
-    except BaseException:
-        db.close()
-        raise
-    return db
 
 
 def _read(path: Path, kind: type[M]) -> M | None:

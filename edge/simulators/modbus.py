@@ -146,7 +146,8 @@ class SimulatedDevice:
 
     `port` keeps the maker's rules: the pause between commands and the number of sessions. `observe_port`
     shows the same registers without them and refuses writes. Both may be 0 until `start`, which draws free
-    ones. The device answers only its own unit. `clock` is in seconds and drives the physics and the pauses.
+    ones. A device `on_line` has no port of its own: it hangs on a `SimulatedLine`, which hands it requests.
+    The device answers only its own unit. `clock` is in seconds and drives the physics and the pauses.
     """
 
     def __init__(
@@ -161,8 +162,10 @@ class SimulatedDevice:
         behaves_as: Kind | None = None,
         site: Site | None = None,
         clock: Callable[[], float] = time.monotonic,
+        on_line: bool = False,
     ) -> None:
         self.profile = profile
+        self._on_line = on_line
         self.unit = unit
         self.host = host
         self.port = port
@@ -369,6 +372,8 @@ class SimulatedDevice:
                 self.registers.set(name, values[key] + self._energy_base_kwh.get(name, 0.0))
 
     async def _listen(self) -> None:
+        if self._on_line:
+            return
         self._server = await asyncio.get_running_loop().create_server(
             lambda: _ModbusConnection(self, observing=False), self.host, self.port
         )

@@ -31,6 +31,11 @@ def encode(message: Message) -> bytes:
     return _encoder.encode(message)
 
 
+def raw(encoded: bytes) -> msgspec.Raw:
+    """A part of a message that is encoded already; it is taken over as it is."""
+    return msgspec.Raw(encoded)
+
+
 def decode(kind: type[M], payload: bytes) -> M:
     """Read a message of this kind; `WireError` where that is not what the bytes say."""
     decoder = _decoders.get(kind)

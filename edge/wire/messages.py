@@ -41,11 +41,13 @@ class Code(StrEnum):
     OWNED_BY = "owned_by"
     UNKNOWN_DEVICE = "unknown_device"
     BUSY = "busy"
+    STORE_FAILED = "store_failed"
     WEAR = "wear"
     WRITE_FAILED = "write_failed"
     READBACK_MISMATCH = "readback_mismatch"
     # Said by central, which shares the vocabulary.
     NODE_OFFLINE = "node_offline"
+    RETIRING = "retiring"
     NOT_SENT = "not_sent"
     UNKNOWN = "unknown"
     NOT_DELIVERED = "not_delivered"
@@ -53,7 +55,7 @@ class Code(StrEnum):
 
 # Refusals that say nothing about the command itself, only about the moment: not remembered, so that the same
 # command id may come again.
-NOT_REMEMBERED = frozenset({Code.RETAINED, Code.OLD_EPOCH, Code.STALE, Code.BUSY})
+NOT_REMEMBERED = frozenset({Code.RETAINED, Code.OLD_EPOCH, Code.STALE, Code.BUSY, Code.STORE_FAILED})
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True):
@@ -100,12 +102,23 @@ class ReleaseCommand(Message, frozen=True, tag_field="op", tag="release", kw_onl
     reason: str = ""
 
 
+class PingClosing(msgspec.Struct, frozen=True, kw_only=True):
+    """The fourth timestamp of an earlier ping: when its answer arrived at central, by central's clock."""
+
+    id: str
+    heard_wall: str
+
+
 class PingCommand(Message, frozen=True, tag_field="op", tag="ping", kw_only=True):
-    """Answer with a fresh token and the four timestamps; needs no token itself."""
+    """Answer with a fresh token and the times; needs no token itself.
+
+    `closing` ends an earlier exchange of this node's, so that the node can judge its own clock by it.
+    """
 
     id: str
     epoch: int
     sent_wall: str
+    closing: PingClosing | None = None
 
 
 class ResyncCommand(Message, frozen=True, tag_field="op", tag="resync", kw_only=True):
@@ -115,7 +128,16 @@ class ResyncCommand(Message, frozen=True, tag_field="op", tag="resync", kw_only=
     epoch: int
 
 
-Command = SetpointCommand | ReleaseCommand | PingCommand | ResyncCommand
+class ExplainCommand(Message, frozen=True, tag_field="op", tag="explain", kw_only=True):
+    """Say why a device was held where it was at `at`; None: now. Changes nothing and needs no token."""
+
+    id: str
+    epoch: int
+    device: str
+    at: str | None = None
+
+
+Command = SetpointCommand | ReleaseCommand | PingCommand | ResyncCommand | ExplainCommand
 
 
 # --- up: answers ----------------------------------------------------------------------------------
@@ -146,6 +168,46 @@ class Stage(StrEnum):
     REFUSED = "refused"
 
 
+class ReasonEntry(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """One entry of a node's ring of reasons; `text` says all of it, for people.
+
+    kind `decision`: the array resolves to `value`, or nobody may write the device and there is none; `until`
+    is when that was to change by itself. `outcome`: a write of `value` ended; `code` is None where the device
+    confirmed it. `gone`: the device left this node. `at` is what the wall clock showed then.
+    """
+
+    at: str
+    kind: str
+    who: str
+    text: str
+    value: float | None = None
+    source: str = ""
+    wish: float | None = None
+    bounded_by: str | None = None
+    request_id: str | None = None
+    until: str | None = None
+    because: str = ""
+    code: str | None = None
+    readback: float | None = None
+
+
+class Explanation(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """Why a device was held where it was at `at`, as far as the node's ring reaches back.
+
+    `written` is what became of the decision, the oldest first; `before` and `after` are the entries around
+    it. `notes` say what a reader must know of clocks, gaps and the ring itself.
+    """
+
+    device: str
+    at: str
+    reaches_back_to: str
+    decision: ReasonEntry
+    written: list[ReasonEntry] = []
+    before: list[ReasonEntry] = []
+    after: list[ReasonEntry] = []
+    notes: list[str] = []
+
+
 class CommandAnswer(Message, frozen=True, kw_only=True):
     """`accepted` once arbitrated, then `done` with every device's outcome; or `refused` as a whole."""
 
@@ -159,6 +221,7 @@ class CommandAnswer(Message, frozen=True, kw_only=True):
     sent_wall: str | None = None
     received_wall: str | None = None
     answered_wall: str | None = None
+    explanation: Explanation | None = None
 
 
 # --- up: the node's state -------------------------------------------------------------------------
@@ -204,6 +267,9 @@ class Alarm(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
 class Reported(Message, frozen=True, kw_only=True):
     """What this node runs: its session and boot, the last sequence each device accepted, its documents.
 
+    `clock` is `trusted`, `holdover` or `unsynced`, and `clock_bound_s` how wrong this node's UTC may be at
+    most; None where nothing bounds it.
+
     `retiring` names, by id, the devices that left the configuration and still hold a value of this node's,
     with what keeps them: until a device is gone from here and the configuration without it is applied, its
     place is taken (design, rule 20).
@@ -216,6 +282,7 @@ class Reported(Message, frozen=True, kw_only=True):
     manifest_version: int
     at: str
     clock: str
+    clock_bound_s: float | None = None
     sequences: dict[str, int] = {}
     documents: dict[str, AppliedDocument] = {}
     devices_refused: dict[str, str] = {}
@@ -236,13 +303,29 @@ class TelemetryBatch(Message, frozen=True, kw_only=True):
     points: list[TelemetryPoint]
 
 
+class Stream(StrEnum):
+    """What a node stores and forwards, each on its own: the first is never dropped."""
+
+    CONTROL = "control"
+    TELEMETRY = "telemetry"
+
+
+class Gap(msgspec.Struct, frozen=True, kw_only=True):
+    """What a stream had to let go of for want of room: this many entries, the first and the last of these."""
+
+    since: str
+    until: str
+    entries: int
+
+
 class LogEntry(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """One line of the `control` stream.
+    """One line of a stream: `control` is never dropped, `telemetry` gives up its oldest for want of room.
 
     kind `result`: what became of a command; `watchdog`: a hold ended and what was written instead;
     `standing`: a limit found at start that this node did not set; `device_error`: somebody should look at a
     device; `retired`: a device that left the configuration is back at its default, or was found to hold
-    nothing of this node's.
+    nothing of this node's; `clock`: the clock's standing changed, `reason` says to what. Of either stream,
+    `gap`: entries are missing here. Of `telemetry`, `points`: readings from the time without a link.
     """
 
     seq: int
@@ -255,6 +338,8 @@ class LogEntry(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     sequence: int | None = None
     reason: str = ""
     devices: dict[str, DeviceResult] = {}
+    gap: Gap | None = None
+    points: tuple[TelemetryPoint, ...] = ()
 
 
 class LogBatch(Message, frozen=True, kw_only=True):
@@ -320,7 +405,9 @@ class DeviceConfig(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True
     `owned_by`: tag of the device whose control point also commands this one; it is measured only.
     `ramp_pct_per_min`: how fast its value may change, in percent of nameplate a minute. `accept_wear`: an
     engineer accepts writes that a register of unknown endurance was not made for. `arm_fallback`: arm the
-    device's own fallback although it can only release or only stop.
+    device's own fallback although it can only release or only stop. A device on a serial line of the node
+    has a `serial_port` (a path below /dev) in place of host and port; what it does not say of baud rate,
+    parity (`none`, `even`, `odd`) and stop bits (1, 2) is as its profile has it.
     """
 
     id: str
@@ -330,6 +417,10 @@ class DeviceConfig(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True
     host: str = ""
     port: int = 0
     unit: int = 0
+    serial_port: str = ""
+    baud_rate: int | None = None
+    parity: str | None = None
+    stop_bits: int | None = None
     min_value: float = 0.0
     max_value: float = 100.0
     default_value: float = 100.0

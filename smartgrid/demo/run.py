@@ -138,6 +138,7 @@ class Demo:
                 self.supervisor.start(spec)
             for site in SITES:
                 self.supervisor.start(settings.edge_node(site))
+                self.supervisor.start(settings.edge_guard(site))
             await self._until_ready(nodes)
             listening.cancel()
         self.ready = True

@@ -95,7 +95,8 @@ def _site_ensure(site: DemoSite, *, time_limit_s: int) -> Node:
 
 
 def _device_ensure(device: DemoDevice, *, node: Node, port: int) -> None:
-    from devices_app.models import Device, DeviceType  # noqa: PLC0415
+    from devices_app.models import Device, DeviceType, RetiringDevice  # noqa: PLC0415
+    from devices_app.retirement import device_abandon  # noqa: PLC0415
     from devices_app.services import device_create, device_update  # noqa: PLC0415
 
     row = Device.objects.filter(pk=device.id).first()
@@ -115,6 +116,13 @@ def _device_ensure(device: DemoDevice, *, node: Node, port: int) -> None:
         )
     elif (row.modbus_server_host, row.modbus_server_port, row.modbus_id) != (HOST, port, device.unit):
         device_update(device=row, modbus_server_host=HOST, modbus_server_port=port, modbus_id=device.unit)
+        for left in RetiringDevice.objects.filter(device=row, abandoned_at=None):
+            device_abandon(
+                retiring=left,
+                tag=left.device_tag,
+                by="demo",
+                why="the simulated device ended with its process",
+            )
 
 
 def demo_access_ensure(

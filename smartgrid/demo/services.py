@@ -153,9 +153,13 @@ class DemoSettings:
     def password_file(self, site: DemoSite) -> Path:
         return self.var / "nodes" / f"{site.node_name}.password"
 
-    def edge_node(self, site: DemoSite) -> ProcessSpec:
+    def node_state(self, site: DemoSite) -> Path:
         state = self.var / "nodes" / site.node_name
         state.mkdir(parents=True, exist_ok=True)
+        return state
+
+    def edge_node(self, site: DemoSite) -> ProcessSpec:
+        state = self.node_state(site)
         argv = [
             *(sys.executable, "-m", "edge", "node", "--node", site.node_id, "--tenant", TENANT),
             *("--state", str(state), "--broker", self.mqtt_url, "--username", site.node_id),
@@ -166,8 +170,17 @@ class DemoSettings:
         return ProcessSpec(
             name=f"edge:{site.node_name}",
             argv=tuple(argv),
-            # A demo's machine need not be synchronised.
-            env={**process_environment(), "SGM_TRUST_HOST_CLOCK": "1"},
+            env=edge_environment(),
+            stage=APPLICATION,
+        )
+
+    def edge_guard(self, site: DemoSite) -> ProcessSpec:
+        """The process that takes the node's place while it cannot work; it needs no broker and no central."""
+        argv = [sys.executable, "-m", "edge", "guard", "--node", site.node_id]
+        return ProcessSpec(
+            name=f"guard:{site.node_name}",
+            argv=(*argv, "--state", str(self.node_state(site))),
+            env=edge_environment(),
             stage=APPLICATION,
         )
 
@@ -189,6 +202,11 @@ def process_environment() -> dict[str, str]:
     if "SGM_LOG_LEVEL" in os.environ:
         kept["SGM_LOG_LEVEL"] = os.environ["SGM_LOG_LEVEL"]
     return {**kept, "PYTHONUNBUFFERED": "1"}
+
+
+def edge_environment() -> dict[str, str]:
+    """What runs at a site starts from this; a demo's machine need not be synchronised."""
+    return {**process_environment(), "SGM_TRUST_HOST_CLOCK": "1"}
 
 
 def git_version() -> str:

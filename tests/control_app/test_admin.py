@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from django.urls import reverse
 
-from control_app.models import CommandState
+from control_app.models import CommandState, NodeEvent
 from tests.factories import control_command_make, control_log_make, device_error_make, story_make
 
-MODELS = ("controlrequest", "controlcommand", "controllog", "deviceerrorlog")
+MODELS = ("controlrequest", "controlcommand", "controllog", "deviceerrorlog", "nodeevent")
 
 
 @pytest.fixture
@@ -20,6 +20,7 @@ def rows(db):
         "controlcommand": command,
         "controllog": control_log_make(site=story.site_a),
         "deviceerrorlog": device_error_make(device=story.device_a),
+        "nodeevent": NodeEvent.objects.create(node=story.node_a, kind="clock", entry="{}"),
     }
 
 

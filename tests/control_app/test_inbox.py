@@ -7,6 +7,7 @@ import uuid
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import msgspec
 import pytest
 from django.db import connection, connections
 from django.utils import timezone
@@ -19,10 +20,12 @@ from control_app.models import (
     ControlLog,
     ControlRequest,
     DeviceErrorLog,
+    NodeEvent,
     NodeStream,
     Status,
 )
 from devices_app.models import Device
+from devices_app.services import device_delete
 from edge.wire import codec
 from edge.wire.messages import (
     DeviceResult,
@@ -38,7 +41,16 @@ from edge.wire.session import Incoming
 from sites_app.documents import manifest_for
 from sites_app.models import Node
 from sites_app.presence import presence_read
-from tests.factories import control_command_make, control_request_make, device_make, node_make, story_make
+from smartgrid.errors import Conflict
+from tests.factories import (
+    control_command_make,
+    control_request_make,
+    device_make,
+    node_make,
+    node_online,
+    report_make,
+    story_make,
+)
 
 pytestmark = pytest.mark.django_db
 
@@ -94,6 +106,8 @@ def unknown_command(story, *, deadline_ago_s: float = 60) -> ControlCommand:
     request = control_request_make(
         site=story.site_a, deadline_in_s=-deadline_ago_s, status=Status.FAILED, result=UNKNOWN
     )
+    # The device was there when it was asked.
+    Device.objects.update(created_at=request.created_at - timedelta(days=1))
     return control_command_make(story.device_a, request=request, state=CommandState.UNKNOWN)
 
 
@@ -185,6 +199,9 @@ def test_two_inboxes_take_a_batch_once_between_them():
 
 ODD = {
     "unknown kind": {"kind": "poem"},
+    "unknown kind with NUL": {"kind": "po\x00em", "reason": "a\x00b", "category": "a\x00b"},
+    "unknown kind too long": {"kind": "x" * 5000, "reason": "y" * 50_000},
+    "retirement of nothing": {"kind": "retired", "devices": {}, "value": None},
     "unknown device": {"kind": "device_error", "devices": {"NO_SUCH": DeviceResult(code="x", detail="y")}},
     "no devices": {"devices": {}},
     "standing limit without a value": {"kind": "standing", "devices": {TAG: DeviceResult()}},
@@ -233,6 +250,51 @@ def test_errors_of_devices_are_logged_by_device(story):
         (TAG, "no answer"),
         (TAG, "holds 30 at first contact, which this node did not set"),
     ]
+
+
+def test_end_of_a_retirement_is_a_line_of_the_control_log(story):
+    device_delete(device=story.device_a)
+    take(story, entry(1, kind="retired", reason="confirmed"))
+    line = ControlLog.objects.get()
+    assert (line.watchdog, line.value, line.reason) == (False, 100, "retired: confirmed")
+    assert line.result == {"updated": {TAG: None}, "not_updated": {}}
+
+
+@pytest.mark.parametrize("kind", ["clock", "poem"])
+def test_entry_without_a_table_of_its_own_is_kept_as_it_came_and_once(story, kind):
+    sent = entry(1, kind=kind, reason="stepped by 7 s")
+    take(story, sent)
+    take(story, sent)
+    event = NodeEvent.objects.get()
+    assert (event.node, event.kind, event.reason) == (story.node_a, kind, "stepped by 7 s")
+    assert msgspec.json.decode(event.entry, type=LogEntry) == sent
+    assert not ControlLog.objects.exists()
+
+
+def test_error_of_a_device_that_is_gone_is_kept_with_its_node(story):
+    device_delete(device=story.device_a)
+    take(story, entry(1, kind="device_error", devices={TAG: DeviceResult(code="x", detail="no answer")}))
+    assert not DeviceErrorLog.objects.exists()
+    assert "no answer" in NodeEvent.objects.get().entry
+
+
+def test_errors_of_a_device_outlive_it(story):
+    error = {TAG: DeviceResult(code="device_error", detail="no answer")}
+    take(story, entry(1, kind="device_error", devices=error))
+    device_delete(device=story.device_a)
+    body = story.root.get("/v1/device-error-logs").json()
+    assert body[str(story.site_a.pk)]["devices"][TAG]["total_errors"] == 1
+
+
+def test_late_result_is_not_the_value_of_a_device_made_since_under_the_tag(story):
+    command = unknown_command(story)
+    device_delete(device=story.device_a)
+    node_online(story.node_a)
+    on_reported(story, **retired_there(story))
+    again = device_make(node=story.node_a, device_tag=TAG)
+    take(story, result_of(command, 1), entry(2, sequence=command.sequence))
+    assert Device.objects.get(pk=again.pk).value is None
+    assert ControlCommand.objects.get().state == CommandState.DONE
 
 
 def test_node_cannot_speak_of_another_nodes_devices_or_commands(story):
@@ -366,6 +428,29 @@ def test_retained_report_settles_nothing(story):
     unknown_command(story)
     on_reported(story, retained=True)
     assert ControlCommand.objects.get().state == CommandState.UNKNOWN
+
+
+def retired_there(story, **fields) -> dict[str, Any]:
+    """What a report of `node_online`'s session says when its node has let go of everything that left."""
+    said = report_make(story.node_a, **fields)
+    return {
+        "session": said.session,
+        "boot": said.boot,
+        "documents": said.documents,
+        "retiring": said.retiring,
+    }
+
+
+@pytest.mark.parametrize("retained", [False, True])
+def test_report_frees_the_place_of_a_device_that_its_node_let_go_of(story, retained):
+    device_delete(device=story.device_a)
+    node_online(story.node_a)
+    listed = {str(story.device_a.config_id): f"{TAG}: no answer"}
+    on_reported(story, retained=retained, **retired_there(story, retiring=listed))
+    with pytest.raises(Conflict):
+        device_make(node=story.node_a, device_tag=TAG)
+    on_reported(story, retained=retained, **retired_there(story))
+    assert device_make(node=story.node_a, device_tag=TAG)
 
 
 def test_log_outranks_what_a_report_seemed_to_prove(story):

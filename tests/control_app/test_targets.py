@@ -3,9 +3,22 @@ from __future__ import annotations
 import pytest
 
 from control_app.targets import Targets, targets_select
+from devices_app.models import RetiringDevice
+from devices_app.retirement import device_abandon, retired_record
+from devices_app.services import device_delete, device_move
 from sites_app.models import Node
+from sites_app.services import site_update
 from smartgrid.errors import Invalid, NotFound
-from tests.factories import ROOT, device_make, meter_type_make, node_make, principal_of_token, story_make
+from tests.factories import (
+    ROOT,
+    device_make,
+    meter_type_make,
+    node_make,
+    node_online,
+    principal_of_token,
+    report_make,
+    story_make,
+)
 
 pytestmark = pytest.mark.django_db
 
@@ -75,6 +88,79 @@ def test_category_passes_over_what_is_only_measured_and_a_tag_is_told(story):
     device_make(node=story.node_a, device_tag="INV_02", measured_only=True)
     assert select(story).refused == {}
     assert select(story, tags=["INV_02"]).refused["INV_02"].startswith("excluded: ")
+
+
+def test_device_behind_anothers_control_point_is_told_who_controls_it(story):
+    device_make(
+        node=story.node_a,
+        device_tag="INV_02",
+        controlled_by=story.device_a,
+        include_in_curtailment=False,
+    )
+    targets = select(story, tags=["INV_02", "SMA_STP60_01"])
+    assert targets.refused == {"INV_02": "owned_by: SMA_STP60_01 controls this device"}
+    assert commanded(targets) == {"node-01": ["SMA_STP60_01"]}
+
+
+def test_category_counts_an_owner_once_and_passes_over_those_it_controls(story):
+    for tag in ("INV_02", "INV_03"):
+        device_make(node=story.node_a, device_tag=tag, controlled_by=story.device_a)
+    targets = select(story)
+    assert commanded(targets) == {"node-01": ["SMA_STP60_01"]}
+    assert targets.refused == {}
+
+
+def test_category_with_nothing_but_controlled_devices_names_their_owner(story):
+    device_make(node=story.node_a, device_tag="PACK_01", category="battery", controlled_by=story.device_a)
+    targets = select(story, category="battery")
+    assert targets.refused == {"PACK_01": "owned_by: SMA_STP60_01 controls this device"}
+
+
+def test_deleted_device_is_retiring_until_its_node_let_go_of_it_and_unknown_then(story):
+    device_make(node=story.node_a, device_tag="INV_02")
+    device_delete(device=story.device_a)
+    assert select(story, tags=["SMA_STP60_01"]).refused == {
+        "SMA_STP60_01": "retiring: node-01 has yet to return it to its default and forget it"
+    }
+    assert commanded(select(story)) == {"node-01": ["INV_02"]}
+    node_online(story.node_a)
+    retired_record(node=Node.objects.get(pk=story.node_a.pk), reported=report_make(story.node_a))
+    assert select(story, tags=["SMA_STP60_01"]).refused["SMA_STP60_01"].startswith("unknown_device: ")
+
+
+def test_last_device_of_a_category_is_named_while_it_retires(story):
+    device_delete(device=story.device_a)
+    assert list(select(story, tags=["SMA_STP60_01"]).refused) == ["SMA_STP60_01"]
+    with pytest.raises(NotFound):
+        select(story)
+
+
+def test_what_retires_at_a_hidden_site_is_not_told(story):
+    device_delete(device=story.device_a)
+    with pytest.raises(NotFound, match="No such site"):
+        select(story, principal=principal_of_token(story.token_b), tags=["SMA_STP60_01"])
+
+
+def test_abandoned_device_is_unknown_at_once(story):
+    device_make(node=story.node_a, device_tag="INV_02")
+    device_delete(device=story.device_a)
+    device_abandon(retiring=RetiringDevice.objects.get(), tag="SMA_STP60_01", by="operator", why="stolen")
+    assert select(story, tags=["SMA_STP60_01"]).refused["SMA_STP60_01"].startswith("unknown_device: ")
+
+
+def test_moved_device_is_not_commanded_before_its_former_node_let_go_of_its_control_point(story):
+    device_move(device=story.device_a, node=node_make(site=story.site_a, name="node-03"))
+    targets = select(story)
+    assert targets.by_node == {}
+    assert targets.refused["SMA_STP60_01"].startswith("retiring: ")
+    node_online(story.node_a)
+    retired_record(node=Node.objects.get(pk=story.node_a.pk), reported=report_make(story.node_a))
+    assert commanded(select(story)) == {"node-03": ["SMA_STP60_01"]}
+
+
+def test_hold_is_the_limit_of_the_site_at_that_moment(story):
+    site_update(site=story.site_a, curtailment_time_limit=17)
+    assert [device.time_limit_s for device in select(story).by_node[story.node_a.pk]] == [17]
 
 
 def test_category_with_nothing_but_measured_devices_names_them(story):

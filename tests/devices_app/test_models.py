@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 from django.db import IntegrityError
+from django.db.models import F
 
-from devices_app.models import Device, DeviceType
+from devices_app.models import Device, DeviceBound, DeviceType, RetiringDevice
+from devices_app.services import device_bound_set, device_delete
 from tests.factories import device_make, device_type_make, node_make
 
 pytestmark = pytest.mark.django_db
@@ -25,6 +27,8 @@ pytestmark = pytest.mark.django_db
         {"telemetry_s": 0},
         {"category": "a/b"},
         {"device_tag": ""},
+        {"ramp_pct_per_min": 0},
+        {"controlled_by_id": F("id"), "measured_only": True, "control_point": None},
     ],
 )
 def test_database_refuses(change):
@@ -65,3 +69,27 @@ def test_database_refuses_a_device_type(change):
     device_type = device_type_make()
     with pytest.raises(IntegrityError):
         DeviceType.objects.filter(pk=device_type.pk).update(**change)
+
+
+def test_database_refuses_a_controllable_device_behind_anothers_control_point():
+    owner = device_make()
+    child = device_make(node=owner.node)
+    with pytest.raises(IntegrityError):
+        Device.objects.filter(pk=child.pk).update(controlled_by=owner)
+
+
+@pytest.mark.parametrize(
+    "change", [{"minimum": 99}, {"maximum": None}, {"origin": "nobody"}, {"origin": "trader"}]
+)
+def test_database_refuses_a_bound(change):
+    device = device_make()
+    device_bound_set(device=device, origin="trader", by="operator", minimum=10)
+    bound = device_bound_set(device=device, origin="owner", by="operator", maximum=90)
+    with pytest.raises(IntegrityError):
+        DeviceBound.objects.filter(pk=bound.pk).update(**change)
+
+
+def test_database_refuses_a_device_abandoned_by_nobody():
+    device_delete(device=device_make())
+    with pytest.raises(IntegrityError):
+        RetiringDevice.objects.update(abandoned_at=F("since"))

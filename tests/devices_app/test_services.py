@@ -4,17 +4,24 @@ import msgspec
 import pytest
 from django.core.management import call_command
 
-from devices_app.models import Device, DeviceType
+from devices_app.models import Device, DeviceType, RetiringDevice
+from devices_app.retirement import device_abandon
 from devices_app.services import (
+    device_bound_drop,
+    device_bound_set,
+    device_delete,
+    device_move,
     device_type_update,
     device_types_sync,
     device_update,
     device_values_confirm,
 )
 from edge.profiles.loader import load_all
+from edge.runtime.config import plan
 from edge.wire.messages import DeviceConfig, NodeConfig
 from sites_app.documents import manifest_for
-from smartgrid.errors import Conflict, Invalid
+from sites_app.services import site_update
+from smartgrid.errors import Conflict, Invalid, NotFound
 from tests.factories import (
     device_make,
     device_type_make,
@@ -33,7 +40,7 @@ def config_of(node):
 
 def device_config_of(device):
     entries = config_of(device.node).devices
-    return msgspec.convert(next(e for e in entries if e["id"] == str(device.pk)), DeviceConfig)
+    return msgspec.convert(next(e for e in entries if e["id"] == str(device.config_id)), DeviceConfig)
 
 
 def test_device_takes_what_it_does_not_say_from_its_type():
@@ -135,7 +142,7 @@ def test_changed_device_reaches_the_nodes_configuration():
     assert manifest_for(device.node).version == before + 1
 
 
-def test_device_cannot_move_to_another_node():
+def test_device_moves_by_a_service_of_its_own():
     with pytest.raises(Invalid):
         device_update(device=device_make(), node=node_make())  # type: ignore[call-arg]
 
@@ -183,3 +190,198 @@ def test_type_whose_profile_is_gone_stays_and_is_reported():
     device_type_make(name="Old", profile="old")
     assert device_types_sync({})["without_profile"] == ["Old"]
     assert DeviceType.objects.filter(name="Old").exists()
+
+
+# --- behind another's control point (rule 22) ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def owner():
+    return device_make(device_tag="IM20_01")
+
+
+def test_device_behind_anothers_control_point_is_measured_only_and_names_its_owner(owner):
+    child = device_make(node=owner.node, controlled_by=owner, modbus_server_port=owner.modbus_server_port)
+    assert (child.measured_only, child.control_point) == (True, None)
+    entry = device_config_of(child)
+    assert (entry.owned_by, entry.measured_only) == ("IM20_01", True)
+    assert device_config_of(owner).owned_by is None
+
+
+def test_owner_is_a_controllable_device_of_the_same_node(owner):
+    child = device_make(node=owner.node, controlled_by=owner)
+    meter = device_make(node=owner.node, device_type=meter_type_make())
+    elsewhere = device_make(node=node_make(site=owner.site))
+    for wrong in (child, meter, elsewhere):
+        with pytest.raises(Invalid) as refusal:
+            device_make(node=owner.node, controlled_by=wrong)
+        assert list(refusal.value.errors) == ["controlled_by"]
+    assert Device.objects.count() == 4
+
+
+def test_device_controls_itself_without_saying_so_and_no_circle_closes(owner):
+    child = device_make(node=owner.node, controlled_by=owner)
+    with pytest.raises(Invalid):
+        device_update(device=owner, controlled_by=owner)
+    with pytest.raises((Invalid, Conflict)):
+        device_update(device=owner, controlled_by=child)
+    assert Device.objects.get(pk=owner.pk).controlled_by is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda owner: device_update(device=owner, measured_only=True),
+        lambda owner: device_move(device=owner, node=node_make(site=owner.site)),
+        lambda owner: device_delete(device=owner),
+    ],
+    ids=["measured only", "moved", "deleted"],
+)
+def test_owner_does_not_leave_those_it_controls(owner, change):
+    child = device_make(node=owner.node, device_tag="STP60_02", controlled_by=owner)
+    with pytest.raises(Conflict, match="STP60_02"):
+        change(owner)
+    device_update(device=child, controlled_by=None)
+    change(owner)
+
+
+def test_device_that_comes_under_an_owner_is_retired_from_its_own_control_point(owner):
+    child = device_make(node=owner.node)
+    device_update(device=child, controlled_by=owner)
+    assert RetiringDevice.objects.get().control_point == child.control_point
+
+
+def test_renamed_owner_is_named_anew(owner):
+    child = device_make(node=owner.node, controlled_by=owner)
+    device_update(device=owner, device_tag="IM20_09")
+    assert device_config_of(child).owned_by == "IM20_09"
+
+
+# --- bounds, ramp, wear, fallback (rules 13, 14, 15, 21) ----------------------------------------------------------------
+
+
+def bounds_of(device):
+    return {bound.origin: (bound.minimum, bound.maximum) for bound in device_config_of(device).bounds}
+
+
+def test_bounds_of_each_authority_reach_the_node():
+    device = device_make()
+    device_bound_set(device=device, origin="owner", by="operator", maximum=90)
+    device_bound_set(
+        device=device, origin="grid_operator", by="operator", minimum=0, maximum=60, reason="§ 9"
+    )
+    assert bounds_of(device) == {"owner": (None, 90), "grid_operator": (0, 60)}
+    device_bound_set(device=device, origin="grid_operator", by="operator", maximum=30)
+    assert bounds_of(device)["grid_operator"] == (None, 30)
+    assert device_bound_drop(device=device, origin="owner", by="operator")
+    assert not device_bound_drop(device=device, origin="owner", by="operator")
+    assert bounds_of(device) == {"grid_operator": (None, 30)}
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {},
+        {"minimum": 60, "maximum": 40},
+        {"maximum": float("nan")},
+        {"minimum": float("-inf")},
+        {"maximum": True},
+        {"origin": "nobody", "maximum": 60},
+    ],
+)
+def test_bound_that_is_none_is_refused_and_the_former_kept(limits):
+    device = device_make()
+    device_bound_set(device=device, origin="owner", by="operator", maximum=90)
+    with pytest.raises(Invalid):
+        device_bound_set(device=device, by="operator", **({"origin": "owner"} | limits))
+    assert bounds_of(device) == {"owner": (None, 90)}
+
+
+def test_same_bound_again_publishes_nothing():
+    device = device_make()
+    device_bound_set(device=device, origin="owner", by="operator", maximum=90)
+    before = manifest_for(device.node)
+    device_bound_set(device=device, origin="owner", by="operator", maximum=90)
+    assert manifest_for(device.node) == before
+
+
+def test_bound_of_a_deleted_device_is_not_found():
+    device = device_make()
+    device_delete(device=device)
+    with pytest.raises(NotFound):
+        device_bound_set(device=device, origin="owner", by="operator", maximum=90)
+
+
+def test_ramp_and_own_fallback_reach_the_node():
+    device = device_make(ramp_pct_per_min=10, arm_fallback=True)
+    entry = device_config_of(device)
+    assert (entry.ramp_pct_per_min, entry.arm_fallback) == (10, True)
+    device_update(device=device, ramp_pct_per_min=None)
+    assert device_config_of(device).ramp_pct_per_min is None
+
+
+@pytest.mark.parametrize("ramp", [0, -1, float("inf"), float("nan")])
+def test_ramp_which_would_never_arrive_is_refused(ramp):
+    with pytest.raises(Invalid):
+        device_make(ramp_pct_per_min=ramp)
+
+
+def test_accepted_wear_is_recorded_under_a_name(caplog):
+    device = device_make()
+    with pytest.raises(Invalid) as refusal:
+        device_update(device=device, accept_wear=True)
+    assert list(refusal.value.errors) == ["accept_wear"]
+    assert not device_config_of(device).accept_wear
+    device_update(device=device, accept_wear=True, by="an engineer")
+    assert device_config_of(device).accept_wear
+    assert "device_wear_accepted" in caplog.text
+    assert "an engineer" in caplog.text
+    # What stays as it is needs nobody's name.
+    device_update(device=device, accept_wear=True, default_value=90)
+    with pytest.raises(Invalid):
+        device_make(accept_wear=True)
+
+
+def test_signed_setpoint_has_the_default_zero_unless_an_engineer_confirms_another():
+    node = node_make()
+    signed = device_type_make(
+        profile="signed",
+        category="battery",
+        value_kind="signed_setpoint_pct",
+        min_value=-100,
+        default_value=0,
+    )
+    device = device_make(node=node, device_type=signed)
+    with pytest.raises(Invalid) as refusal:
+        device_update(device=device, default_value=20)
+    assert list(refusal.value.errors) == ["default_value"]
+    assert device_config_of(device).default_value == 0
+    device_update(device=device, default_value=20, default_confirmed=True)
+    assert device_config_of(device).default_value == 20
+
+
+def test_changed_limit_default_and_bounds_reach_the_node_by_desired_state():
+    device = device_make()
+    site_update(site=device.site, curtailment_time_limit=30)
+    device_update(device=device, default_value=80, max_value=90)
+    assert config_of(device.node).site.curtailment_time_limit_s == 30
+    entry = device_config_of(device)
+    assert (entry.default_value, entry.max_value) == (80, 90)
+
+
+def test_node_can_use_what_is_rendered_here():
+    call_command("sync_device_types", verbosity=0)
+    sma = DeviceType.objects.get(profile="sma_stp60_im20")
+    owner = device_make(device_type=sma, device_tag="IM20_01", peak_power_kw=60, ramp_pct_per_min=10)
+    device_make(node=owner.node, device_type=sma, device_tag="STP60_02", controlled_by=owner)
+    device_bound_set(device=owner, origin="grid_operator", by="operator", maximum=60)
+    gone = device_make(node=owner.node, device_type=sma)
+    device_delete(device=gone)
+    left = RetiringDevice.objects.get()
+    device_abandon(retiring=left, tag=gone.device_tag, by="operator", why="burnt down")
+    planned = plan(owner.node.documents.get(name="config").body)
+    assert planned.refused == {}
+    assert planned.devices["IM20_01"].config == device_config_of(owner)
+    assert planned.devices["IM20_01"].settings.is_controlled
+    assert not planned.devices["STP60_02"].settings.is_controlled
+    assert str(left.config_id) in planned.abandoned

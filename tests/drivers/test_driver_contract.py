@@ -56,7 +56,7 @@ async def test_a_nameplate_more_than_a_tenth_off_is_refused(bench, name):
 async def test_readings_come_under_their_canonical_keys(bench, name):
     bench = await bench(name)
 
-    readings = await bench.driver.read()
+    readings = (await bench.driver.poll()).readings
 
     assert set(readings) == set(PROFILES[name].telemetry) == set(bench.driver.telemetry_units)
     assert all(value is not None for value in readings.values())
@@ -66,7 +66,7 @@ async def test_readings_come_under_their_canonical_keys(bench, name):
 async def test_power_is_what_the_machine_gives_towards_the_grid(bench, name):
     bench = await bench(name)
 
-    readings = await bench.driver.read()
+    readings = (await bench.driver.poll()).readings
 
     # Devices that count in steps of 10 W show as much.
     assert readings["P_kW"] == pytest.approx(bench.device.machine.power_kw, abs=0.01)
@@ -78,12 +78,12 @@ async def test_pauses_are_kept_over_all_commands_and_reconnects(bench, name):
     bench = await bench(name)
 
     await bench.driver.identify()
-    await bench.driver.read()
+    await bench.driver.poll()
     if PROFILES[name].controllable:
         await bench.driver.write(50)
         await bench.driver.read_setpoint()
     await bench.session.connect()
-    await bench.driver.read()
+    await bench.driver.poll()
 
     assert bench.device.gap_violations == []
     if PROFILES[name].min_gap_ms:
@@ -141,10 +141,10 @@ async def test_a_silent_device_is_unreachable_and_the_line_is_closed(bench, name
     await bench.device.set_fault(Fault.SILENT)
 
     with pytest.raises(DeviceUnreachable, match=r"no answer from 127\.0\.0\.1:\d+ unit \d+ within 0\.2 s"):
-        await bench.driver.read()
+        await bench.driver.poll()
     assert not bench.session.connected
     with pytest.raises(DeviceUnreachable, match="not connected"):
-        await bench.driver.read()
+        await bench.driver.poll()
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -185,7 +185,7 @@ async def test_a_value_that_the_device_has_not_is_none_and_never_zero(bench):
     bench = await bench("generic_modbus_battery")
     bench.device.shown["state_of_charge"] = None
 
-    readings = await bench.driver.read()
+    readings = (await bench.driver.poll()).readings
 
     assert readings["SoC_pct"] is None
     assert readings["P_kW"] is not None
@@ -195,7 +195,7 @@ async def test_a_refused_block_costs_only_its_own_readings(bench):
     bench = await bench("sungrow_sg110cx")
     bench.device.registers.remove("energy")
 
-    readings = await bench.driver.read()
+    readings = (await bench.driver.poll()).readings
 
     assert readings["E_kWh"] is None
     assert readings["P_kW"] == pytest.approx(60)

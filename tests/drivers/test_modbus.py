@@ -49,7 +49,7 @@ async def test_a_late_answer_is_never_taken_for_the_next_ones(bench, clock):
 async def test_a_cancelled_command_closes_the_line(bench):
     bench = await bench("generic_modbus")
     await bench.device.set_fault(Fault.SILENT)
-    task = asyncio.create_task(bench.driver.read())
+    task = asyncio.create_task(bench.driver.poll())
     await until(lambda: bench.device.commands)
 
     task.cancel()
@@ -62,7 +62,7 @@ async def test_a_cancelled_command_closes_the_line(bench):
 async def test_a_session_too_many_is_closed_and_the_first_one_stays(bench):
     only_one = replace(PROFILES["generic_modbus"], max_sessions=1)
     bench = await bench(only_one)
-    await bench.driver.read()
+    await bench.driver.poll()
     second = ModbusSession(
         host=bench.device.host,
         port=bench.device.port,
@@ -77,13 +77,13 @@ async def test_a_session_too_many_is_closed_and_the_first_one_stays(bench):
         await second.read(1, Table.HOLDING, 32, 1)
 
     assert bench.device.sessions_refused == 1
-    assert (await bench.driver.read())["P_kW"] == pytest.approx(60)
+    assert (await bench.driver.poll()).readings["P_kW"] == pytest.approx(60)
 
 
 async def test_a_connection_lost_under_a_command_is_noticed_before_the_timeout(bench):
     bench = await bench("generic_modbus", timeout_s=30)
     await bench.device.set_fault(Fault.SILENT)
-    task = asyncio.create_task(bench.driver.read())
+    task = asyncio.create_task(bench.driver.poll())
     await until(lambda: bench.device.commands)
 
     await bench.device.set_fault(Fault.REFUSE)
@@ -147,7 +147,7 @@ async def test_a_wrong_unit_is_not_answered(bench):
     bench = await bench("generic_modbus", timeout_s=0.2, unit=9)
 
     with pytest.raises(DeviceUnreachable, match="unit 9"):
-        await bench.driver.read()
+        await bench.driver.poll()
 
 
 async def test_a_command_that_comes_too_early_is_not_answered(bench):
@@ -276,7 +276,7 @@ async def test_meter_counts_export_positive_though_the_device_counts_import(benc
     bench = await bench("janitza_umg604")
     power = bench.device.profile.points["power"]
 
-    readings = await bench.driver.read()
+    readings = (await bench.driver.poll()).readings
 
     # No producer at this site: it imports, the device shows plus, and we show minus.
     assert readings["P_kW"] == pytest.approx(-10)

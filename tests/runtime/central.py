@@ -13,6 +13,7 @@ from edge.wire import codec
 from edge.wire.messages import (
     CommandAnswer,
     Document,
+    ExplainCommand,
     Heartbeat,
     LogAck,
     LogBatch,
@@ -146,7 +147,7 @@ class Central:
     async def send(
         self,
         op: str,
-        command: SetpointCommand | ReleaseCommand | PingCommand,
+        command: SetpointCommand | ReleaseCommand | PingCommand | ExplainCommand,
         *,
         retain: bool = False,
         response_topic: str | None = None,

@@ -17,8 +17,10 @@ from edge.core.schedule import Schedule
 from edge.profiles.loader import load_all
 from edge.profiles.model import Profile, profile_to_builtins
 from edge.runtime import config
+from edge.runtime.alarms import Alarms
 from edge.runtime.cycle import CONTROL_STREAM, Accepted, Cycle
 from edge.runtime.fleet import Fleet
+from edge.runtime.reasons import Reasons
 from edge.runtime.store import Store
 from edge.simulators.modbus import SimulatedDevice
 from edge.wire.messages import DeviceResult, LogEntry, ReleaseCommand, SetpointCommand
@@ -115,6 +117,7 @@ class Plant:
     site: dict[str, Any] = field(default_factory=lambda: dict(SITE))
     schedules: dict[str, Schedule] = field(default_factory=dict)
     sequence: int = 0
+    reasons: Reasons | None = None
 
     async def add(self, tag: str, kind: Profile | None = None, **changes: Any) -> SimulatedDevice:
         """Set up a device; `apply` makes the node control it."""
@@ -203,17 +206,22 @@ class _Over(Exception):  # noqa: N818 - ends the task group, nothing is wrong
 
 
 @asynccontextmanager
-async def running_plant(directory: Path, *, clock: TurnedClock | None = None) -> AsyncIterator[Plant]:
+async def running_plant(
+    directory: Path, *, clock: TurnedClock | None = None, keeps_reasons: bool = False
+) -> AsyncIterator[Plant]:
     """A node's control over the state in this directory, until the block ends."""
     clock = clock or TurnedClock()
     store = Store(directory)
+    reasons = Reasons(directory, clock=clock, who="node") if keeps_reasons else None
     failure: BaseException | None = None
     plant: Plant | None = None
     try:
         async with asyncio.TaskGroup() as tasks:
-            cycle = Cycle(clock=clock, store=store, logged=lambda: None)
+            alarms = Alarms(clock, lambda: None)
+            cycle = Cycle(clock=clock, store=store, logged=lambda: None, alarms=alarms, reasons=reasons)
             fleet = Fleet(cycle=cycle, clock=clock, store=store, tasks=tasks)
-            plant = Plant(clock, store, cycle, fleet)
+            cycle.left = fleet.retired
+            plant = Plant(clock, store, cycle, fleet, reasons=reasons)
             tasks.create_task(cycle.run())
             try:
                 yield plant
@@ -223,6 +231,8 @@ async def running_plant(directory: Path, *, clock: TurnedClock | None = None) ->
     except* _Over:
         pass
     finally:
+        if reasons is not None:
+            reasons.close()
         store.close()
         for device in plant.simulated.values() if plant is not None else ():
             await device.stop()

@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
+from edge.drivers.base import PollResult
 from edge.drivers.errors import DeviceRefused, DeviceUnreachable, DriverError, ReadingInvalid
 from edge.drivers.modbus import ModbusDriver, ModbusSession
-from edge.runtime.bus import Bus, PollResult, WriteOutcome
+from edge.runtime.bus import Bus, WriteOutcome
 from edge.simulators.modbus import Fault, SimulatedDevice
 from edge.wire.messages import Code
-from tests.runtime.plant import NAMEPLATE_KW, TurnedClock, profile
+from tests.runtime.plant import NAMEPLATE_KW, TurnedClock, profile, running_plant
 
 A, B = "INVERTER_01", "INVERTER_02"
 
@@ -28,6 +29,7 @@ class Recorder:
     losses: list[str] = field(default_factory=list)
     outcomes: list[WriteOutcome] = field(default_factory=list)
     polls: list[str] = field(default_factory=list)
+    writes: dict[str, int] = field(default_factory=dict)
 
     def contact(self, tag: str, *, standing: float | None) -> None:
         self.contacts.append((tag, standing))
@@ -40,6 +42,9 @@ class Recorder:
 
     def polled(self, tag: str, result: PollResult) -> None:  # noqa: ARG002 - the same
         self.polls.append(tag)
+
+    def spent(self, tag: str, writes: dict[str, int]) -> None:
+        self.writes[tag] = self.writes.get(tag, 0) + sum(writes.values())
 
     def outcome(self, ticket: int) -> WriteOutcome | None:
         return next((outcome for outcome in self.outcomes if outcome.ticket == ticket), None)
@@ -93,20 +98,23 @@ class ScriptedDevice:
     value: float | None = 100.0
     takes: bool = True
     commands_per_write: int = 1
-    commands_per_poll: int = 2
+    commands_per_poll: int = 1
     telemetry_units: dict[str, str] = field(default_factory=dict)
 
     async def identify(self) -> None:
         await self.line.command("identify", self.tag)
 
-    async def read(self) -> dict[str, float | None]:
-        await self.line.command("read", self.tag)
-        return {}
+    async def poll(self) -> PollResult:
+        await self.line.command("poll", self.tag)
+        return PollResult({}, self.value)
 
     async def write(self, value: float) -> None:
         await self.line.command("write", self.tag)
         if self.takes:
             self.value = value
+
+    def take_writes(self) -> dict[str, int]:
+        return {}
 
     async def read_setpoint(self) -> float | None:
         await self.line.command("read_setpoint", self.tag)
@@ -204,7 +212,7 @@ async def test_all_writes_come_before_all_readbacks_and_those_before_polls(bench
     await bench.run(0.1)
 
     assert bench.line.commands[:4] == [("write", A), ("write", B), ("read_setpoint", A), ("read_setpoint", B)]
-    assert bench.line.commands[4][0] == "read"
+    assert bench.line.commands[4][0] == "poll"
 
 
 async def test_device_is_identified_and_read_before_it_is_written(bench):
@@ -224,7 +232,7 @@ async def test_device_is_identified_and_read_before_it_is_written(bench):
 async def test_device_slower_than_its_period_keeps_no_other_from_being_polled(bench):
     bench.scripted(A, B, poll_s=0.1)
     await bench.run(0.05)
-    bench.line.takes["read"] = lambda: bench.clock.sleep(0.3)
+    bench.line.takes["poll"] = lambda: bench.clock.sleep(0.3)
     await bench.run(30)
 
     assert bench.heard.polls.count(A) > 30
@@ -325,7 +333,7 @@ async def test_verified_write_that_is_replaced_while_the_device_is_asked_is_not_
     assert bench.devices[A].value == 40
 
 
-@pytest.mark.parametrize("kind", ["identify", "read_setpoint", "write", "read"])
+@pytest.mark.parametrize("kind", ["identify", "read_setpoint", "write", "poll"])
 @pytest.mark.parametrize(
     "error", [DeviceRefused("no"), ReadingInvalid("nonsense"), DeviceUnreachable("gone")]
 )
@@ -515,9 +523,9 @@ async def test_line_taken_down_under_a_command_ends_though_the_library_swallows_
     bench.scripted(A)
     await bench.run(0.1)
     bench.line.commands.clear()
-    bench.line.takes["read"] = swallow
+    bench.line.takes["poll"] = swallow
     bench.clock.advance(2)
-    await bench.until_busy("read", A)
+    await bench.until_busy("poll", A)
 
     task = bench.task
     task.cancel()
@@ -525,3 +533,30 @@ async def test_line_taken_down_under_a_command_ends_though_the_library_swallows_
 
     assert task.cancelled()
     assert not bench.line.connected
+
+
+async def test_line_that_is_finished_reads_back_what_it_wrote_and_begins_nothing_new(tmp_path):
+    async with running_plant(tmp_path) as plant:
+        device = await plant.add(A)
+        plant.apply()
+        await plant.run(5, until=lambda: plant.cycle.units[A].reachable)
+        bus = plant.cycle.units[A].bus
+        written = asyncio.Event()
+
+        def finish() -> None:
+            bus.finish()
+            written.set()
+
+        device.on_write = finish
+        confirmed = plant.setpoint(INVERTER_01=30)[A]
+        async with asyncio.timeout(5):
+            await written.wait()
+        await plant.fleet.finish(within_s=5)
+
+        assert confirmed.done()
+        assert (await confirmed).readback == 30
+        plant.setpoint(INVERTER_01=40)
+        assert plant.limit(A) == 30
+        async with asyncio.timeout(5):
+            while device._sessions:  # noqa: ASYNC110 - closed by the device's own end
+                await asyncio.sleep(0)

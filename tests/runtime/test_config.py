@@ -8,14 +8,20 @@ from typing import Any
 import pytest
 
 from edge.core.schedule import value_at
-from edge.profiles.model import profile_to_builtins
+from edge.drivers.serial_line import SerialSettings
+from edge.profiles.model import Parity, Protocol, profile_to_builtins
 from edge.runtime import config
 from edge.runtime.documents import DocumentRefused
 from edge.wire.codec import document
 from edge.wire.messages import Document
 from tests.runtime.plant import SITE, profile
 
-PROFILES = {"generic_modbus": profile_to_builtins(profile())}
+PROFILES = {
+    "generic_modbus": profile_to_builtins(profile()),
+    "on_line": profile_to_builtins(
+        profile(protocol=Protocol.MODBUS_RTU, default_baud_rate=19200, default_parity=Parity.EVEN)
+    ),
+}
 
 
 def device(tag: str = "A", **changes: Any) -> dict[str, Any]:
@@ -86,6 +92,63 @@ def test_device_that_cannot_be_used_is_refused_alone(changes, complaint):
     assert list(plan.devices) == ["B"]
     (reason,) = plan.refused.values()
     assert complaint in reason
+
+
+def line_device(tag: str = "A", **changes: Any) -> dict[str, Any]:
+    serial = {"profile": "on_line", "host": "", "port": 0, "serial_port": "/dev/ttyUSB0"}
+    return device(tag, **{**serial, **changes})
+
+
+def test_devices_of_one_serial_port_share_a_line_set_as_their_profile_says():
+    plan = config.plan(body(line_device("A", unit=1), line_device("B", unit=2)))
+
+    assert plan.devices["A"].endpoint == plan.devices["B"].endpoint
+    assert plan.devices["A"].endpoint.serial == SerialSettings("/dev/ttyUSB0", 19200, Parity.EVEN, 1)
+    assert str(plan.devices["A"].endpoint) == "/dev/ttyUSB0"
+
+
+def test_device_may_set_its_line_otherwise_than_its_profile():
+    plan = config.plan(body(line_device(baud_rate=9600, parity="odd", stop_bits=2)))
+
+    assert plan.devices["A"].endpoint.serial == SerialSettings("/dev/ttyUSB0", 9600, Parity.ODD, 2)
+
+
+def test_rtu_device_behind_a_device_server_has_a_host_and_a_port():
+    endpoint = (
+        config.plan(body(line_device(serial_port="", host="10.0.0.9", port=4001))).devices["A"].endpoint
+    )
+
+    assert (endpoint.host, endpoint.port, endpoint.serial) == ("10.0.0.9", 4001, None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"serial_port": "/etc/passwd"}, "expected a path below /dev"),
+        ({"serial_port": "/dev/../etc/passwd"}, "expected a path below /dev"),
+        ({"serial_port": "ttyUSB0"}, "expected a path below /dev"),
+        ({"serial_port": "/dev/tty\0"}, "expected a path below /dev"),
+        ({"baud_rate": 9601}, "baud_rate 9601: expected one of 1200, 2400"),
+        ({"parity": "mark"}, "parity 'mark': expected none, even or odd"),
+        ({"stop_bits": 3}, "stop_bits 3: expected 1 or 2"),
+        ({"unit": 0}, "unit 0: expected 1 to 247"),
+        ({"unit": 248}, "unit 248: expected 1 to 247"),
+        ({"host": "10.0.0.9"}, "expected no host beside it"),
+        ({"serial_port": ""}, "host '': expected a name or an address"),
+        ({"profile": "generic_modbus"}, "modbus_tcp has no serial lines"),
+    ],
+)
+def test_line_that_cannot_be_opened_refuses_its_device(changes, complaint):
+    plan = config.plan(body(line_device(**changes), device("B")))
+
+    assert complaint in plan.refused["A"]
+    assert set(plan.devices) == {"B"}
+
+
+def test_one_serial_port_cannot_have_two_settings():
+    plan = config.plan(body(line_device("A", unit=1), line_device("B", unit=2, baud_rate=9600)))
+
+    assert plan.refused == {"B": "9600 baud 8E1 on /dev/ttyUSB0: expected 19200 baud 8E1, as A has it"}
 
 
 def test_profile_that_cannot_be_read_refuses_its_devices_only():

@@ -3,113 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
-import subprocess
-import sys
 import time
-import uuid
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from edge.profiles.model import profile_to_builtins
+from edge.runtime.clock import HostClock
 from edge.runtime.node import EXIT_BUS_TAKEN, bus_lock
-from edge.runtime.store import Store
-from edge.simulators.modbus import Fault, SimulatedDevice
-from edge.wire.codec import document
-from edge.wire.messages import Manifest, ManifestEntry, Presence
+from edge.simulators.modbus import Fault
+from edge.wire.messages import Presence
 from edge.wire.topics import NodeTopics
 from tests.runtime.central import Central, central_for
-from tests.runtime.plant import NAMEPLATE_KW, SITE, profile
+from tests.runtime.site import A, B, Site, running_site, until
 from tests.servers import Broker
-
-A, B = "INVERTER_01", "INVERTER_02"
-PROJECT = Path(__file__).parents[2]
-
-
-@dataclass
-class Site:
-    """Two devices, and the state directory of the node that controls them."""
-
-    devices: dict[str, SimulatedDevice]
-    state: Path
-    node: str
-    processes: list[subprocess.Popen[bytes]]
-
-    @property
-    def body(self) -> dict[str, Any]:
-        kind = profile()
-        devices = [
-            {
-                "id": tag,
-                "tag": tag,
-                "category": "inverter",
-                "profile": kind.name,
-                "host": device.host,
-                "port": device.port,
-                "unit": 1,
-                "nameplate_kw": NAMEPLATE_KW,
-            }
-            for tag, device in self.devices.items()
-        ]
-        return {"site": SITE, "devices": devices, "profiles": {kind.name: profile_to_builtins(kind)}}
-
-    def put_on_disk(self) -> None:
-        """The configuration as an earlier process left it."""
-        store = Store(self.state)
-        doc = document(self.body, epoch=1, version=1)
-        store.keep_manifest(
-            Manifest(epoch=1, version=1, docs={"config": ManifestEntry(v=1, sha256=doc.sha256)})
-        )
-        store.keep_document("config", doc)
-        store.close()
-
-    def start(self, url: str, *, password_file: Path | None = None) -> subprocess.Popen[bytes]:
-        argv = [
-            *(sys.executable, "-m", "edge", "node", "--node", self.node, "--tenant", "tenant"),
-            *("--state", str(self.state), "--broker", url),
-        ]
-        if password_file is not None:
-            argv += ["--password-file", str(password_file)]
-        process = subprocess.Popen(
-            argv,
-            cwd=PROJECT,
-            env={**os.environ, "SGM_TRUST_HOST_CLOCK": "1"},
-            stdin=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-        )
-        self.processes.append(process)
-        return process
-
-
-async def until(condition: Callable[[], object], *, within_s: float = 10.0) -> float:
-    """Wait for a simulated device, which has no event to wait for; the seconds it took."""
-    begin = time.monotonic()
-    async with asyncio.timeout(within_s):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
-    return time.monotonic() - begin
 
 
 @pytest.fixture
 async def site(tmp_path: Path) -> AsyncIterator[Site]:
-    devices = {}
-    for tag in (A, B):
-        devices[tag] = SimulatedDevice(profile=profile(), unit=1, nameplate_kw=NAMEPLATE_KW)
-        await devices[tag].start()
-    site = Site(devices, tmp_path / "state", str(uuid.uuid4()), [])
-    try:
+    async with running_site(tmp_path) as site:
         yield site
-    finally:
-        for process in site.processes:
-            process.kill()
-            process.communicate()
-        for device in devices.values():
-            await device.stop()
 
 
 @pytest.fixture
@@ -178,7 +92,7 @@ async def test_dead_process_frees_its_devices_at_once(site):
     first.kill()
     first.wait()
 
-    with bus_lock(site.state):
+    async with asyncio.timeout(1), bus_lock(site.state, clock=HostClock(trust_host=True)):
         pass
 
 

@@ -11,7 +11,7 @@ from edge.core.commands import Hold
 from edge.core.events import LapseCause
 from edge.runtime.store import Kept, Store
 from edge.wire.codec import document
-from edge.wire.messages import DeviceResult, LogEntry, Manifest
+from edge.wire.messages import DeviceResult, LogEntry, Manifest, Stream
 
 NOW = datetime(2026, 3, 2, 10, 0, tzinfo=UTC)
 HOLD = Hold((1, 7), "request", "inverter", 30.0, 1000.0, 1060.0)
@@ -29,14 +29,14 @@ def entry(reason: str = "") -> LogEntry:
 
 
 def waiting(store: Store, *, limit: int = 100, max_bytes: int = 100_000) -> list[int]:
-    return [each.seq for each in store.waiting("control", limit=limit, max_bytes=max_bytes)]
+    return [each.seq for each in store.waiting(Stream.CONTROL, limit=limit, max_bytes=max_bytes)]
 
 
 def test_everything_is_found_again(tmp_path, store):
     kept = Kept("boot-1", HOLD, (1, 7), Lapse(HOLD, LapseCause.TIME_LIMIT))
     store.keep([("A", kept), ("B", Kept())])
     store.remember("command", at=NOW, answer=b"answer")
-    store.append("control", entry())
+    store.append(Stream.CONTROL, entry())
     store.keep_document("schedule/2026-03-02/inverter", document({"a": 1}, epoch=1, version=3))
     store.keep_manifest(Manifest(epoch=1, version=2, docs={}))
 
@@ -51,23 +51,24 @@ def test_everything_is_found_again(tmp_path, store):
 
 def test_numbers_of_a_stream_have_no_gaps_and_are_never_used_twice(tmp_path, store):
     for _ in range(3):
-        store.append("control", entry())
-    store.acknowledged("control", last=3)
-    store.append("control", entry())
+        store.append(Stream.CONTROL, entry())
+    store.outbox.acknowledged(Stream.CONTROL, last=3)
+    store.append(Stream.CONTROL, entry())
     again = Store(tmp_path)
-    again.append("control", entry())
+    again.append(Stream.CONTROL, entry())
 
     assert waiting(again) == [4, 5]
     again.close()
 
 
 def test_entry_and_its_number_are_kept_together_or_not_at_all(store):
-    store.append("control", entry())
+    store.append(Stream.CONTROL, entry())
     with pytest.raises(RuntimeError), store.transaction():  # noqa: PT012 - what fails is the block as a whole
-        store.append("control", entry())
+        store.append(Stream.CONTROL, entry())
         raise RuntimeError
 
-    assert store.append("control", entry()) == 2
+    store.append(Stream.CONTROL, entry())
+    assert waiting(store) == [1, 2]
 
 
 def test_transaction_is_all_or_nothing(store):
@@ -83,7 +84,7 @@ def test_transaction_is_all_or_nothing(store):
 def test_batch_ends_at_its_size_and_holds_one_entry_in_any_case(store):
     devices = {f"INVERTER_{number}": DeviceResult(value=30.0) for number in range(100)}
     for _ in range(3):
-        store.append("control", LogEntry(seq=0, at="", kind="result", devices=devices))
+        store.append(Stream.CONTROL, LogEntry(seq=0, at="", kind="result", devices=devices))
 
     assert waiting(store, max_bytes=1) == [1]
     assert waiting(store, max_bytes=8000) == [1, 2]

@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+import msgspec
 import pytest
 from django.contrib.auth.models import User
 from django.test import Client
+from django.utils import timezone
 
 from devices_app.models import Device
+from edge.wire.messages import Alarm
 from schedules_app.models import Schedule
 from sites_app.documents import manifest_for
 from sites_app.models import ManagementToken, Node, Site
 from sites_app.selectors import token_value
-from tests.factories import device_type_make, story_make
+from sites_app.services import node_reported_record
+from tests.factories import device_type_make, node_make, report_make, story_make
 
 pytestmark = pytest.mark.django_db
 
@@ -113,6 +117,8 @@ def test_added_site_node_and_device_are_made_by_their_services(operator, story):
         "modbus_server_port": 502,
         "modbus_id": 1,
         "include_in_curtailment": "on",
+        "bounds-TOTAL_FORMS": 0,
+        "bounds-INITIAL_FORMS": 0,
     }
     assert operator.post("/admin/devices_app/device/add/", form).status_code == 302
     device = Device.objects.get(device_tag="NEW_01")
@@ -144,11 +150,9 @@ def test_deleted_token_opens_nothing(operator, story):
     assert not ManagementToken.objects.filter(pk=story.token_a.pk).exists()
 
 
-@pytest.mark.parametrize("model", ["site", "node", "nodedocument"])
+@pytest.mark.parametrize("model", ["site", "nodedocument"])
 def test_what_holds_up_others_cannot_be_deleted(operator, story, model):
-    pk = {"site": story.site_a.pk, "node": story.node_a.pk, "nodedocument": story.node_a.documents.get().pk}[
-        model
-    ]
+    pk = {"site": story.site_a.pk, "nodedocument": story.node_a.documents.get().pk}[model]
     assert operator.post(f"/admin/sites_app/{model}/{pk}/delete/", {"post": "yes"}).status_code == 403
 
 
@@ -167,3 +171,31 @@ def test_desired_state_can_be_published_again(operator, story, django_capture_on
             {"action": "publish_again", "_selected_action": [story.node_a.pk, story.node_b.pk]},
         )
     assert len(callbacks) == 2
+
+
+def test_node_with_devices_is_not_deleted_and_the_console_says_why(operator, story):
+    path = f"/admin/sites_app/node/{story.node_a.pk}/delete/"
+    page = operator.post(path, {"post": "yes"}, follow=True).content.decode()
+    assert "still has the device SMA_STP60_01" in page
+    chosen = {"action": "delete_selected", "_selected_action": [story.node_a.pk], "post": "yes"}
+    page = operator.post("/admin/sites_app/node/", chosen, follow=True).content.decode()
+    assert "still has the device SMA_STP60_01" in page
+    assert Node.objects.filter(pk=story.node_a.pk).exists()
+
+
+def test_node_without_devices_is_deleted(operator, story):
+    node = node_make(site=story.site_a)
+    assert operator.get(f"/admin/sites_app/node/{node.pk}/delete/").status_code == 200
+    operator.post(f"/admin/sites_app/node/{node.pk}/delete/", {"post": "yes"})
+    assert not Node.objects.filter(pk=node.pk).exists()
+
+
+def test_alarms_of_a_node_are_seen_in_the_list(operator, story):
+    alarms = (
+        Alarm(code="clock_unsynced", detail="never since boot", since="2026-11-23T00:00:00Z"),
+        Alarm(code="wear", detail="81 %", since="2026-11-23T00:00:00Z", device="SMA_STP60_01"),
+    )
+    report = msgspec.to_builtins(report_make(story.node_a, alarms=alarms))
+    node_reported_record(node=story.node_a, reported=report, at=timezone.now())
+    page = operator.get("/admin/sites_app/node/").content.decode()
+    assert "clock_unsynced, wear SMA_STP60_01" in page

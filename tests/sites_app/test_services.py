@@ -1,13 +1,19 @@
 from __future__ import annotations
 
+import contextlib
 import uuid
 
 import pytest
 
-from sites_app.models import Site
+from devices_app.models import RetiringDevice
+from devices_app.retirement import device_abandon, retired_record
+from devices_app.services import device_delete
+from sites_app.models import Node, Site
+from sites_app.publishing import messages_publish, node_messages
 from sites_app.selectors import management_token_find, token_value
 from sites_app.services import (
     node_create,
+    node_delete,
     site_create,
     site_update,
     token_issue,
@@ -15,8 +21,10 @@ from sites_app.services import (
     token_update,
 )
 from sites_app.tokens import TokenUnreadable
+from smartgrid.celery import app
 from smartgrid.errors import Conflict, Invalid
-from tests.factories import node_make, site_make, token_make
+from tests.factories import device_make, node_make, node_online, report_make, site_make, token_make
+from tests.sites_app.test_documents import Retained
 
 pytestmark = pytest.mark.django_db
 
@@ -118,3 +126,60 @@ def test_token_stays_readable_when_a_new_key_comes_first(settings):
     settings.SGM_TOKEN_ENCRYPTION_KEYS = settings.SGM_TOKEN_ENCRYPTION_KEYS[:1]
     with pytest.raises(TokenUnreadable):
         token_value(token)
+
+
+# --- the end of a node (rule 20) ----------------------------------------------------------------------------------------
+
+
+def test_node_stays_while_it_has_a_device_or_one_that_retires():
+    device = device_make(device_tag="INV_01")
+    node = device.node
+    with pytest.raises(Conflict, match="the device INV_01"):
+        node_delete(node=node)
+    device_delete(device=device)
+    with pytest.raises(Conflict, match="INV_01, still retiring"):
+        node_delete(node=node)
+    node_online(node)
+    retired_record(node=Node.objects.get(pk=node.pk), reported=report_make(node))
+    node_delete(node=node)
+    assert not Node.objects.filter(pk=node.pk).exists()
+
+
+def test_node_that_never_comes_back_goes_once_each_of_its_devices_is_abandoned():
+    devices = [device_make(node=node) for node in [node_make()] * 2]
+    node = devices[0].node
+    for device in devices:
+        device_delete(device=device)
+    first, second = RetiringDevice.objects.all()
+    device_abandon(retiring=first, tag=first.device_tag, by="operator", why="burnt down")
+    with pytest.raises(Conflict, match=second.device_tag):
+        node_delete(node=node)
+    device_abandon(retiring=second, tag=second.device_tag, by="operator", why="burnt down")
+    node_delete(node=node)
+    assert not RetiringDevice.objects.exists()
+
+
+def test_deleted_node_that_comes_back_finds_whom_it_must_forget(django_capture_on_commit_callbacks):
+    device = device_make()
+    node = device.node
+    device_delete(device=device)
+    left = RetiringDevice.objects.get()
+    device_abandon(retiring=left, tag=left.device_tag, by="operator", why="burnt down")
+    expected = node_messages(node)
+    with (
+        app.connection_for_write() as connection,
+        contextlib.closing(connection.SimpleQueue("sync")) as queue,
+    ):
+        queue.clear()
+        with django_capture_on_commit_callbacks(execute=True):
+            node_delete(node=node)
+        message = queue.get(timeout=5)
+        (tenant, node_id, messages), _, _ = message.payload
+        message.ack()
+    broker = Retained()
+    messages_publish(tenant=tenant, node_id=node_id, messages=dict(messages), link=broker)
+    assert broker.order == ["config", "manifest"]
+    assert broker.document(node, "config").body["devices"] == []
+    assert broker.document(node, "config").body["abandoned"] == [str(left.config_id)]
+    assert broker.messages[node.topics.document("config")].decode() == expected["config"]
+    assert broker.manifest(node).docs["config"].v == broker.document(node, "config").version

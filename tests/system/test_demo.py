@@ -210,6 +210,43 @@ def test_killed_process_is_named_and_started_again(demo: RunningDemo):
     assert f"beat (process {victim}) was ended by SIGKILL" in demo.output.read_text()
 
 
+def test_guard_stands_in_for_a_killed_node_until_it_is_back(demo: RunningDemo):
+    """The node dies with a hold; the register goes back in time, and /v1/logs tells who wrote it."""
+    var = demo.output.parent / "var"
+    device = demo.device("GENERIC_PV_01")
+    node = next(name for name in demo.description["processes"] if name.startswith("edge:"))
+    assert node.replace("edge", "guard") in demo.description["processes"]
+    register = Register(device)
+    until(lambda: register.value() > 0, what="the node has not written the default")
+    full = register.value()
+    with demo.api() as api:
+        answer = api.put(
+            f"/sites/{device['site_id']}/curtail-category",
+            json={"value": 40, "category": device["category"], "device_tags": ["GENERIC_PV_01"]},
+        )
+        assert answer.json()["status"] == "success"
+        accepted_s = time.monotonic()
+        processes = json.loads((var / "demo.json").read_text())["processes"]
+        victims = [pid for name, pid in processes.items() if name.startswith("edge:")]
+        for pid in victims:
+            os.kill(pid, signal.SIGKILL)
+
+        assert register.value() == pytest.approx(full * 0.4)
+        until(lambda: register.value() == full, what="the default did not return", within_s=TIME_LIMIT_S + 3)
+        assert time.monotonic() - accepted_s >= TIME_LIMIT_S - 1
+
+        def lapse_is_logged() -> bool:
+            logs = api.get(f"/sites/{device['site_id']}/logs", params={"limit": 50}).json()
+            own = [log for log in logs if "GENERIC_PV_01" in log["result"]["updated"]]
+            return [(log["watchdog"], log["value"]) for log in own[:2]] == [(True, 100), (False, 40)]
+
+        until(lapse_is_logged, what="the lapse did not reach /v1/logs", within_s=20)
+    register.close()
+    for log in (var / "log").glob("guard-*.log"):
+        assert "guard takes over" in log.read_text()
+        until(lambda log=log: "guard yields" in log.read_text(), what="the guard did not yield", within_s=20)
+
+
 def test_second_demo_on_the_same_directory_is_refused(demo: RunningDemo, tmp_path: Path):
     second = start(demo.output.parent / "var", output=tmp_path / "output")
     assert second.wait(timeout=20) == 2

@@ -11,6 +11,9 @@ from edge.wire.messages import (
     Code,
     CommandAnswer,
     DeviceResult,
+    ExplainCommand,
+    Explanation,
+    Gap,
     Heartbeat,
     LogAck,
     LogBatch,
@@ -18,8 +21,10 @@ from edge.wire.messages import (
     Manifest,
     ManifestEntry,
     Message,
+    PingClosing,
     PingCommand,
     Presence,
+    ReasonEntry,
     ReleaseCommand,
     Reported,
     ResyncCommand,
@@ -88,7 +93,14 @@ SAMPLES: dict[str, Message] = {
         devices=("SMA_STP60_01", "SMA_STP60_02"),
     ),
     "ping": PingCommand(id=COMMAND, epoch=1, sent_wall="2026-03-02T10:00:00.000000Z"),
+    "ping_closing": PingCommand(
+        id=COMMAND,
+        epoch=1,
+        sent_wall="2026-03-02T10:01:00.000000Z",
+        closing=PingClosing(id=REQUEST, heard_wall="2026-03-02T10:00:00.021000Z"),
+    ),
     "resync": ResyncCommand(id=COMMAND, epoch=1),
+    "explain": ExplainCommand(id=COMMAND, epoch=1, device="SMA_STP60_01", at="2026-03-02T10:00:30Z"),
     "answer_accepted": CommandAnswer(id=COMMAND, stage=Stage.ACCEPTED),
     "answer_done": CommandAnswer(
         id=COMMAND,
@@ -115,6 +127,53 @@ SAMPLES: dict[str, Message] = {
         received_wall="2026-03-02T10:00:00.010000Z",
         answered_wall="2026-03-02T10:00:00.011000Z",
     ),
+    "answer_explain": CommandAnswer(
+        id=COMMAND,
+        stage=Stage.DONE,
+        explanation=Explanation(
+            device="SMA_STP60_01",
+            at="2026-03-02T10:00:30.000000Z",
+            reaches_back_to="2026-03-01T10:00:00.000000Z",
+            decision=ReasonEntry(
+                at="2026-03-02T10:00:00.015000Z",
+                kind="decision",
+                who="node",
+                text=(
+                    f"SMA_STP60_01 at 30 by direct request {REQUEST}, asked for 20, bounded by grid_operator,"
+                    " until 2026-03-02T10:01:00Z; under it schedule 70 until 2026-03-02T10:15:00Z; under it"
+                    " default 100; bounds: device 0 to 100, grid_operator 30 to inf; it held until"
+                    " 2026-03-02T10:01:00.002Z"
+                ),
+                value=30.0,
+                source="direct",
+                wish=20.0,
+                bounded_by="grid_operator",
+                request_id=REQUEST,
+                until="2026-03-02T10:01:00.000000Z",
+            ),
+            written=[
+                ReasonEntry(
+                    at="2026-03-02T10:00:00.020000Z",
+                    kind="outcome",
+                    who="node",
+                    text="30 confirmed, read back 30.1",
+                    value=30.0,
+                    readback=30.1,
+                )
+            ],
+            after=[
+                ReasonEntry(
+                    at="2026-03-02T10:01:00.310000Z",
+                    kind="outcome",
+                    who="node",
+                    text="70 not confirmed: write_failed: no answer",
+                    value=70.0,
+                    code=Code.WRITE_FAILED,
+                )
+            ],
+            notes=["the wall clock was set by -3600.0 s, to 2026-03-02T09:00:00.000Z"],
+        ),
+    ),
     "presence_online": Presence(
         online=True, session=SESSION, boot=BOOT, sw="0.1.0", versions=(1,), fresh="q7Zb1x"
     ),
@@ -129,7 +188,8 @@ SAMPLES: dict[str, Message] = {
         epoch=1,
         manifest_version=9,
         at="2026-03-02T10:00:05.000000Z",
-        clock="synchronised",
+        clock="holdover",
+        clock_bound_s=0.25,
         sequences={"SMA_STP60_01": 42},
         documents={
             "config": AppliedDocument(v=7, status="applied"),
@@ -186,6 +246,36 @@ SAMPLES: dict[str, Message] = {
                 request_id=REQUEST,
                 reason="time_limit",
                 devices={"SMA_STP60_01": DeviceResult(value=100.0)},
+            ),
+        ],
+    ),
+    "log_telemetry": LogBatch(
+        stream="telemetry",
+        store=STORE,
+        first=7,
+        last=8,
+        entries=[
+            LogEntry(
+                seq=7,
+                at="2026-02-20T10:00:00.000000Z",
+                kind="gap",
+                gap=Gap(
+                    since="2026-02-20T10:00:00.000000Z", until="2026-02-23T09:59:00.000000Z", entries=4320
+                ),
+            ),
+            LogEntry(
+                seq=8,
+                at="2026-02-23T10:00:00.000000Z",
+                kind="points",
+                points=(
+                    TelemetryPoint(
+                        t="2026-02-23T09:59:58.000000Z",
+                        key="P_kW",
+                        value=41.5,
+                        unit="kW",
+                        device="SMA_STP60_01",
+                    ),
+                ),
             ),
         ],
     ),

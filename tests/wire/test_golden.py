@@ -15,6 +15,7 @@ from edge.wire.messages import (
     Command,
     DeviceConfig,
     Document,
+    ExplainCommand,
     Message,
     NodeConfig,
     PingCommand,
@@ -25,7 +26,7 @@ from edge.wire.messages import (
 )
 from tests.wire.samples import GOLDEN, SAMPLES
 
-COMMANDS = (SetpointCommand, ReleaseCommand, PingCommand, ResyncCommand)
+COMMANDS = (SetpointCommand, ReleaseCommand, PingCommand, ResyncCommand, ExplainCommand)
 
 
 def golden(name: str) -> bytes:

@@ -1,0 +1,36 @@
+"""How fast a setpoint may move.
+
+A token bucket: a device may move for as many seconds as have passed, and one in advance, so that the first
+step of a change leaves at once. What stands still saves nothing up.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+# How far the first step of a change is ahead of the ramp, in seconds.
+ADVANCE_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Ramp:
+    """Where a ramp stands, where it goes, and the boot-time second up to which its movement is paid for."""
+
+    value: float
+    target: float
+    paid_until_s: float
+
+
+def move(target: float, *, ramp: Ramp, rate_per_s: float, now_boottime_s: float) -> Ramp:
+    """Go towards the target as far as the rate (unit of the value a second) allows."""
+    stood_still = ramp.value == ramp.target
+    paid_until_s = max(ramp.paid_until_s, now_boottime_s) if stood_still else ramp.paid_until_s
+    distance = target - ramp.value
+    seconds = now_boottime_s + ADVANCE_S - paid_until_s
+    if distance == 0 or seconds <= 0:
+        return Ramp(ramp.value, target, paid_until_s)
+    if abs(distance) <= rate_per_s * seconds:
+        return Ramp(target, target, paid_until_s + abs(distance) / rate_per_s)
+    value = ramp.value + math.copysign(rate_per_s * seconds, distance)
+    return Ramp(value, target, paid_until_s + seconds)

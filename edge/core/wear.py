@@ -1,0 +1,65 @@
+"""What writing has cost a device's registers, and what it may still cost.
+
+A register kept in flash or EEPROM stands some hundred thousand writes. The budget is a profile's; a day is a
+UTC day, and never begins twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import date
+
+# A stored parameter whose maker says nothing of its endurance (device register reference, 0.5).
+PERSISTENT_WRITES_PER_DAY = 20
+ALARM_AT = 0.8
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """How often one register was written, today and ever."""
+
+    today: int = 0
+    ever: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """The writes of a device by register; `day` is the UTC day that `today` counts."""
+
+    day: date | None = None
+    registers: Mapping[str, Count] = field(default_factory=dict)
+
+    @property
+    def today(self) -> int:
+        """Today's writes of the register that was written most."""
+        return max((count.today for count in self.registers.values()), default=0)
+
+
+EMPTY_LEDGER = Ledger()
+
+
+def begin_day(ledger: Ledger, today: date) -> Ledger:
+    """Begin to count anew where a new day has begun; a clock set back begins none."""
+    if ledger.day is not None and today <= ledger.day:
+        return ledger
+    return Ledger(today, {name: Count(0, count.ever) for name, count in ledger.registers.items()})
+
+
+def count(ledger: Ledger, writes: Mapping[str, int]) -> Ledger:
+    """Enter writes by register."""
+    registers = dict(ledger.registers)
+    for name, number in writes.items():
+        before = registers.get(name, Count())
+        registers[name] = Count(before.today + number, before.ever + number)
+    return Ledger(ledger.day, registers)
+
+
+def covers(ledger: Ledger, *, per_day: int | None, writes: int) -> bool:
+    """Tell whether the day's budget has this many writes left; without a budget it always has."""
+    return per_day is None or ledger.today + writes <= per_day
+
+
+def is_alarming(ledger: Ledger, *, per_day: int | None) -> bool:
+    """Tell whether 80 % of the day's budget are spent."""
+    return per_day is not None and ledger.today >= ALARM_AT * per_day
