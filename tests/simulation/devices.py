@@ -15,11 +15,13 @@ from functools import partial
 from typing import TypeVar
 
 from edge.core.commands import WriteClass
+from edge.drivers.base import PollResult
 from edge.drivers.errors import DeviceRefused, DeviceUnreachable
 from edge.drivers.registry import Constructors, Drivers
 from edge.profiles.model import Check, Profile, Protocol
 
 T = TypeVar("T")
+_Told = tuple[dict[str, float | str | None], float, float | None]
 
 EPSILON_S = 1e-6
 NAMEPLATE_TOLERANCE = 0.1
@@ -411,8 +413,7 @@ class SimulatedDriver:
         self._profile = profile
         self._unit = unit
         self._nameplate_kw = nameplate_kw
-        # Whichever point carries the power is the machine's own; what a person makes a point show comes first.
-        self._telemetry = dict(profile.telemetry)
+        self._sent: dict[str, int] = {}
 
     @property
     def commands_per_write(self) -> int:
@@ -420,7 +421,7 @@ class SimulatedDriver:
 
     @property
     def commands_per_poll(self) -> int:
-        return bool(self._profile.telemetry) + self._profile.controllable
+        return 1
 
     @property
     def telemetry_units(self) -> dict[str, str]:
@@ -450,20 +451,19 @@ class SimulatedDriver:
         if not check.holds(found):
             raise DeviceRefused(f"{self._where}: {check.point} reads {found}, expected {check.equals}")
 
-    async def read(self) -> dict[str, float | None]:
-        names = set(self._telemetry.values())
-        if not names:
-            return {}
+    async def poll(self) -> PollResult:
+        names = set(self._profile.telemetry.values())
+        settable = self._profile.controllable
 
-        def look(device: SimulatedDevice, _sent_s: float) -> tuple[dict[str, float | str | None], float]:
-            return device.tell(names), device.tell_power()
+        def look(device: SimulatedDevice, _sent_s: float) -> _Told:
+            return device.tell(names), device.tell_power(), device.tell_setpoint() if settable else None
 
-        shown, power_kw = await self._session.exchange(self._unit, look)
+        shown, power_kw, readback = await self._session.exchange(self._unit, look)
         readings: dict[str, float | None] = {}
-        for key, name in self._telemetry.items():
+        for key, name in self._profile.telemetry.items():
             value = power_kw if key == "P_kW" and name in shown else shown.get(name)
             readings[key] = None if isinstance(value, str) else value
-        return readings
+        return PollResult(readings, readback)
 
     async def write(self, value: float) -> None:
         profile = self._profile
@@ -473,12 +473,20 @@ class SimulatedDriver:
             raise DeviceRefused(
                 f"{value:g} is outside {profile.min_value:g} to {profile.max_value:g} of {profile.title}"
             )
-        who = self._session.who
+        who, register = self._session.who, profile.limit.register
+
+        def sending(device: SimulatedDevice) -> None:
+            self._sent[register] = self._sent.get(register, 0) + 1
+            device.on_sent(device, value, who)
+
         await self._session.exchange(
-            self._unit,
-            lambda device, sent_s: device.take(value, who=who, sent_s=sent_s),
-            sending=lambda device: device.on_sent(device, value, who),
+            self._unit, lambda device, sent_s: device.take(value, who=who, sent_s=sent_s), sending=sending
         )
+
+    def take_writes(self) -> dict[str, int]:
+        sent = dict(self._sent)
+        self._sent.clear()
+        return sent
 
     async def read_setpoint(self) -> float | None:
         if self._profile.limit is None:

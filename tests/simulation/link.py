@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from edge.runtime.link import OpenSession
+from edge.runtime.session import OpenSession
 from edge.wire import codec
 from edge.wire.messages import (
     Command,
@@ -29,6 +29,7 @@ from edge.wire.messages import (
     Reported,
     ResyncCommand,
     SetpointCommand,
+    Stream,
 )
 from edge.wire.session import Broker, Incoming, LinkDown, Will
 from edge.wire.topics import NodeTopics
@@ -286,7 +287,7 @@ class Central:
             self._take_log(codec.decode(LogBatch, payload))
 
     def _take_log(self, batch: LogBatch) -> None:
-        for entry in batch.entries:
+        for entry in batch.entries if batch.stream == Stream.CONTROL else ():
             self.entries[batch.store, entry.seq] = entry
         if self.acknowledges:
             ack = LogAck(stream=batch.stream, store=batch.store, last=batch.last)

@@ -31,6 +31,8 @@ GRACE_S = 900.0
 LAG_S = 0.01
 # Nobody tells a node that its wall clock was set: it sees so at its next turn.
 TURN_S = 1.05
+# A wall clock that is further from where it was confirmed has been stepped (rule 17).
+STEP_S = 5.0
 
 Order = tuple[int, int]
 
@@ -76,6 +78,8 @@ class Oracle:
     verdicts: dict[str, list[str | dict[str, str]]] = field(default_factory=dict)
     _waiting: dict[str, Document] = field(default_factory=dict)
     _issued: dict[str, float] = field(default_factory=dict)
+    shift_s: float = 0.0
+    _confirmed_shift_s: float | None = 0.0
     _untrusted_since_s: float | None = None
     _frozen: dict[str, float] = field(default_factory=dict)
     _displaced: dict[str, list[tuple[float, float | None]]] = field(default_factory=dict)
@@ -177,31 +181,35 @@ class Oracle:
             self._configure(self.applied["config"].body)
         self._notice(before)
 
-    def machine_rebooted(self) -> None:
+    def machine_rebooted(self, *, wall_shift_s: float, vouched: bool) -> None:
+        """Nothing is confirmed since a boot before anybody confirms it."""
         before = self._all()
         self.holds.clear()
+        self._confirmed_shift_s = self._untrusted_since_s = None
         self._notice(before)
-
-    def wall_clock_set(self, set_it: Callable[[], None]) -> None:
-        before = self._all()
-        set_it()
-        self._notice(before, valid_s=TURN_S)
-
-    def clock_distrusted(self) -> None:
-        before = self._all()
-        if self._untrusted_since_s is None:
-            self._frozen = {
-                tag: value
-                for tag, value in before.items()
-                if value is not None and self.source(tag) == "schedule"
-            }
-            self._untrusted_since_s = self.now()
-        self._notice(before, valid_s=TURN_S)
-
-    def clock_trusted(self) -> None:
-        before = self._all()
-        self._untrusted_since_s = None
+        self.clocks_are(wall_shift_s=wall_shift_s, vouched=vouched)
         self._frozen.clear()
+
+    def clocks_are(self, *, wall_shift_s: float, vouched: bool) -> None:
+        """The wall clock is so far off now, and the kernel vouches for it or does not.
+
+        What was confirmed once since boot is believed for thirty days, unless the clock is stepped.
+        """
+        before = self._all()
+        sources = {tag: self.source(tag) for tag in before if before[tag] is not None}
+        if vouched:
+            self._confirmed_shift_s = wall_shift_s
+        confirmed = self._confirmed_shift_s
+        if confirmed is not None and abs(wall_shift_s - confirmed) <= STEP_S:
+            self.shift_s, self._untrusted_since_s = wall_shift_s, None
+            self._frozen.clear()
+        else:
+            self.shift_s = wall_shift_s if confirmed is None else confirmed
+            if self._untrusted_since_s is None:
+                scheduled = {tag for tag, source in sources.items() if source == "schedule"}
+                self._frozen = {tag: value for tag, value in before.items() if value and tag in scheduled}
+                self._frozen |= {tag: 0.0 for tag in scheduled if before[tag] == 0}
+                self._untrusted_since_s = self.now()
         self._notice(before, valid_s=TURN_S)
 
     # --- messages -----------------------------------------------------------------------------------

@@ -17,12 +17,14 @@ from typing import Any, TypeVar
 import msgspec
 
 from edge.core.commands import WriteClass
-from edge.core.image import TRUSTED, Clock as ClockQuality
-from edge.core.instant import Instant
 from edge.profiles.loader import load_all
-from edge.profiles.model import Limit, Profile, profile_to_builtins
-from edge.runtime.clock import HostClock
+from edge.profiles.model import Profile, profile_to_builtins
+from edge.runtime.clock import Host, HostClock
+from edge.runtime.control import Watchers, build_control
 from edge.runtime.node import run_node
+from edge.runtime.reasons import Reasons
+from edge.runtime.store import Store
+from edge.runtime.uploader import Pace
 from edge.wire.messages import LogEntry, Stage
 from edge.wire.session import Broker, Incoming
 from edge.wire.topics import NodeTopics
@@ -41,6 +43,8 @@ TOLERANCE = 0.1
 WITHIN_S = 1.0
 START_S = 2.0
 A_MOMENT_S = 0.001
+# Without the jitter by which thousands of nodes spread their coming back: it is drawn at random.
+PACE = Pace(jitter_s=0.0)
 # Names that are drawn at random: two runs of the same world differ in these alone.
 IDENTIFIER = re.compile(rb'"(session|fresh|store|boot)":"[^"]*"')
 
@@ -49,21 +53,20 @@ Place = tuple[str, int, int]
 
 
 class WorldClock(HostClock):
-    """A node's clocks, made from the world's: nothing but the waiting itself is as on a host."""
+    """The node's own clock, on a host whose clocks are the world's."""
 
-    def __init__(self, world: World) -> None:  # it has no host to ask, so the host's is not called
-        self._world = world
+    def __init__(self, world: World) -> None:
+        host = Host(
+            wall_s=lambda: world.wall().timestamp(),
+            boottime_s=lambda: world.loop.time() - world.booted_s,
+            kernel_error_s=lambda: 0.001 if world.kernel_vouches else None,
+        )
+        super().__init__(trust_host=False, host=host)
         self.boot_id = world.boot_id
 
-    def boottime_s(self) -> float:
-        return self._world.loop.time() - self._world.booted_s
 
-    def now(self) -> Instant:
-        return Instant(self._world.utc(), self.boottime_s())
-
-    def quality(self) -> ClockQuality:
-        since_s = self._world.untrusted_since_s
-        return TRUSTED if since_s is None else ClockQuality(since_s - self._world.booted_s)
+class _Yielded(Exception):  # noqa: N818 - not an error
+    """A node wants the bus."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,16 +78,16 @@ class Event:
     detail: str
 
 
-def profile(*, write_class: WriteClass = WriteClass.VOLATILE, gap_s: float = 0.0, **changes: Any) -> Profile:
+def profile(
+    *, write_class: WriteClass = WriteClass.VOLATILE, gap_s: float = 0.0, writes_per_day: int | None = None
+) -> Profile:
     """The smallest profile, with what matters to a simulated device changed."""
     plain = PROFILES["generic_modbus"]
     assert plain.limit is not None
-    limit = msgspec.structs.replace(plain.limit, write_class=write_class)
-    assert isinstance(limit, Limit)
-    name = f"simulated_{write_class.value}_{round(gap_s * 1000)}"
-    return msgspec.structs.replace(
-        plain, **{"name": name, "limit": limit, "min_gap_ms": round(gap_s * 1000), **changes}
-    )
+    limit = msgspec.structs.replace(plain.limit, write_class=write_class, writes_per_day=writes_per_day)
+    gap_ms = round(gap_s * 1000)
+    name = f"simulated_{write_class.value}_{gap_ms}"
+    return msgspec.structs.replace(plain, name=name, limit=limit, min_gap_ms=gap_ms)
 
 
 @dataclass
@@ -108,11 +111,12 @@ class World:
     faults: list[str] = field(default_factory=list)
     booted_s: float = 0.0
     boot_id: str = "boot-1"
-    untrusted_since_s: float | None = None
+    kernel_vouches: bool = True
     wall_shift_s: float = 0.0
     who: str | None = None
     since_s: float = 0.0
     _task: asyncio.Task[None] | None = None
+    _yield: asyncio.Event = field(init=False)
     _started: int = 0
     _disks: int = 0
     _disk: Path = field(init=False)
@@ -135,6 +139,7 @@ class World:
             topics=TOPICS, rng=self.rng, heard=self._heard, sent=self._node_sent, read=self._node_read
         )
         self.central = Central(topics=TOPICS, broker=self.broker, now=self.loop.time)
+        self._yield = asyncio.Event()
         self._disk = self.directory / "disk-0"
 
     # --- time ---------------------------------------------------------------------------------------
@@ -144,9 +149,13 @@ class World:
         return self.loop.time()
 
     def utc(self, at_s: float | None = None) -> datetime:
-        """The wall clock as the node has it, which may be wrong."""
+        """The node's idea of UTC by the rules, which may be wrong."""
         at_s = self.loop.time() if at_s is None else at_s
-        return self._epoch + timedelta(seconds=at_s + self.wall_shift_s)
+        return self._epoch + timedelta(seconds=at_s + self.oracle.shift_s)
+
+    def wall(self) -> datetime:
+        """What the wall clock of the machine shows."""
+        return self._epoch + timedelta(seconds=self.loop.time() + self.wall_shift_s)
 
     def run(self, seconds: float) -> None:
         """Let time pass, for everybody."""
@@ -162,22 +171,16 @@ class World:
         self.loop.skip(seconds)
 
     def set_wall_clock(self, by_s: float) -> None:
-        def step() -> None:
-            self.wall_shift_s += by_s
-
+        """Somebody corrects the wall clock, or spoils it."""
         self.note("wall clock set", f"{by_s:+g}")
-        self.oracle.wall_clock_set(step)
+        self.wall_shift_s += by_s
+        self.oracle.clocks_are(wall_shift_s=self.wall_shift_s, vouched=self.kernel_vouches)
 
-    def distrust_clock(self) -> None:
-        if self.untrusted_since_s is None:
-            self.untrusted_since_s = self.now_s
-        self.note("clock untrusted", "")
-        self.oracle.clock_distrusted()
-
-    def trust_clock(self) -> None:
-        self.untrusted_since_s = None
-        self.note("clock trusted", "")
-        self.oracle.clock_trusted()
+    def kernel_knows_time(self, *, vouches: bool) -> None:
+        """The kernel finds a source of time, or loses it."""
+        self.note("kernel vouches", str(vouches))
+        self.kernel_vouches = vouches
+        self.oracle.clocks_are(wall_shift_s=self.wall_shift_s, vouched=vouches)
 
     # --- the diary ----------------------------------------------------------------------------------
 
@@ -350,9 +353,61 @@ class World:
                 stop=asyncio.Event(),
                 drivers=self.plant.drivers(self.who),
                 open_session=self.broker.opener(self.who),
+                pace=PACE,
             ),
             name=self.who,
         )
+
+    def guard(self) -> None:
+        """The guard takes over what is on the disk: the same control, without a link."""
+        assert self._task is None
+        self._started += 1
+        self.who, self.since_s = f"guard-{self._started}", self.now_s
+        self.note("start", self.who)
+        self._yield = asyncio.Event()
+        self._task = self.loop.create_task(self._stand_in(self.who, self._yield), name=self.who)
+
+    async def _stand_in(self, who: str, wanted: asyncio.Event) -> None:
+        clock = WorldClock(self)
+        store = Store(self._disk)
+        reasons = Reasons(self._disk, clock=clock, who="guard")
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                control = build_control(
+                    clock=clock,
+                    store=store,
+                    tasks=tasks,
+                    watchers=Watchers(),
+                    reasons=reasons,
+                    drivers=self.plant.drivers(who),
+                    written_by="guard",
+                )
+                control.start()
+                await wanted.wait()
+                await control.fleet.finish(within_s=10.0)
+                raise _Yielded
+        except* _Yielded:
+            pass
+        finally:
+            reasons.close()
+            store.close()
+
+    def yield_to_node(self) -> None:
+        """The guard lets go between two writes, and the node starts."""
+        assert self._task is not None
+        assert self.who is not None
+        self.note("yields", self.who)
+        self._yield.set()
+        self.loop.run_until_complete(asyncio.wait([self._task]))
+        self._look_after_process()
+        self.plant.bury(self.who)
+        self._task = self.who = None
+        self.oracle.process_ended()
+        self.start()
+
+    @property
+    def is_guarded(self) -> bool:
+        return self._task is not None and self.who is not None and self.who.startswith("guard")
 
     @property
     def is_up(self) -> bool:
@@ -388,13 +443,13 @@ class World:
         self.loop.elapse(off_s)
         self.booted_s = self.now_s - 1.0
         self.boot_id = f"boot-{self._started + 1}"
-        if self.untrusted_since_s is not None:
-            self.untrusted_since_s = self.booted_s
-        self.oracle.machine_rebooted()
+        self.oracle.machine_rebooted(wall_shift_s=self.wall_shift_s, vouched=self.kernel_vouches)
         self.start()
 
     def _look_after_process(self) -> None:
-        if self._task is not None and self._task.done():
+        if self._task is not None and self._task.done() and not self._task.cancelled():
+            if self._task.exception() is None and self._yield.is_set():
+                return
             error = self._task.exception()
             self.fault(f"{self.who} has ended by itself: {error!r}")
             self._task = None
