@@ -40,6 +40,7 @@ from edge.wire.messages import (
     LogEntry,
     Presence,
     Reported,
+    Stream,
     TelemetryBatch,
 )
 from sites_app.documents import manifest_for, publish_on_commit
@@ -112,8 +113,11 @@ def on_log(node_id: str, batch: LogBatch) -> LogAck | None:
     two inboxes at once, adds only what is new. An entry that cannot be taken is logged and passed over: it
     would be no better the next time, and must not hold up those behind it.
 
-    None where the batch cannot be acknowledged: the node is not known here.
+    None where the batch cannot be acknowledged: the node is not known here, or there is no place yet for what
+    it sends. The node keeps it.
     """
+    if batch.stream != Stream.CONTROL:
+        return None
     node = Node.objects.filter(pk=node_id).first()
     if node is None:
         return None
@@ -125,10 +129,7 @@ def on_log(node_id: str, batch: LogBatch) -> LogAck | None:
     devices = {device.device_tag: device for device in Device.objects.filter(node=node, device_tag__in=tags)}
     answered = _answered(node, batch)
     for entry in batch.entries:
-        # Readings from the time without a link are not current any more, and no history is kept here yet:
-        # they are passed over with the batch, whose number tells that they were heard.
-        is_past = entry.kind == "points"
-        if entry.seq > position.last and entry.command_id not in answered and not is_past:
+        if entry.seq > position.last and entry.command_id not in answered:
             _take_once(position, node, entry, devices)
     _advance(position, batch.last)
     position.refresh_from_db(fields=["last"])
@@ -175,7 +176,10 @@ def _take_entry(node: Node, entry: LogEntry, devices: Mapping[str, Device]) -> N
             _log_line(node, entry, command=None, watchdog=False)
         case "device_error" | "standing":
             _take_device_errors(node, entry, devices)
-        case "clock" | "gap":
+        case "clock":
+            _keep_event(node, entry)
+        case "gap":
+            log.error("log_entries_dropped", node=node.name, gap=entry.gap)
             _keep_event(node, entry)
         case _:
             log.warning("log_entry_of_unknown_kind", node=node.name, kind=entry.kind)

@@ -66,6 +66,9 @@ class Listener(Protocol):
 
     def polled(self, tag: str, result: PollResult) -> None: ...
 
+    def kept_alive(self, tag: str, value: float, *, failed: str) -> None:
+        """The device, armed with this value, had its sign of life; or `failed` says why not."""
+
     def spent(self, tag: str, writes: dict[str, int]) -> None:
         """Write commands left for the device, by register."""
 
@@ -87,6 +90,15 @@ class _Write:
     sent_at: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class KeepAliveJob:
+    """A sign of life that is due: arm the device's own fallback with this value first where `arm`."""
+
+    fallback: float
+    setpoint: float
+    arm: bool
+
+
 @dataclass(slots=True)
 class _Member:
     """One device of the endpoint."""
@@ -103,6 +115,7 @@ class _Member:
     reachable: bool | None = None
     write: _Write | None = None
     written: _Write | None = None  # on the device, to be read back
+    keep_alive: KeepAliveJob | None = None
     poll_due: float = 0.0
     contact_due: float = 0.0
     contact_tries: int = 0
@@ -207,6 +220,11 @@ class Bus:
         member = self._members[tag]
         member.write = member.written = None
 
+    def keep_alive(self, tag: str, job: KeepAliveJob) -> None:
+        """Give the device a sign of life, after all writes and before all polls."""
+        self._members[tag].keep_alive = job
+        self._wake.set()
+
     def finish(self) -> None:
         """Begin nothing new: end the job under way, read back what is written, then let go of the line."""
         self._finishing = True
@@ -307,6 +325,9 @@ class Bus:
                 return member, self._read_back(member, member.written)
         if not ready or self._finishing:
             return None, None
+        for member in ready:
+            if member.keep_alive is not None and member.known:
+                return member, self._keep_alive(member, member.keep_alive)
         # The longest overdue first, or one slow device would take the line from those after it.
         member = min(ready, key=_Member.look_due)
         # The gap of the last command may still run: what counts is when the poll could really start.
@@ -436,9 +457,7 @@ class Bus:
             try:
                 await member.driver.write(write.value)
             finally:
-                writes = member.driver.take_writes()
-                if writes:
-                    self._listener.spent(member.tag, writes)
+                self._count_writes(member)
         except (DeviceRefused, ReadingInvalid) as error:
             if member.write is write:
                 self._retry(member, write, Code.WRITE_FAILED, str(error))
@@ -511,6 +530,25 @@ class Bus:
         write.told = True
         outcome = WriteOutcome(write.ticket, write.value, code=code, detail=detail, still_trying=True)
         self._listener.wrote(member.tag, outcome)
+
+    async def _keep_alive(self, member: _Member, job: KeepAliveJob) -> None:
+        member.keep_alive = None
+        failed = ""
+        try:
+            if job.arm:
+                await member.driver.arm_fallback(job.fallback)
+            await member.driver.keep_alive(job.setpoint)
+        except (DeviceRefused, ReadingInvalid) as error:
+            failed = str(error)
+        finally:
+            self._count_writes(member)
+        self._answered(member)
+        self._listener.kept_alive(member.tag, job.fallback, failed=failed)
+
+    def _count_writes(self, member: _Member) -> None:
+        writes = member.driver.take_writes()
+        if writes:
+            self._listener.spent(member.tag, writes)
 
     async def _poll(self, member: _Member) -> None:
         now = self._clock.boottime_s()

@@ -52,7 +52,7 @@ class SteeredClock(Clock, Protocol):
         """What last confirmed it."""
 
     def resume(self, reference: Reference) -> None:
-        """Take up what confirmed it in an earlier process of this boot."""
+        """Take up what confirmed it in another process of this boot, if that is news."""
 
     def exchanged(self, exchange: Exchange) -> None:
         """Central closed an exchange of timestamps."""
@@ -117,18 +117,21 @@ class HostClock:
     def standing(self) -> Standing:
         if self._trust_host:
             return Standing(Trust.TRUSTED, 0.0)
-        return clock.standing(self._state, self._look())
+        seen = self._look()
+        return clock.standing(self._state, seen)
 
     @property
     def reference(self) -> Reference | None:
         return self._state.reference
 
     def resume(self, reference: Reference) -> None:
-        if self._state.reference is None:
+        own = self._state.reference
+        if own is None or own.at_boottime_s < reference.at_boottime_s:
             self._state = clock.look(replace(self._state, reference=reference), self._ask())
 
     def exchanged(self, exchange: Exchange) -> None:
-        self._state = clock.exchanged(self._state, exchange, self._ask())
+        seen = self._look()
+        self._state = clock.exchanged(self._state, exchange, seen)
 
     def _look(self) -> Look:
         """The clocks now, judged anew once a second and as soon as they differ from the last look."""

@@ -43,6 +43,9 @@ class Recorder:
     def polled(self, tag: str, result: PollResult) -> None:  # noqa: ARG002 - the same
         self.polls.append(tag)
 
+    def kept_alive(self, tag: str, value: float, *, failed: str) -> None:  # noqa: ARG002 - the same
+        raise AssertionError("no sign of life was asked for")
+
     def spent(self, tag: str, writes: dict[str, int]) -> None:
         self.writes[tag] = self.writes.get(tag, 0) + sum(writes.values())
 
@@ -112,6 +115,12 @@ class ScriptedDevice:
         await self.line.command("write", self.tag)
         if self.takes:
             self.value = value
+
+    async def arm_fallback(self, value: float) -> None:  # noqa: ARG002 - the driver's signature
+        raise AssertionError("this device has no fallback of its own")
+
+    async def keep_alive(self, value: float) -> None:  # noqa: ARG002 - the driver's signature
+        raise AssertionError("this device has no fallback of its own")
 
     def take_writes(self) -> dict[str, int]:
         return {}
