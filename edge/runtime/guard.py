@@ -20,7 +20,7 @@ from pathlib import Path
 import structlog
 
 from edge.drivers.registry import DRIVERS, Drivers
-from edge.runtime.clock import Clock, HostClock, trusts_host
+from edge.runtime.clock import HostClock, SteeredClock, trusts_host
 from edge.runtime.control import Watchers, build_control
 from edge.runtime.database import StoreFailed
 from edge.runtime.fleet import Fleet
@@ -73,7 +73,7 @@ class Guard:
         self,
         *,
         state: Path,
-        clock: Clock,
+        clock: SteeredClock,
         manager: ServiceManager,
         stop: asyncio.Event,
         drivers: Drivers = DRIVERS,
@@ -259,7 +259,9 @@ def _copy_of(state: Path) -> Iterator[Path]:
         yield copy
 
 
-async def run_guard(*, state: Path, clock: Clock, stop: asyncio.Event, drivers: Drivers = DRIVERS) -> None:
+async def run_guard(
+    *, state: Path, clock: SteeredClock, stop: asyncio.Event, drivers: Drivers = DRIVERS
+) -> None:
     """Guard this state directory until `stop` is set.
 
     `AlreadyGuarded` where another guard does; `StoreFailed` where there is nothing to guard, and nothing can
