@@ -131,7 +131,7 @@ async def commands(central: Central, *, for_s: float) -> list[float]:
     while time.perf_counter() < ends:
         value = 30 + (value + 1) % 40
         begin = time.perf_counter()
-        command = await central.setpoint(**{TAG: float(value)})
+        command = await central.setpoint(INVERTER_01=float(value))
         await central.expect_answer(command, "done")
         took.append((time.perf_counter() - begin) * 1000)
         # What was heard is not looked through again for the next answer.

@@ -106,7 +106,7 @@ def _publish_what_is_missing(node: Node, reported: Reported) -> None:
 
 
 def on_log(node_id: str, batch: LogBatch) -> LogAck | None:
-    """Take a batch of the control stream exactly once; the acknowledgement to send after the commit.
+    """Take a batch of a stream exactly once; the acknowledgement to send after the commit.
 
     A node sends its oldest entries first and one batch at a time, and numbers them without gaps. Each entry
     is committed together with the stream's position, so a batch that comes again, from another session or to
@@ -129,7 +129,10 @@ def on_log(node_id: str, batch: LogBatch) -> LogAck | None:
     devices = {device.device_tag: device for device in Device.objects.filter(node=node, device_tag__in=tags)}
     answered = _answered(node, batch)
     for entry in batch.entries:
-        if entry.seq > position.last and entry.command_id not in answered:
+        # Readings from the time without a link are not current any more, and no history is kept here yet:
+        # they are passed over with the batch, whose number tells that they were heard.
+        is_past = entry.kind == "points"
+        if entry.seq > position.last and entry.command_id not in answered and not is_past:
             _take_once(position, node, entry, devices)
     _advance(position, batch.last)
     position.refresh_from_db(fields=["last"])
@@ -176,7 +179,7 @@ def _take_entry(node: Node, entry: LogEntry, devices: Mapping[str, Device]) -> N
             _log_line(node, entry, command=None, watchdog=False)
         case "device_error" | "standing":
             _take_device_errors(node, entry, devices)
-        case "clock":
+        case "clock" | "gap":
             _keep_event(node, entry)
         case "gap":
             log.error("log_entries_dropped", node=node.name, gap=entry.gap)
@@ -236,11 +239,15 @@ def _take_device_errors(node: Node, entry: LogEntry, devices: Mapping[str, Devic
 
 
 def _keep_event(node: Node, entry: LogEntry) -> None:
+    reason = entry.reason
+    if entry.gap is not None:
+        gap = entry.gap
+        reason = f"{gap.entries} entries from {gap.since} to {gap.until} are missing"
     NodeEvent.objects.create(
         node=node,
         at=_moment(node, entry),
         kind=_clean(entry.kind, KIND_LENGTH),
-        reason=_clean(entry.reason, REASON_LENGTH),
+        reason=_clean(reason, REASON_LENGTH),
         entry=msgspec.json.encode(entry).decode()[:EVENT_LENGTH],
     )
 

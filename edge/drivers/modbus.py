@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import struct
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
@@ -53,6 +54,8 @@ FUNCTIONS = {
     WRITE_SINGLE: "write register",
     WRITE_MULTIPLE: "write registers",
 }
+# `struct linger`: on, and no time for it.
+DISCARD = struct.pack("ii", 1, 0)
 # More than a frame: what is left of one goes aside, so that all connections of the loop share this.
 _RECEIVED = bytearray(1024)
 
@@ -93,7 +96,10 @@ class _Connection(asyncio.BufferedProtocol):
 
     def close(self) -> None:
         if self._transport is not None:
-            # Not close(): that waits for what the device does not take.
+            # Not close(): that waits for what the device does not take. And that is discarded, or the system
+            # would deliver an old value after a newer one, once a pulled cable is back.
+            connection = self._transport.get_extra_info("socket")
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, DISCARD)
             self._transport.abort()
 
     # --- asyncio.BufferedProtocol
