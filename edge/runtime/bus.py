@@ -341,9 +341,6 @@ class Bus:
         assert task is not None
         await self._wait_for_line()
         try:
-            # Whoever used this line before, a plan, a process or the guard, may have sent its last command just
-            # now: its pause still runs.
-            await self._clock.sleep(self._min_gap_s)
             # Libraries that wait with asyncio.wait_for swallow, on Python 3.11, a cancellation that meets an
             # answer: a line taken down would go on beside its successor.
             while not task.cancelling():

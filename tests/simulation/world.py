@@ -385,7 +385,7 @@ class World:
                 control.start()
                 await wanted.wait()
                 await control.fleet.finish(within_s=10.0)
-                raise _Yielded
+                raise _Yielded  # noqa: TRY301 - how a task group is told to end
         except* _Yielded:
             pass
         finally:
