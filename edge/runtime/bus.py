@@ -257,8 +257,8 @@ class Bus:
         task = asyncio.current_task()
         assert task is not None
         try:
-            # Whoever used this line before, a plan, a process or the guard, may have sent its last command just
-            # now: its pause still runs.
+            # Whoever used this line before, a plan, a process or the guard, may have sent its last command
+            # just now: its pause still runs.
             await self._clock.sleep(self._min_gap_s)
             # Libraries that wait with asyncio.wait_for swallow, on Python 3.11, a cancellation that meets an
             # answer: a line taken down would go on beside its successor.

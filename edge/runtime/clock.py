@@ -52,7 +52,7 @@ class SteeredClock(Clock, Protocol):
         """What last confirmed it."""
 
     def resume(self, reference: Reference) -> None:
-        """Take up what confirmed it in an earlier process of this boot."""
+        """Take up what confirmed it in another process of this boot, where that is newer."""
 
     def exchanged(self, exchange: Exchange) -> None:
         """Central closed an exchange of timestamps."""
@@ -124,7 +124,8 @@ class HostClock:
         return self._state.reference
 
     def resume(self, reference: Reference) -> None:
-        if self._state.reference is None:
+        own = self._state.reference
+        if own is None or own.at_boottime_s < reference.at_boottime_s:
             self._state = clock.look(replace(self._state, reference=reference), self._ask())
 
     def exchanged(self, exchange: Exchange) -> None:
