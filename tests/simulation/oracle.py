@@ -187,14 +187,19 @@ class Oracle:
         now = self.now()
         for tag in before.keys() | self.specs.keys():
             was, is_now = before.get(tag), self.resolved(tag)
+            older = [entry for entry in self._displaced.get(tag, ()) if entry[0] > now - 5]
             if was != is_now or tag not in before or tag not in self.specs:
                 self._changed_s[tag] = now + valid_s
-                older = [entry for entry in self._displaced.get(tag, ()) if entry[0] > now - 5]
                 if tag in before:
                     older.append((now + valid_s, was))
-                self._displaced[tag] = older
+            self._displaced[tag] = older
 
     def _all(self) -> dict[str, float | None]:
+        now = self.now()
+        for tag, held in self.holds.items():
+            # What has lapsed just now, and may be forgotten by what comes.
+            if held.ends_s < now < held.ends_s + 5 and tag in self.specs:
+                self._displaced.setdefault(tag, []).append((held.ends_s, self.resolved(tag, held.ends_s)))
         return {tag: self.resolved(tag) for tag in self.specs}
 
     # --- processes and clocks -----------------------------------------------------------------------
