@@ -25,10 +25,10 @@ from django.utils import timezone
 from control_app.models import CommandState, ControlCommand
 from edge.wire import codec
 from edge.wire.codec import WireError
-from edge.wire.messages import Code, CommandAnswer, PingCommand, SetpointCommand, Stage
+from edge.wire.messages import Code, CommandAnswer, PingClosing, PingCommand, SetpointCommand, Stage
 from edge.wire.topics import NodeTopics
 from sites_app.node_link import LinkUnavailable, MqttNodeLink, SendUnconfirmed, node_link
-from sites_app.presence import central_now
+from sites_app.presence import central_now, pong_note
 from smartgrid import live
 
 log = structlog.stdlib.get_logger(__name__)
@@ -134,10 +134,13 @@ class Dispatcher:
         self._link = link
         self._pending: dict[str, _Pending] = {}
         self._pings: dict[str, _Ping] = {}
+        # Pings nobody waits for: their node, and when they left.
+        self._watched: dict[str, tuple[str, float]] = {}
         # Accepted, and when; used by the consumer of answers alone.
         self._accepted: deque[tuple[float, CommandAnswer]] = deque()
-        self._arrived: queue.SimpleQueue[tuple[NodeTopics, bytes] | None] = queue.SimpleQueue()
-        link.results(lambda topics, payload: self._arrived.put((topics, payload)))
+        self._arrived: queue.SimpleQueue[tuple[NodeTopics, bytes, datetime] | None] = queue.SimpleQueue()
+        # Dated here, in the link's own thread: a node judges its clock by this moment.
+        link.results(lambda topics, payload: self._arrived.put((topics, payload, timezone.now())))
         threading.Thread(target=self._consume, name="answers", daemon=True).start()
 
     def stop(self) -> None:
@@ -197,6 +200,22 @@ class Dispatcher:
             del self._pings[ping_id]
         return ping.fresh
 
+    def ping(self, topics: NodeTopics, *, epoch: int, closing: PingClosing | None) -> None:
+        """Ping a node without waiting for the answer, which `pong_note` records.
+
+        `closing` ends the exchange before. `LinkUnavailable`, `SendUnconfirmed`: a ping lost, which does no
+        harm.
+        """
+        if not self._link.is_up:
+            raise LinkUnavailable("There is no connection to the message broker.")
+        horizon = time.monotonic() - FORGET_AFTER_S
+        for old in [ping_id for ping_id, (_, left) in list(self._watched.items()) if left < horizon]:
+            self._watched.pop(old, None)
+        ping_id = uuid.uuid4().hex
+        self._watched[ping_id] = (topics.node, time.monotonic())
+        command = PingCommand(id=ping_id, epoch=epoch, sent_wall=timezone.now().isoformat(), closing=closing)
+        self._link.send(topics, "ping", codec.encode(command), command_id=ping_id, ttl_s=PING_TIMEOUT_S)
+
     def _forget_old(self) -> None:
         horizon = time.monotonic() - FORGET_AFTER_S
         for command_id, pending in list(self._pending.items()):
@@ -214,8 +233,8 @@ class Dispatcher:
                 arrived = self._arrived.get(timeout=ACCEPTED_TOLD_AFTER_S)
                 if arrived is None:
                     return
-                topics, payload = arrived
-                self._answered(topics, codec.decode(CommandAnswer, payload))
+                topics, payload, heard = arrived
+                self._answered(topics, codec.decode(CommandAnswer, payload), heard)
             except queue.Empty:
                 continue
             except WireError as error:
@@ -232,7 +251,21 @@ class Dispatcher:
             if pending is not None:
                 _tell(pending.order.request_id, Note(command_id=answer.id, answer=answer))
 
-    def _answered(self, topics: NodeTopics, answer: CommandAnswer) -> None:
+    def _pong(self, topics: NodeTopics, answer: CommandAnswer, heard: datetime) -> None:
+        # Taken out: the broker may deliver an answer twice, and the first is the one that measures.
+        watched = self._watched.pop(answer.id, None)
+        if watched is None:
+            return
+        if watched[0] != topics.node:
+            self._watched[answer.id] = watched
+            log.error("answer_from_another_node", node=topics.node, command=answer.id)
+        elif answer.stage is Stage.DONE:
+            pong_note(topics.node, answer.id, heard=heard)
+
+    def _answered(self, topics: NodeTopics, answer: CommandAnswer, heard: datetime) -> None:
+        if answer.id in self._watched:
+            self._pong(topics, answer, heard)
+            return
         ping = self._pings.get(answer.id)
         if ping is not None:
             if ping.node != topics.node:

@@ -40,6 +40,7 @@ from edge.wire.messages import (
     LogEntry,
     Presence,
     Reported,
+    Stream,
     TelemetryBatch,
 )
 from sites_app.documents import manifest_for, publish_on_commit
@@ -105,15 +106,18 @@ def _publish_what_is_missing(node: Node, reported: Reported) -> None:
 
 
 def on_log(node_id: str, batch: LogBatch) -> LogAck | None:
-    """Take a batch of the control stream exactly once; the acknowledgement to send after the commit.
+    """Take a batch of a stream exactly once; the acknowledgement to send after the commit.
 
     A node sends its oldest entries first and one batch at a time, and numbers them without gaps. Each entry
     is committed together with the stream's position, so a batch that comes again, from another session or to
     two inboxes at once, adds only what is new. An entry that cannot be taken is logged and passed over: it
     would be no better the next time, and must not hold up those behind it.
 
-    None where the batch cannot be acknowledged: the node is not known here.
+    None where the batch cannot be acknowledged: the node is not known here, or there is no place yet for what
+    it sends. The node keeps it.
     """
+    if batch.stream != Stream.CONTROL:
+        return None
     node = Node.objects.filter(pk=node_id).first()
     if node is None:
         return None
@@ -125,7 +129,10 @@ def on_log(node_id: str, batch: LogBatch) -> LogAck | None:
     devices = {device.device_tag: device for device in Device.objects.filter(node=node, device_tag__in=tags)}
     answered = _answered(node, batch)
     for entry in batch.entries:
-        if entry.seq > position.last and entry.command_id not in answered:
+        # Readings from the time without a link are not current any more, and no history is kept here yet:
+        # they are passed over with the batch, whose number tells that they were heard.
+        is_past = entry.kind == "points"
+        if entry.seq > position.last and entry.command_id not in answered and not is_past:
             _take_once(position, node, entry, devices)
     _advance(position, batch.last)
     position.refresh_from_db(fields=["last"])
@@ -172,7 +179,10 @@ def _take_entry(node: Node, entry: LogEntry, devices: Mapping[str, Device]) -> N
             _log_line(node, entry, command=None, watchdog=False)
         case "device_error" | "standing":
             _take_device_errors(node, entry, devices)
-        case "clock":
+        case "clock" | "gap":
+            _keep_event(node, entry)
+        case "gap":
+            log.error("log_entries_dropped", node=node.name, gap=entry.gap)
             _keep_event(node, entry)
         case _:
             log.warning("log_entry_of_unknown_kind", node=node.name, kind=entry.kind)
@@ -229,11 +239,15 @@ def _take_device_errors(node: Node, entry: LogEntry, devices: Mapping[str, Devic
 
 
 def _keep_event(node: Node, entry: LogEntry) -> None:
+    reason = entry.reason
+    if entry.gap is not None:
+        gap = entry.gap
+        reason = f"{gap.entries} entries from {gap.since} to {gap.until} are missing"
     NodeEvent.objects.create(
         node=node,
         at=_moment(node, entry),
         kind=_clean(entry.kind, KIND_LENGTH),
-        reason=_clean(entry.reason, REASON_LENGTH),
+        reason=_clean(reason, REASON_LENGTH),
         entry=msgspec.json.encode(entry).decode()[:EVENT_LENGTH],
     )
 

@@ -7,6 +7,7 @@ from typing import Any
 from celery import shared_task
 
 from control_app.dispatch import dispatcher, order_decode
+from control_app.pings import nodes_ping
 from control_app.services import requests_settle
 
 
@@ -20,3 +21,9 @@ def dispatch_command(order: dict[str, Any]) -> None:
 def settle_requests() -> None:
     """Close requests whose view did not live to do so."""
     requests_settle()
+
+
+@shared_task(name="control_app.tasks.ping_nodes")  # type: ignore[untyped-decorator]
+def ping_nodes() -> None:
+    """A second run is a second ping, which harms nothing."""
+    nodes_ping(dispatcher())

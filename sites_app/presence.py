@@ -9,12 +9,15 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import datetime
 from uuid import UUID
 
-from edge.wire.messages import Heartbeat, Presence
+from edge.wire.messages import Heartbeat, PingClosing, Presence
 from smartgrid import live
 
 HEARTBEAT_LIMIT_S = 15.0
+# A node whose last answered ping is older than this may be heard and not hear us.
+PONG_LIMIT_S = 120.0
 # An offline will counts only after this long without a newer session, whatever the broker does.
 WILL_COUNTS_AFTER_S = 10.0
 # Longer than any promise made on it.
@@ -22,7 +25,7 @@ FORGET_AFTER_S = 7 * 24 * 3600
 
 
 def node_key(node_id: UUID | str) -> str:
-    """The Redis hash of a node: session, boot, online, hb_at, fresh, fresh_at, offline_at."""
+    """The Redis hash of a node: session, boot, hb_at, fresh, fresh_at, offline_*, and its last pong."""
     return f"sgm:node:{node_id}"
 
 
@@ -36,6 +39,18 @@ class NodePresence:
     fresh_at: float = 0.0
     offline_session: str = ""
     offline_at: float = 0.0
+    ping: str = ""
+    pong_wall: str = ""
+    pong_at: float = 0.0
+
+    @property
+    def closing(self) -> PingClosing | None:
+        """What ends the last exchange of timestamps with this node; None where there was none."""
+        return PingClosing(id=self.ping, heard_wall=self.pong_wall) if self.ping else None
+
+    def is_healthy(self, *, now: float) -> bool:
+        """Reachable, and it has answered a ping of the last two minutes."""
+        return self.is_reachable(now=now) and now - self.pong_at < PONG_LIMIT_S
 
     def is_reachable(self, *, now: float) -> bool:
         if not self.session or now - self.hb_at >= HEARTBEAT_LIMIT_S:
@@ -64,6 +79,9 @@ def _presence(fields: dict[str, str]) -> NodePresence:
         fresh_at=float(fields.get("fresh_at", 0)),
         offline_session=fields.get("offline_session", ""),
         offline_at=float(fields.get("offline_at", 0)),
+        ping=fields.get("ping", ""),
+        pong_wall=fields.get("pong_wall", ""),
+        pong_at=float(fields.get("pong_at", 0)),
     )
 
 
@@ -76,6 +94,12 @@ def heartbeat_note(node_id: str, beat: Heartbeat, *, at: float) -> None:
     """Keep a sign of life and its token, as of this moment of central's clock."""
     now = f"{at:.3f}"
     fields = {"session": beat.session, "hb_at": now, "fresh": beat.fresh, "fresh_at": now}
+    live.hash_write(node_key(node_id), fields, expires_s=FORGET_AFTER_S)
+
+
+def pong_note(node_id: str, ping_id: str, *, heard: datetime) -> None:
+    """A ping was answered, and the answer arrived here at this moment. The next ping tells the node of it."""
+    fields = {"ping": ping_id, "pong_wall": heard.isoformat(), "pong_at": f"{heard.timestamp():.3f}"}
     live.hash_write(node_key(node_id), fields, expires_s=FORGET_AFTER_S)
 
 

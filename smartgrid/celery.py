@@ -23,6 +23,12 @@ app.conf.beat_schedule = {
         "schedule": 5.0,
         "options": {"expires": 5},
     },
+    # Two that agree let a node trust its clock; after two minutes without an answer it counts as unwell.
+    "ping nodes": {
+        "task": "control_app.tasks.ping_nodes",
+        "schedule": 30.0,
+        "options": {"expires": 15},
+    },
     "settle requests": {
         "task": "control_app.tasks.settle_requests",
         "schedule": 10.0,

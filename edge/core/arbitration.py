@@ -24,7 +24,15 @@ from edge.core.commands import (
     Source,
     WriteClass,
 )
-from edge.core.cyclic import InForce, WriteReason, write_due
+from edge.core.cyclic import (
+    Armed,
+    InForce,
+    KeepAlive,
+    KeepAliveDue,
+    WriteReason,
+    keep_alive_due,
+    write_due,
+)
 from edge.core.events import (
     Event,
     FallbackEntered,
@@ -40,12 +48,14 @@ from edge.core.quantities import Bound, apply_bounds
 from edge.core.ramp import Ramp, move
 from edge.core.schedule import NO_SCHEDULE, Schedule, slot_end, value_at
 from edge.core.watchdog import MAX_TIME_LIMIT_S, MIN_TIME_LIMIT_S, has_lapsed, is_time_limit, shorten
-from edge.core.wear import EMPTY_LEDGER, Ledger, begin_day, count, covers
+from edge.core.wear import EMPTY_LEDGER, Ledger, begin_day, count
 
 # Without a trusted clock the value in force is kept this long, then the default is taken.
 UNTRUSTED_CLOCK_GRACE_S = 900.0
 # What a hold costs: its set and its release.
 HOLD_WRITES = 2
+# The part of a day's budget that, once spent, is worth an alarm.
+WEAR_ALARM = 0.8
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +68,8 @@ class DeviceSettings:
     `ramp_pct_per_min` is in percent of nameplate a minute, None is no ramp; `writes_per_day` the budget of
     the registers a write goes to, None is no budget; `accept_wear` tells that an engineer answers for the
     writes to a register of unknown endurance; `readable` that the value in force can be read.
+    `keep_alive` is the device's own fallback where it is to be armed, `no_own_fallback` why the one it has is
+    not; `budgeted` names the registers of the budget.
 
     Settings nobody could act on are refused with `ValueError`: a number that is not finite, a range without
     a value in it, a time limit outside its bounds. `decide` may then promise never to raise.
@@ -80,6 +92,9 @@ class DeviceSettings:
     writes_per_day: int | None = None
     accept_wear: bool = False
     readable: bool = True
+    keep_alive: KeepAlive | None = None
+    no_own_fallback: str = ""
+    budgeted: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         for name in ("minimum", "maximum", "default_value", "period_s", "tolerance"):
@@ -156,6 +171,18 @@ class DeviceState:
     ramp: Ramp | None = None
     ledger: Ledger = EMPTY_LEDGER
     retirement: Retirement | None = None
+    armed: Armed | None = None
+
+    @property
+    def spent_today(self) -> int:
+        """Today's writes of the register of the budget that was written most."""
+        return self.ledger.today(self.settings.budgeted)
+
+    @property
+    def is_wearing(self) -> bool:
+        """Tell whether 80 % of the day's budget are spent."""
+        per_day = self.settings.writes_per_day
+        return per_day is not None and self.spent_today >= WEAR_ALARM * per_day
 
     def is_ours(self, readback: float) -> bool:
         """Tell whether a value found in the device is one this node has put there."""
@@ -184,6 +211,7 @@ class Decision:
     until_boottime_s: float | None = None
     until_utc: datetime | None = None
     write: WriteReason | None = None
+    keep_alive: KeepAliveDue | None = None
     events: tuple[Event, ...] = ()
 
 
@@ -193,7 +221,9 @@ def decide(state: DeviceState, image: ProcessImage, now: Instant) -> tuple[Devic
         # NaN compares as if it agreed with everything: a reading that is no number is no reading.
         image = replace(image, readback=None)
     if image.clock.untrusted_since_s is None:
-        state = replace(state, ledger=begin_day(state.ledger, now.utc.date()))
+        ledger = begin_day(state.ledger, now.utc.date())
+        if ledger is not state.ledger:
+            state = replace(state, ledger=ledger)
     if state.retirement is Retirement.OWED:
         return _retire(state, image)
     settings = state.settings
@@ -226,7 +256,7 @@ def decide(state: DeviceState, image: ProcessImage, now: Instant) -> tuple[Devic
         tolerance=settings.tolerance,
         lifetime=settings.lifetime,
         write_class=settings.write_class,
-        may_repeat=covers(state.ledger, per_day=settings.writes_per_day, writes=HOLD_WRITES),
+        may_repeat=_covers(state, HOLD_WRITES),
         period_s=settings.period_s,
         now_boottime_s=now.boottime_s,
     )
@@ -254,18 +284,35 @@ def decide(state: DeviceState, image: ProcessImage, now: Instant) -> tuple[Devic
         until_boottime_s=until_boottime_s,
         until_utc=until_utc,
         write=write,
+        # Before its first contact there is nobody to keep alive.
+        keep_alive=keep_alive_due(
+            settings.keep_alive if in_force is not None else None,
+            armed=state.armed,
+            now_boottime_s=now.boottime_s,
+        ),
         events=tuple(events),
     )
-    state = replace(
-        state,
-        hold=hold,
-        lapse=lapse,
-        in_force=in_force,
-        resolved=resolved,
-        asked=asked,
-        confirmed=confirmed,
-        ramp=ramp,
+    before = (
+        state.hold,
+        state.lapse,
+        state.in_force,
+        state.resolved,
+        state.asked,
+        state.confirmed,
+        state.ramp,
     )
+    if (hold, lapse, in_force, resolved, asked, confirmed, ramp) != before:
+        # Of most devices nothing changes in most turns, and a copy is half of what a turn costs.
+        state = replace(
+            state,
+            hold=hold,
+            lapse=lapse,
+            in_force=in_force,
+            resolved=resolved,
+            asked=asked,
+            confirmed=confirmed,
+            ramp=ramp,
+        )
     return state, decision
 
 
@@ -375,7 +422,7 @@ def admit(state: DeviceState, request: DirectRequest, now: Instant) -> tuple[Dev
     in_range = settings.minimum <= request.value <= settings.maximum
     if not (in_range and math.isfinite(request.hold_s) and request.hold_s > 0):
         return state, Refusal.RANGE
-    if not covers(state.ledger, per_day=settings.writes_per_day, writes=_cost(state, request.value)):
+    if not _covers(state, _cost(state, request.value)):
         return state, Refusal.WEAR
     hold = Hold(
         order=request.order,
@@ -387,6 +434,12 @@ def admit(state: DeviceState, request: DirectRequest, now: Instant) -> tuple[Dev
     )
     # A request that takes over ends whatever fallback was still owed: the array has a higher slot again.
     return replace(state, hold=hold, last_order=request.order, lapse=None), None
+
+
+def _covers(state: DeviceState, writes: int) -> bool:
+    """Tell whether the day's budget has this many writes left; without a budget it always has."""
+    per_day = state.settings.writes_per_day
+    return per_day is None or state.spent_today + writes <= per_day
 
 
 def _cost(state: DeviceState, value: float) -> int:
@@ -443,7 +496,7 @@ def resume(state: DeviceState, *, same_boot: bool) -> DeviceState:
     What is in force is unknown after either; the device is read before it is written. One that left control
     while nobody was here is retired.
     """
-    state = replace(state, in_force=None, resolved=None, ramp=None)
+    state = replace(state, in_force=None, resolved=None, ramp=None, armed=None)
     if state.retirement is Retirement.OWED:
         return state
     left_behind = (state.hold, state.asked, state.confirmed) != (None, None, None)
@@ -456,7 +509,7 @@ def resume(state: DeviceState, *, same_boot: bool) -> DeviceState:
 
 def contact_renewed(state: DeviceState) -> DeviceState:
     """The device was out of reach, and may have restarted: what it holds is to be read anew."""
-    return replace(state, in_force=None, ramp=None)
+    return replace(state, in_force=None, ramp=None, armed=None)
 
 
 def written(state: DeviceState, value: float, now: Instant, *, confirmed: bool) -> DeviceState:
@@ -465,6 +518,11 @@ def written(state: DeviceState, value: float, now: Instant, *, confirmed: bool) 
     if not confirmed:
         return replace(state, in_force=in_force)
     return replace(state, in_force=in_force, lapse=None, confirmed=value)
+
+
+def kept_alive(state: DeviceState, value: float, now: Instant) -> DeviceState:
+    """The device's own fallback was armed with this value, or had its sign of life."""
+    return replace(state, armed=Armed(value, now.boottime_s))
 
 
 def spend(state: DeviceState, writes: Mapping[str, int]) -> DeviceState:

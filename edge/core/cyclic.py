@@ -26,6 +26,43 @@ class WriteReason(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class KeepAlive:
+    """A device's own fallback as it is to be armed: `value` after `timeout_s` without a sign of life."""
+
+    value: float
+    timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Armed:
+    """The value a device's own fallback was armed with, and when it had its last sign of life."""
+
+    value: float
+    at_boottime_s: float
+
+
+class KeepAliveDue(StrEnum):
+    ARM = "arm"
+    REFRESH = "refresh"
+
+
+def keep_alive_due(
+    keep_alive: KeepAlive | None, *, armed: Armed | None, now_boottime_s: float
+) -> KeepAliveDue | None:
+    """Tell whether a device's own fallback is to be armed, or to be kept from acting: at a third of its time.
+
+    Apart from the cyclic writer and from the lifetime of values (rule 14).
+    """
+    if keep_alive is None:
+        return None
+    if armed is None or armed.value != keep_alive.value:
+        return KeepAliveDue.ARM
+    if now_boottime_s - armed.at_boottime_s >= keep_alive.timeout_s / 3:
+        return KeepAliveDue.REFRESH
+    return None
+
+
+@dataclass(frozen=True, slots=True)
 class InForce:
     """What this node last wrote to a device, and whether the device confirmed it."""
 

@@ -117,7 +117,8 @@ def _because(state: DeviceState, decision: Decision) -> str:
     """What ended, where this decision came of an end."""
     if state.retirement is Retirement.OWED:
         return "the device leaves this node's control, which takes back what it has put there"
-    for event in decision.events:
+    for event in reversed(decision.events):
+        # (The last: a hold that ends because its device leaves is not why it leaves.)
         if isinstance(event, Retired):
             return f"the device left this node's control: {event.because.value}"
         if isinstance(event, FallbackEntered):

@@ -6,13 +6,12 @@ UTC day, and never begins twice.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import date
 
 # A stored parameter whose maker says nothing of its endurance (device register reference, 0.5).
 PERSISTENT_WRITES_PER_DAY = 20
-ALARM_AT = 0.8
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +29,9 @@ class Ledger:
     day: date | None = None
     registers: Mapping[str, Count] = field(default_factory=dict)
 
-    @property
-    def today(self) -> int:
-        """Today's writes of the register that was written most."""
-        return max((count.today for count in self.registers.values()), default=0)
+    def today(self, registers: Collection[str]) -> int:
+        """Today's writes of that one of these registers which was written most."""
+        return max((self.registers[name].today for name in registers if name in self.registers), default=0)
 
 
 EMPTY_LEDGER = Ledger()
@@ -53,13 +51,3 @@ def count(ledger: Ledger, writes: Mapping[str, int]) -> Ledger:
         before = registers.get(name, Count())
         registers[name] = Count(before.today + number, before.ever + number)
     return Ledger(ledger.day, registers)
-
-
-def covers(ledger: Ledger, *, per_day: int | None, writes: int) -> bool:
-    """Tell whether the day's budget has this many writes left; without a budget it always has."""
-    return per_day is None or ledger.today + writes <= per_day
-
-
-def is_alarming(ledger: Ledger, *, per_day: int | None) -> bool:
-    """Tell whether 80 % of the day's budget are spent."""
-    return per_day is not None and ledger.today >= ALARM_AT * per_day

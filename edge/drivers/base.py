@@ -57,6 +57,12 @@ class Driver(Protocol):
     async def write(self, value: float) -> None:
         """Set the setpoint, in the unit of the profile's value kind."""
 
+    async def arm_fallback(self, value: float) -> None:
+        """Have the device take this value by itself after the profile's timeout without a sign of life."""
+
+    async def keep_alive(self, value: float) -> None:
+        """Give the device its sign of life; `value` is the setpoint in force, which some take for one."""
+
     def take_writes(self) -> dict[str, int]:
         """Write commands sent since this was asked last, by register, answered or not."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import struct
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
@@ -14,7 +15,18 @@ from edge.drivers.base import PollResult, Session
 from edge.drivers.errors import DeviceRefused, DeviceUnreachable, ReadingInvalid
 from edge.drivers.mbap import READ_HOLDING, READ_INPUT, WRITE_MULTIPLE, WRITE_SINGLE, Frame, NotModbus
 from edge.drivers.plan import Layout, Placed, Read, layout_of, scale_points
-from edge.profiles.model import VALUE, Check, Limit, Point, Profile, Step, Table
+from edge.profiles.model import (
+    FALLBACK,
+    TIMEOUT,
+    VALUE,
+    Check,
+    Limit,
+    OwnFallback,
+    Point,
+    Profile,
+    Step,
+    Table,
+)
 from edge.profiles.registers import encode
 
 # The rated power of device and configuration may differ by rounding, not by a factor ten or a word order.
@@ -42,6 +54,8 @@ FUNCTIONS = {
     WRITE_SINGLE: "write register",
     WRITE_MULTIPLE: "write registers",
 }
+# `struct linger`: on, and no time for it.
+DISCARD = struct.pack("ii", 1, 0)
 # More than a frame: what is left of one goes aside, so that all connections of the loop share this.
 _RECEIVED = bytearray(1024)
 
@@ -82,7 +96,10 @@ class _Connection(asyncio.BufferedProtocol):
 
     def close(self) -> None:
         if self._transport is not None:
-            # Not close(): that waits for what the device does not take.
+            # Not close(): that waits for what the device does not take. And that is discarded, or the system
+            # would deliver an old value after a newer one, once a pulled cable is back.
+            connection = self._transport.get_extra_info("socket")
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, DISCARD)
             self._transport.abort()
 
     # --- asyncio.BufferedProtocol
@@ -428,6 +445,30 @@ class ModbusDriver:
         for step in steps:
             await self._step(step, value)
 
+    async def arm_fallback(self, value: float) -> None:
+        own = self._own_fallback
+        await self._learn_scales(own.arm)
+        for step in own.arm:
+            await self._step(step, None, fallback=value)
+
+    async def keep_alive(self, value: float) -> None:
+        own = self._own_fallback
+        await self._learn_scales(own.keep_alive)
+        for step in own.keep_alive:
+            await self._step(step, value)
+
+    @property
+    def _own_fallback(self) -> OwnFallback:
+        own = self._limit.fallback
+        if own is None:
+            raise DeviceRefused(f"{self._profile.title} has no fallback of its own")
+        return own
+
+    async def _learn_scales(self, steps: Iterable[Step]) -> None:
+        scales = scale_points(self._profile, (step.point for step in steps)) - self._exponents.keys()
+        if scales:
+            await self._read_points(frozenset(scales))
+
     def take_writes(self) -> dict[str, int]:
         sent = dict(self._sent)
         self._sent.clear()
@@ -507,9 +548,9 @@ class ModbusDriver:
                     f" {_shown(found)}, expected {_shown(check.equals)}{hint}"
                 )
 
-    async def _step(self, step: Step, setpoint: float | None) -> None:
+    async def _step(self, step: Step, setpoint: float | None, *, fallback: float | None = None) -> None:
         point = self._points[step.point]
-        value = setpoint if step.value == VALUE else step.value
+        value = self._value_of(step, setpoint, fallback)
         try:
             registers = encode(point, value, exponent=self._exponent(point))
         except ValueError as error:
@@ -523,6 +564,16 @@ class ModbusDriver:
         # Counted before it leaves: what was sent may have been carried out, whatever comes back.
         self._sent[step.point] += 1
         await self._session.write(self._unit, point.address, registers, single=point.write_single)
+
+    def _value_of(self, step: Step, setpoint: float | None, fallback: float | None) -> float | None:
+        if step.value == VALUE:
+            return setpoint
+        if step.value == FALLBACK:
+            return fallback
+        if step.value == TIMEOUT:
+            return self._own_fallback.timeout_s
+        assert not isinstance(step.value, str)
+        return step.value
 
     def _exponent(self, point: Point) -> int:
         return self._exponents[point.scale_point] if point.scale_point is not None else 0

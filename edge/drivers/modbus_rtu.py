@@ -20,7 +20,7 @@ from pymodbus.framer import FramerRTU
 
 from edge.drivers.errors import DeviceRefused, DeviceUnreachable
 from edge.drivers.mbap import READ_HOLDING, READ_INPUT, WRITE_MULTIPLE, WRITE_SINGLE
-from edge.drivers.modbus import EXCEPTIONS, FUNCTIONS
+from edge.drivers.modbus import DISCARD, EXCEPTIONS, FUNCTIONS
 from edge.drivers.serial_line import SerialSettings, open_port
 from edge.profiles.model import Parity, Table
 
@@ -392,6 +392,8 @@ class RtuOverTcpSession(RtuSession):
     def _drop(self) -> None:
         stream, self._stream = self._stream, None
         if stream is not None and stream.transport is not None:
+            connection = stream.transport.get_extra_info("socket")
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, DISCARD)
             stream.transport.abort()
 
 

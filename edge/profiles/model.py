@@ -19,6 +19,8 @@ from edge.core.commands import WriteClass
 T = TypeVar("T")
 
 VALUE = "$value"
+FALLBACK = "$fallback"
+TIMEOUT = "$timeout"
 
 # A register's address is 16 bit, and so is a Modbus register.
 MAX_ADDRESS = 0xFFFF
@@ -201,11 +203,30 @@ class Identity(Data, frozen=True, kw_only=True):
 
 
 class Step(Data, frozen=True, kw_only=True):
-    """One write: this value, or `$value`, the setpoint asked for."""
+    """One write: this value, or `$value`, the setpoint asked for.
+
+    Where a device's own fallback is armed: `$fallback`, what it is to take by itself, and `$timeout`, after
+    how many seconds without a sign of life.
+    """
 
     point: str
-    value: float | Literal["$value"]
+    value: float | Literal["$value", "$fallback", "$timeout"]
     when: Literal["always", "if_different"] = "always"
+
+
+class OwnFallback(Data, frozen=True, kw_only=True):
+    """The device's own timer: without a sign of life for `timeout_s` it changes its setpoint by itself.
+
+    `takes` tells what it does then: the value it was armed with, or it can only release its limit, or only
+    stop. `arm` is written after each first contact; what of it wears is best written `if_different`.
+    `keep_alive` is written every third of the timeout, to registers of `keep_alive_class`.
+    """
+
+    timeout_s: Annotated[float, Meta(ge=3, le=3600)]
+    arm: Annotated[tuple[Step, ...], Meta(min_length=1)]
+    keep_alive: Annotated[tuple[Step, ...], Meta(min_length=1)]
+    keep_alive_class: WriteClass
+    takes: Literal["value", "release", "stop"] = "value"
 
 
 class Limit(Data, frozen=True, kw_only=True):
@@ -232,8 +253,7 @@ class Limit(Data, frozen=True, kw_only=True):
     readback_no_limit: float | None = None
     volatile_when: Check | None = None
     writes_per_day: Annotated[int, Meta(ge=2)] | None = None
-    # The device's own timer, armed by us: none of the devices so far has one that Modbus can reach.
-    fallback: None = None
+    fallback: OwnFallback | None = None
 
 
 class Profile(Data, frozen=True, kw_only=True):
@@ -393,7 +413,16 @@ def _check_limit(profile: Profile, limit: Limit) -> None:
             key="default_value", expectation=f"expected {profile.min_value:g} to {profile.max_value:g}"
         )
     _point(profile, limit.register, key="limit.register", writable=True)
-    for part, steps in (("once", limit.once), ("set", limit.set), ("release", limit.release or ())):
+    own = limit.fallback
+    if own is not None and own.takes == "value" and not any(step.value == FALLBACK for step in own.arm):
+        raise ProfileError(key="limit.fallback.arm", expectation=f"expected a step that writes {FALLBACK}")
+    for part, steps in (
+        ("once", limit.once),
+        ("set", limit.set),
+        ("release", limit.release or ()),
+        ("fallback.arm", own.arm if own is not None else ()),
+        ("fallback.keep_alive", own.keep_alive if own is not None else ()),
+    ):
         for index, step in enumerate(steps):
             key = f"limit.{part}[{index}]"
             _point(
@@ -403,8 +432,10 @@ def _check_limit(profile: Profile, limit: Limit) -> None:
                 writable=True,
                 readable=step.when == "if_different",
             )
-            if part == "once" and step.value == VALUE:
+            if part in ("once", "fallback.arm") and step.value == VALUE:
                 raise ProfileError(key=f"{key}.value", expectation=f"no setpoint is known yet, not {VALUE}")
+            if not part.startswith("fallback") and step.value in (FALLBACK, TIMEOUT):
+                raise ProfileError(key=f"{key}.value", expectation=f"{step.value} belongs to limit.fallback")
     if not any(step.value == VALUE for step in limit.set):
         raise ProfileError(key="limit.set", expectation=f"expected a step that writes {VALUE}")
     for index, check in enumerate(limit.requires):

@@ -31,16 +31,26 @@ _tickets = itertools.count(1)
 RECONNECT_EAGERLY_FOR_S = 600.0
 RECONNECT_S = 1.0
 RECONNECT_SLOWEST_S = 300.0
+# Between a timeout and the next try, a device has this long to close the session that was given up.
+RESPITE_S = 0.1
 # A write whose read-back differs is tried this often before its caller hears of it.
 TRIES = 3
 RETRY_S = 1.0
 RETRY_SLOWEST_S = 300.0
 # A register that wears is not worn out by a device that never confirms.
 RETRY_SPARING_S = 3600.0
-# A device that does not answer, on a line it shares, may take this part of the line's time.
+# Those that do not answer may together take this part of the time of a line that others share with them.
 SHARE_OF_SILENT = 0.2
+# Of their tries every so manieth is for one that nothing is owed to, or they would never be found again.
+UNOWED_TRY = 5
+# On a line that stays open, one request in this time may go unanswered before a device counts as lost.
+FORGIVEN_EVERY_S = 10.0
 # What one poll command may take on a healthy line, on top of the gap, when room is kept for a known write.
 POLL_ALLOWANCE_S = 0.1
+# A line without a gap keeps as much room as its last polls took, and never more than this.
+MAX_ROOM_S = 1.0
+# The write comes this much after its moment at most: the cycle has to turn first.
+RESERVED_GRACE_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +76,9 @@ class Listener(Protocol):
 
     def polled(self, tag: str, result: PollResult) -> None: ...
 
+    def kept_alive(self, tag: str, value: float, *, failed: str) -> None:
+        """The device, armed with this value, had its sign of life; or `failed` says why not."""
+
     def spent(self, tag: str, writes: dict[str, int]) -> None:
         """Write commands left for the device, by register."""
 
@@ -87,6 +100,15 @@ class _Write:
     sent_at: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class KeepAliveJob:
+    """A sign of life that is due: arm the device's own fallback with this value first where `arm`."""
+
+    fallback: float
+    setpoint: float
+    arm: bool
+
+
 @dataclass(slots=True)
 class _Member:
     """One device of the endpoint."""
@@ -103,24 +125,43 @@ class _Member:
     reachable: bool | None = None
     write: _Write | None = None
     written: _Write | None = None  # on the device, to be read back
+    keep_alive: KeepAliveJob | None = None
     poll_due: float = 0.0
     contact_due: float = 0.0
     contact_tries: int = 0
+    tried_at: float = 0.0  # its last write or contact
+    looked_at: float = 0.0  # its last poll or contact
     quiet_until: float = 0.0  # it did not answer, and is left alone until then
     quiet_s: float = RECONNECT_S
-    silent_since: float | None = None
+    silent_since: float | None = None  # it gives no answer at all
+    silence_cost_s: float = 0.0  # what its last silence took of the line
+    missed_at: float = -math.inf
     reserved_at: float | None = None
 
     def look_due(self) -> float:
         """When it is to be polled, or to be contacted first."""
         return self.poll_due if self.known else self.contact_due
 
+    def write_is_due(self, now: float) -> bool:
+        return self.write is not None and self.write.not_before <= now
+
     def next_poll_due(self, now: float) -> float:
-        """The next moment of this device's own grid, however late this poll is."""
-        turns = math.floor((now - self.phase_s) / self.poll_s) + 1
-        due = self.phase_s + turns * self.poll_s
-        # Rounding may name the moment that has just come.
-        return due if due > now else due + self.poll_s
+        """The moment of this device's own grid that follows the poll that starts now.
+
+        A line that cannot carry all its polls is late with each: the moment that has passed meanwhile is the
+        next one, so that all of them have their turn and none is left out for being late.
+        """
+        begun = self.phase_s + math.floor((now - self.phase_s) / self.poll_s) * self.poll_s
+        return begun if 0 < self.poll_due < begun else begun + self.poll_s
+
+
+def _tried_at(member: _Member) -> float:
+    return member.tried_at
+
+
+def _write_turn(member: _Member) -> tuple[bool, float]:
+    """Those who answered last go first, then those who waited longest."""
+    return member.reachable is False, member.tried_at
 
 
 def _backed_off(tries: int, *, slowest_s: float = RETRY_SLOWEST_S) -> float:
@@ -143,7 +184,12 @@ class Bus:
         self._connect_due = 0.0
         self._connect_wait = RECONNECT_S
         self._polling = False
+        self._poll_took_s = 0.0
+        # Those that do not answer are not tried before; only where others share the line.
+        self._silent_due = 0.0
+        self._silent_tries = 0
         self._finishing = False
+        self._before: list[asyncio.Task[None]] = []
 
     def attach(self, endpoint: Session) -> None:
         self._endpoint = endpoint
@@ -169,12 +215,15 @@ class Bus:
         poll_s = max(poll_s, 4 * self._min_gap_s * driver.commands_per_poll)
         if phase_s is None:
             phase_s = self._clock.boottime_s()
+        if tag in self._members:
+            self.remove(tag)
         self._members[tag] = _Member(tag, driver, poll_s, phase_s, tolerance, settable, sparing)
         self._wake.set()
 
     def remove(self, tag: str) -> None:
         """Take a device off this line. What is under way for it ends, and nobody hears of it."""
-        del self._members[tag]
+        member = self._members.pop(tag)
+        member.write = member.written = None
         self._wake.set()
 
     def look(self, tag: str) -> None:
@@ -207,6 +256,11 @@ class Bus:
         member = self._members[tag]
         member.write = member.written = None
 
+    def keep_alive(self, tag: str, job: KeepAliveJob) -> None:
+        """Give the device a sign of life, after all writes and before all polls."""
+        self._members[tag].keep_alive = job
+        self._wake.set()
+
     def finish(self) -> None:
         """Begin nothing new: end the job under way, read back what is written, then let go of the line."""
         self._finishing = True
@@ -214,7 +268,11 @@ class Bus:
 
     def reserve(self, tag: str, at_boottime_s: float | None) -> None:
         """A write will be wanted at this moment: keep the line free for it."""
-        self._members[tag].reserved_at = at_boottime_s
+        member = self._members[tag]
+        if member.reserved_at != at_boottime_s:
+            member.reserved_at = at_boottime_s
+            # A poll may have been held back for the moment before.
+            self._wake.set()
 
     # --- the line ---------------------------------------------------------------------------------
 
@@ -234,32 +292,55 @@ class Bus:
     def _line_is_wanted(self, poll_starts: float) -> bool:
         if self._finishing:
             return True
-        busy_until = poll_starts + POLL_ALLOWANCE_S + self._min_gap_s
         now = self._clock.boottime_s()
-        for member in self._members.values():
-            if member.quiet_until > now:
-                continue
-            if member.written is not None or (member.write is not None and member.write.not_before <= now):
-                return True
-            at = member.reserved_at
-            if self._min_gap_s > 0 and at is not None and now < at < busy_until:
-                return True
-        return False
+        if self._is_reserved(poll_starts, lasts_s=self._poll_room_s(), now=now):
+            return True
+        return any(
+            member.written is not None or member.write_is_due(now)
+            for member in self._members.values()
+            if self._may_be_asked(member, now)
+        )
+
+    def _poll_room_s(self) -> float:
+        return POLL_ALLOWANCE_S if self._min_gap_s > 0 else self._poll_took_s
+
+    def _is_reserved(self, starts: float, *, lasts_s: float, now: float) -> bool:
+        """Tell whether a job that starts then, or its gap, would run into the moment of a known write."""
+        ends = starts + lasts_s + self._min_gap_s
+        return any(
+            member.reserved_at is not None
+            and now < member.reserved_at + RESERVED_GRACE_S
+            and member.reserved_at < ends
+            for member in self._members.values()
+        )
+
+    def _may_be_asked(self, member: _Member, now: float) -> bool:
+        return member.quiet_until <= now and (member.silent_since is None or self._silent_due <= now)
 
     async def _pause(self, seconds: float) -> None:
         """Sleep, or until somebody wants something."""
         self._wake.clear()
         await self._clock.wait(self._wake, seconds)
 
+    def follow(self, task: asyncio.Task[None]) -> None:
+        """Begin only once the line's former task has let go of it."""
+        self._before.append(task)
+
+    async def _wait_for_line(self) -> None:
+        if self._before:
+            await asyncio.wait(self._before)
+            self._before.clear()
+        # Whoever used this line before, a plan, a process or the guard, may have sent its last command just
+        # now: its pause still runs.
+        await self._clock.sleep(self._min_gap_s)
+
     async def run(self) -> None:
         """Serve the line for the life of the node."""
         assert self._endpoint is not None
         task = asyncio.current_task()
         assert task is not None
+        await self._wait_for_line()
         try:
-            # Whoever used this line before, a plan, a process or the guard, may have sent its last command
-            # just now: its pause still runs.
-            await self._clock.sleep(self._min_gap_s)
             # Libraries that wait with asyncio.wait_for swallow, on Python 3.11, a cancellation that meets an
             # answer: a line taken down would go on beside its successor.
             while not task.cancelling():
@@ -285,48 +366,90 @@ class Bus:
         try:
             await job
         except DeviceUnreachable as error:
-            # Whoever raises it has closed the session.
-            self._unanswered(member, str(error), took_s=self._clock.boottime_s() - now)
+            took_s = self._clock.boottime_s() - now
+            await self._unanswered(endpoint, member, str(error), took_s=took_s)
 
     def _reads_back(self, endpoint: Session) -> bool:
         """Tell whether something was written and not read back, on a session that is still there."""
         return endpoint.connected and any(member.written is not None for member in self._members.values())
 
     def _next(self, endpoint: Session, now: float) -> tuple[_Member, Awaitable[object]] | tuple[None, None]:
-        """The next job of the line, if there is one now."""
-        ready = [member for member in self._members.values() if member.quiet_until <= now]
-        writes = [
-            (member.reachable is False, member.write.not_before, number)
-            for number, member in enumerate(ready)
-            if member.write is not None and member.write.not_before <= now and not self._finishing
-        ]
-        if writes:
-            # Those who answered last go first: a silent device keeps the line for its whole timeout.
-            member = ready[min(writes)[2]]
-            assert member.write is not None
-            return member, self._write(member, member.write)
-        for member in ready:
-            if member.written is not None:
-                return member, self._read_back(member, member.written)
-        if not ready or self._finishing:
+        """The next job of the line, if there is one now.
+
+        Writes, then read-backs, then signs of life, then those that did not answer last time, as far as their
+        share of the line goes: each costs its whole timeout. Then whoever is due to be looked at. Of several,
+        the one whose turn is the longest ago: nobody is starved by a neighbour that is written all the time.
+        """
+        to_write: _Member | None = None
+        to_read_back: _Member | None = None
+        to_keep_alive: _Member | None = None
+        look: _Member | None = None
+        silent: list[_Member] = []
+        for member in self._members.values():
+            if not self._may_be_asked(member, now):
+                continue
+            if member.silent_since is not None:
+                silent.append(member)
+            elif member.write_is_due(now):
+                if to_write is None or _write_turn(member) < _write_turn(to_write):
+                    to_write = member
+            elif member.written is not None:
+                to_read_back = to_read_back or member
+            elif member.keep_alive is not None and member.known:
+                to_keep_alive = to_keep_alive or member
+            elif member.look_due() <= now and (look is None or member.looked_at < look.looked_at):
+                look = member
+        if to_write is not None and to_write.write is not None and not self._finishing:
+            return to_write, self._write(to_write, to_write.write)
+        if to_read_back is not None and to_read_back.written is not None:
+            return to_read_back, self._read_back(to_read_back, to_read_back.written)
+        if self._finishing:
             return None, None
-        # The longest overdue first, or one slow device would take the line from those after it.
-        member = min(ready, key=_Member.look_due)
-        # The gap of the last command may still run: what counts is when the poll could really start.
-        if member.look_due() > now or self._line_is_wanted(max(now, endpoint.next_command_at)):
+        if to_keep_alive is not None and to_keep_alive.keep_alive is not None:
+            return to_keep_alive, self._keep_alive(to_keep_alive, to_keep_alive.keep_alive)
+        # The gap of the last command may still run: what counts is when the next could really start.
+        starts = max(now, endpoint.next_command_at)
+        lost = self._next_silent(silent, starts, now)
+        if lost is not None:
+            self._silent_tries += 1
+            if lost.write is not None and lost.write_is_due(now):
+                return lost, self._write(lost, lost.write)
+            return lost, self._contact(lost)
+        if look is None or self._line_is_wanted(starts):
             return None, None
-        return member, self._poll(member) if member.known else self._contact(member)
+        return look, self._poll(look) if look.known else self._contact(look)
+
+    def _next_silent(self, silent: list[_Member], starts: float, now: float) -> _Member | None:
+        """Whom to try of those that do not answer: mostly one that a write is owed to."""
+        owed = [member for member in silent if member.write_is_due(now)]
+        others = [member for member in silent if not member.write_is_due(now) and member.contact_due <= now]
+        if others and (not owed or self._silent_tries % UNOWED_TRY == 0):
+            owed = others
+        member = min(owed, key=_tried_at, default=None)
+        if member is None or self._is_reserved(starts, lasts_s=member.silence_cost_s, now=now):
+            return None
+        return member
 
     def _next_due(self, now: float) -> float:
         """When there may be a job, while there is none now."""
+        # What is due and has no turn is held back by a reserved line.
+        held_until = min(
+            (
+                member.reserved_at + RESERVED_GRACE_S
+                for member in self._members.values()
+                if member.reserved_at is not None and member.reserved_at + RESERVED_GRACE_S > now
+            ),
+            default=now + RECONNECT_S,
+        )
         due = math.inf
         for member in self._members.values():
-            # Held back by a reserved line: look again when a gap has passed.
-            look = member.look_due()
-            moment = look if look > now else now + self._min_gap_s
+            moment = member.look_due()
             if member.write is not None:
                 moment = min(moment, member.write.not_before)
-            due = min(due, max(moment, member.quiet_until))
+            moment = max(moment, member.quiet_until)
+            if member.silent_since is not None:
+                moment = max(moment, self._silent_due)
+            due = min(due, moment if moment > now else held_until)
         return due
 
     async def _connect(self, endpoint: Session) -> None:
@@ -338,6 +461,8 @@ class Bus:
             return
         self._lost_at = None
         self._connect_wait = RECONNECT_S
+        # Somebody who takes connections only to close them is not asked for the next one at once.
+        self._connect_due = started + RECONNECT_S
         for member in self._members.values():
             # Another session may lead to a device that has restarted meanwhile.
             member.known, member.contact_due = False, 0.0
@@ -355,23 +480,37 @@ class Bus:
         else:
             self._connect_wait = min(self._connect_wait * 2, RECONNECT_SLOWEST_S)
         self._connect_due = max(now, tried_at + self._connect_wait)
-        for member in self._members.values():
+        for member in list(self._members.values()):
             self._member_lost(member, reason)
 
-    def _unanswered(self, member: _Member, reason: str, *, took_s: float) -> None:
-        """One device did not answer, which ended the session. Those who share the line go on at once."""
+    async def _unanswered(self, endpoint: Session, member: _Member, reason: str, *, took_s: float) -> None:
+        """One device did not answer. Those who share the line go on at once."""
         now = self._clock.boottime_s()
+        if endpoint.connected and member.known and now - member.missed_at > FORGIVEN_EVERY_S:
+            # Wires lose a frame now and then. It is asked once more when its answer can no longer come, and
+            # only then does anybody hear of it.
+            member.missed_at = now
+            member.quiet_until = now + took_s
+            member.poll_due = min(member.poll_due, now)
+            return
         if member.silent_since is None:
             member.silent_since, member.quiet_s = now, RECONNECT_S
+        member.silence_cost_s = took_s
         self._member_lost(member, reason)
         if member.write is None and now - member.silent_since >= RECONNECT_EAGERLY_FOR_S:
             member.quiet_s = min(member.quiet_s * 2, RECONNECT_SLOWEST_S)
         else:
             member.quiet_s = RECONNECT_S
-        member.quiet_until = now + member.quiet_s
+        # Counted from the try's begin, or its timeout would come on top.
+        member.quiet_until = max(now + RESPITE_S, now - took_s + member.quiet_s)
         others = [other for other in self._members.values() if other is not member]
-        if others:
-            member.quiet_until = max(member.quiet_until, now + took_s * (1 / SHARE_OF_SILENT - 1))
+        shared = any(other.silent_since is None for other in others)
+        self._silent_due = now + took_s * (1 / SHARE_OF_SILENT - 1) if shared else 0.0
+        if endpoint.connected:
+            if shared:
+                return
+            # Nobody answers on this line: it may be what is broken.
+            await endpoint.aclose()
         for other in others:
             # The device they share may have restarted.
             other.known, other.contact_due = False, 0.0
@@ -396,30 +535,45 @@ class Bus:
         member.reachable = True
         member.silent_since = None
 
+    def _is_here(self, member: _Member) -> bool:
+        """Tell whether the device is on this line still; another one may have its tag by now."""
+        return self._members.get(member.tag) is member
+
     def _tell_lost(self, member: _Member, reason: str) -> None:
         if member.reachable is not False:
             member.reachable = False
-            self._listener.lost(member.tag, reason=reason)
+            if self._is_here(member):
+                self._listener.lost(member.tag, reason=reason)
+
+    def _tell(self, member: _Member, outcome: WriteOutcome) -> None:
+        if self._is_here(member):
+            self._listener.wrote(member.tag, outcome)
 
     # --- jobs -----------------------------------------------------------------------------------
 
     async def _contact(self, member: _Member) -> bool:
         """Identify the device and read what stands in it. Nothing is written before that succeeds."""
+        member.tried_at = member.looked_at = self._clock.boottime_s()
         try:
             await member.driver.identify()
             standing = await member.driver.read_setpoint() if member.settable else None
         except (DeviceRefused, ReadingInvalid) as error:
             member.refused = str(error)
+            member.silent_since = None
             member.contact_tries += 1
             member.contact_due = self._clock.boottime_s() + _backed_off(member.contact_tries)
             self._tell_lost(member, str(error))
             return False
         member.known, member.refused, member.contact_tries = True, "", 0
+        member.poll_due = 0.0
         self._answered(member)
-        self._listener.contact(member.tag, standing=standing)
+        if self._is_here(member):
+            self._listener.contact(member.tag, standing=standing)
         return True
 
     async def _write(self, member: _Member, write: _Write) -> None:
+        assert self._endpoint is not None
+        member.tried_at = self._clock.boottime_s()
         if not member.known:
             if not await self._contact(member):
                 if member.write is write:
@@ -439,15 +593,13 @@ class Bus:
             try:
                 await member.driver.write(write.value)
             finally:
-                writes = member.driver.take_writes()
-                if writes:
-                    self._listener.spent(member.tag, writes)
+                self._count_writes(member)
         except (DeviceRefused, ReadingInvalid) as error:
             if member.write is write:
                 self._retry(member, write, Code.WRITE_FAILED, str(error))
             return
         except DeviceUnreachable:
-            if not write.resent and member.write is write:
+            if not write.resent and member.write is write and not self._endpoint.connected:
                 # The session may have been dead before we used it (a device closes idle ones without a word):
                 # one immediate try on a new one before anybody hears of it.
                 write.resent = True
@@ -471,7 +623,7 @@ class Bus:
             return False
         if member.write is write:
             member.write = None
-        self._listener.wrote(member.tag, WriteOutcome(write.ticket, write.value, readback=readback))
+        self._tell(member, WriteOutcome(write.ticket, write.value, readback=readback))
         return True
 
     async def _read_back(self, member: _Member, write: _Write) -> None:
@@ -491,7 +643,7 @@ class Bus:
             detail = f"wrote {write.value:g}, the device reads {readback:g}"
             self._retry(member, write, Code.READBACK_MISMATCH, detail)
             return
-        self._listener.wrote(member.tag, WriteOutcome(write.ticket, write.value, readback=readback))
+        self._tell(member, WriteOutcome(write.ticket, write.value, readback=readback))
 
     def _retry(self, member: _Member, write: _Write, code: Code, detail: str) -> None:
         """The device answered, and not as wanted: try again, ever more slowly."""
@@ -513,21 +665,44 @@ class Bus:
             return
         write.told = True
         outcome = WriteOutcome(write.ticket, write.value, code=code, detail=detail, still_trying=True)
-        self._listener.wrote(member.tag, outcome)
+        self._tell(member, outcome)
+
+    async def _keep_alive(self, member: _Member, job: KeepAliveJob) -> None:
+        member.keep_alive = None
+        failed = ""
+        try:
+            if job.arm:
+                await member.driver.arm_fallback(job.fallback)
+            await member.driver.keep_alive(job.setpoint)
+        except (DeviceRefused, ReadingInvalid) as error:
+            failed = str(error)
+        finally:
+            self._count_writes(member)
+        self._answered(member)
+        if self._is_here(member):
+            self._listener.kept_alive(member.tag, job.fallback, failed=failed)
+
+    def _count_writes(self, member: _Member) -> None:
+        writes = member.driver.take_writes()
+        if writes and self._is_here(member):
+            self._listener.spent(member.tag, writes)
 
     async def _poll(self, member: _Member) -> None:
         now = self._clock.boottime_s()
         member.poll_due = member.next_poll_due(now)
+        looked_at, member.looked_at = member.looked_at, now
         self._polling = True
         try:
             result = await member.driver.poll()
         except PollPreempted:
-            member.poll_due = now
+            member.poll_due, member.looked_at = now, looked_at
             return
         except (DeviceRefused, ReadingInvalid) as error:
             self._tell_lost(member, str(error))
             return
         finally:
             self._polling = False
+        self._poll_took_s = min(self._clock.boottime_s() - now, MAX_ROOM_S)
         self._answered(member)
-        self._listener.polled(member.tag, result)
+        if self._is_here(member):
+            self._listener.polled(member.tag, result)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import math
 import os
@@ -37,7 +38,7 @@ class Clock(Protocol):
     def sleep(self, seconds: float) -> Awaitable[None]: ...
 
     def wait(self, event: asyncio.Event, seconds: float) -> Awaitable[None]:
-        """Wait for the event, at most this long; it may be set afterwards either way."""
+        """Wait for the event, at most this long."""
 
     def quality(self) -> ClockQuality: ...
 
@@ -52,7 +53,7 @@ class SteeredClock(Clock, Protocol):
         """What last confirmed it."""
 
     def resume(self, reference: Reference) -> None:
-        """Take up what confirmed it in another process of this boot, where that is newer."""
+        """Take up what confirmed it in another process of this boot, if that is news."""
 
     def exchanged(self, exchange: Exchange) -> None:
         """Central closed an exchange of timestamps."""
@@ -98,13 +99,10 @@ class HostClock:
         await asyncio.sleep(max(0.0, seconds))
 
     async def wait(self, event: asyncio.Event, seconds: float) -> None:
-        # The timer sets the event itself: a command comes this way, and every poll of every device. A task or
-        # a cancellation would cost more than all the rest of it.
-        timer = asyncio.get_running_loop().call_later(max(0.0, seconds), event.set)
-        try:
-            await event.wait()
-        finally:
-            timer.cancel()
+        # No task for either of the two: a command comes this way.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(max(0.0, seconds)):
+                await event.wait()
 
     def quality(self) -> ClockQuality:
         if self._trust_host:
@@ -117,7 +115,8 @@ class HostClock:
     def standing(self) -> Standing:
         if self._trust_host:
             return Standing(Trust.TRUSTED, 0.0)
-        return clock.standing(self._state, self._look())
+        seen = self._look()
+        return clock.standing(self._state, seen)
 
     @property
     def reference(self) -> Reference | None:
@@ -129,7 +128,8 @@ class HostClock:
             self._state = clock.look(replace(self._state, reference=reference), self._ask())
 
     def exchanged(self, exchange: Exchange) -> None:
-        self._state = clock.exchanged(self._state, exchange, self._ask())
+        seen = self._look()
+        self._state = clock.exchanged(self._state, exchange, seen)
 
     def _look(self) -> Look:
         """The clocks now, judged anew once a second and as soon as they differ from the last look."""

@@ -11,7 +11,7 @@ import msgspec
 
 from edge.core.arbitration import DeviceSettings
 from edge.core.commands import Lifetime, WriteClass
-from edge.core.cyclic import MAX_PERIOD_S, MIN_PERIOD_S
+from edge.core.cyclic import MAX_PERIOD_S, MIN_PERIOD_S, KeepAlive
 from edge.core.quantities import Bound
 from edge.core.schedule import Schedule
 from edge.core.watchdog import MAX_TIME_LIMIT_S, MIN_TIME_LIMIT_S, is_time_limit
@@ -224,6 +224,7 @@ def _check_line(planned: Planned, others: Mapping[str, Planned]) -> None:
 def _settings(
     device: DeviceConfig, site: SiteConfig, limit: Limit | None, *, excluded: bool
 ) -> DeviceSettings:
+    keep_alive, missing = _own_fallback(device, limit)
     return DeviceSettings(
         tag=device.tag,
         category=device.category,
@@ -242,7 +243,29 @@ def _settings(
         writes_per_day=_budget(limit),
         accept_wear=device.accept_wear,
         readable=limit is not None and limit.readback is not None,
+        keep_alive=keep_alive,
+        no_own_fallback=missing,
+        budgeted=_written(limit),
     )
+
+
+def _own_fallback(device: DeviceConfig, limit: Limit | None) -> tuple[KeepAlive | None, str]:
+    """How the device's own fallback is to be armed, and why it is not (rule 14)."""
+    own = limit.fallback if limit is not None else None
+    if own is None:
+        return None, ""
+    if own.keep_alive_class is not WriteClass.VOLATILE and not device.accept_wear:
+        return None, "no own fallback: keeping it from acting would wear its register, accept_wear is off"
+    if own.takes != "value" and not device.arm_fallback:
+        return None, f"no own fallback: the device can only {own.takes} by itself, arm_fallback is off"
+    return KeepAlive(device.default_value, own.timeout_s), ""
+
+
+def _written(limit: Limit | None) -> frozenset[str]:
+    """The registers a setpoint or its release goes to."""
+    if limit is None:
+        return frozenset()
+    return frozenset(step.point for step in (*limit.set, *(limit.release or ())))
 
 
 def _bound(bound: BoundConfig) -> Bound:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from edge.drivers.registry import DRIVERS, Drivers
 from edge.runtime import config
 from edge.runtime.alarms import Alarms
-from edge.runtime.clock import Clock
+from edge.runtime.clock import SteeredClock
 from edge.runtime.cycle import Cycle
 from edge.runtime.documents import CONFIG, Desired
 from edge.runtime.fleet import Fleet
@@ -64,7 +64,7 @@ async def _end_with(cycle: asyncio.Task[None]) -> None:
 
 def build_control(
     *,
-    clock: Clock,
+    clock: SteeredClock,
     store: Store,
     tasks: asyncio.TaskGroup,
     watchers: Watchers,
@@ -73,6 +73,9 @@ def build_control(
     written_by: str = "",
 ) -> Control:
     """Put cycle, fleet and desired state together; nothing happens before `start`."""
+    confirmed = store.clock(boot=clock.boot_id)
+    if confirmed is not None:
+        clock.resume(confirmed)
     alarms = Alarms(clock, watchers.changed)
     cycle = Cycle(
         clock=clock,

@@ -19,14 +19,14 @@ import structlog
 from edge.core import arbitration
 from edge.core.arbitration import Decision, DeviceSettings, DeviceState, Retirement
 from edge.core.commands import DirectRequest, Hold, Order, Refusal
+from edge.core.cyclic import KeepAliveDue
 from edge.core.events import FallbackEntered, FallbackReached, LapseCause, Retired, RetiredBecause
 from edge.core.image import EMPTY, ProcessImage
 from edge.core.instant import Instant
 from edge.core.schedule import Schedule, value_at
-from edge.core.wear import is_alarming
 from edge.drivers.base import PollResult
 from edge.runtime.alarms import Alarms
-from edge.runtime.bus import Bus, WriteOutcome
+from edge.runtime.bus import Bus, KeepAliveJob, WriteOutcome
 from edge.runtime.clock import Clock, wall
 from edge.runtime.database import StoreFailed
 from edge.runtime.reasons import Outcome, Reasons
@@ -86,6 +86,7 @@ class Unit:
     ticket_value: float = 0.0
     ticket_told: bool = False  # its first failure was told; it is still tried
     look_at: float = math.inf  # when its array changes by itself, on the boot-time clock
+    keep_alive_from: float = 0.0  # no sign of life is asked for before
     waiters: list[tuple[Order, asyncio.Future[DeviceResult]]] = field(default_factory=list)
     lapse_group: _LapseGroup | None = None
     fallback_owed: FallbackEntered | None = None
@@ -192,8 +193,9 @@ class Cycle:
         retired: list[tuple[Unit, Retired]] = []
         decided: list[Unit] = []
         for unit in units:
-            image = replace(unit.image, clock=quality)
-            unit.state, unit.decision = arbitration.decide(unit.state, image, now)
+            if unit.image.clock is not quality:
+                unit.image = replace(unit.image, clock=quality)
+            unit.state, unit.decision = arbitration.decide(unit.state, unit.image, now)
             decided.append(unit)
             for event in unit.decision.events:
                 if isinstance(event, FallbackEntered):
@@ -243,6 +245,17 @@ class Cycle:
             # The same value again: the hold is renewed, and the device is asked rather than believed.
             self._submit(unit, decision.value, verify=True)
         unit.bus.reserve(unit.key, self._known_write_at(unit, decision, now))
+        self._ask_for_sign_of_life(unit, decision, now)
+
+    @staticmethod
+    def _ask_for_sign_of_life(unit: Unit, decision: Decision, now: Instant) -> None:
+        own, due = unit.settings.keep_alive, decision.keep_alive
+        if own is None or due is None or decision.value is None or now.boottime_s < unit.keep_alive_from:
+            return
+        # Once a period, whatever becomes of it.
+        unit.keep_alive_from = now.boottime_s + own.timeout_s / 3
+        arm = due is KeepAliveDue.ARM
+        unit.bus.keep_alive(unit.key, KeepAliveJob(fallback=own.value, setpoint=decision.value, arm=arm))
 
     def _submit(self, unit: Unit, value: float, *, verify: bool) -> None:
         unit.ticket_value, unit.ticket_told = value, False
@@ -412,6 +425,7 @@ class Cycle:
             return
         self._is_back(unit)
         unit.state = arbitration.contact_renewed(unit.state)
+        unit.keep_alive_from = 0.0
         unit.image = replace(unit.image, readback=standing)
         if unit.ticket is not None and standing is not None:
             decision = unit.decision
@@ -435,11 +449,21 @@ class Cycle:
         self._judge_wear(unit)
         self._keep([unit])
 
+    def kept_alive(self, tag: str, value: float, *, failed: str) -> None:
+        unit = self.unit(tag)
+        if unit is None:
+            return
+        if failed:
+            self.alarms.set("no_own_fallback", f"it cannot be armed: {failed}", device=unit.settings.tag)
+            return
+        unit.state = arbitration.kept_alive(unit.state, value, self._clock.now())
+        self.alarms.clear("no_own_fallback", device=unit.settings.tag)
+
     def _judge_wear(self, unit: Unit) -> None:
         """Raise, change or end the alarm on the day's budget."""
-        settings, ledger = unit.settings, unit.state.ledger
-        if is_alarming(ledger, per_day=settings.writes_per_day):
-            detail = f"{ledger.today} of {settings.writes_per_day} writes of today are spent"
+        settings, state = unit.settings, unit.state
+        if state.is_wearing:
+            detail = f"{state.spent_today} of {settings.writes_per_day} writes of today are spent"
             self.alarms.set("wear", detail, device=settings.tag)
         else:
             self.alarms.clear("wear", device=settings.tag)
@@ -521,7 +545,8 @@ class Cycle:
             return
         self._is_back(unit)
         now = self._clock.now()
-        unit.image = replace(unit.image, readback=result.readback)
+        if result.readback != unit.image.readback:
+            unit.image = replace(unit.image, readback=result.readback)
         unit.readings = {key: Reading(value, now) for key, value in result.readings.items()}
 
     @staticmethod
@@ -640,6 +665,10 @@ class Cycle:
             unit.bus.look(unit.key)
             self._read_anew(unit, DeviceResult(code=Code.EXCLUDED, detail=OUT_OF_CONTROL))
         self._judge_wear(unit)
+        if settings.no_own_fallback and settings.is_controlled:
+            self.alarms.set("no_own_fallback", settings.no_own_fallback, device=settings.tag)
+        elif settings.keep_alive is None:
+            self.alarms.clear("no_own_fallback", device=settings.tag)
 
     def add(self, unit: Unit, *, leaving: bool) -> None:
         """Take a device over; it is evaluated with the next turn."""
@@ -745,7 +774,7 @@ def _why_refused(refusal: Refusal, unit: Unit) -> str:
             return f"{settings.owned_by} controls this device"
         case Refusal.WEAR:
             return (
-                f"{unit.state.ledger.today} of {settings.writes_per_day} writes of today are spent, the rest"
+                f"{unit.state.spent_today} of {settings.writes_per_day} writes of today are spent, the rest"
                 " is kept for releases; the count begins anew at 00:00Z"
             )
         case Refusal.SUPERSEDED:

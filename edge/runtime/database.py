@@ -43,19 +43,15 @@ class Database:
     """One connection, used by one task at a time."""
 
     def __init__(self, path: Path) -> None:
+        """Open the file, making it where it is missing; `StoreFailed` where the disk lets nobody do that."""
         self._depth = 0
         self._broken: str | None = None
         self._if_lost: list[Callable[[], None]] = []
-        self._in_memory = False
         self.failure: str | None = None
         try:
             self._db = _open(path)
         except sqlite3.OperationalError as error:
-            if _primary_code(error) not in _DISK_TAKES_NOTHING:
-                raise
-            # Without a node the devices would stay where they are for ever: the watchdog needs no disk.
-            self._db, self._in_memory = _connect(":memory:"), True
-            self.fail(f"it cannot be opened: {error}; start the node again when the disk has room")
+            raise StoreFailed(f"{path} cannot be opened: {error}") from error
 
     def close(self) -> None:
         self._db.close()
@@ -146,8 +142,6 @@ class Database:
     def try_again(self) -> bool:
         """Tell whether there is room again, by using some."""
         assert not self._depth, "within a transaction"
-        if self._in_memory:
-            return False
         try:
             self.execute("INSERT INTO probe VALUES (zeroblob(?))", (PROBE_BYTES,))
             self.execute("DELETE FROM probe")
@@ -157,19 +151,6 @@ class Database:
             log.warning("the disk takes writes again", was=self.failure)
         self.failure = None
         return True
-
-
-_DISK_TAKES_NOTHING = {
-    sqlite3.SQLITE_FULL,
-    sqlite3.SQLITE_IOERR,
-    sqlite3.SQLITE_READONLY,
-    sqlite3.SQLITE_CANTOPEN,
-}
-
-
-def _primary_code(error: sqlite3.Error) -> int:
-    """SQLite's result code without its extension (https://sqlite.org/rescode.html, 2)."""
-    return error.sqlite_errorcode & 0xFF
 
 
 def _open(path: Path) -> sqlite3.Connection:
@@ -186,7 +167,7 @@ def _open(path: Path) -> sqlite3.Connection:
     return _connect(path)
 
 
-def _connect(path: Path | str) -> sqlite3.Connection:
+def _connect(path: Path) -> sqlite3.Connection:
     db = sqlite3.connect(path, isolation_level=None)
     try:
         db.execute("PRAGMA journal_mode=WAL")

@@ -64,6 +64,7 @@ class Fleet:
     _leaving: dict[str, Planned] = field(default_factory=dict)
     _active: dict[str, Planned] = field(default_factory=dict)
     _lines: dict[Endpoint, _Line] = field(default_factory=dict)
+    _ending: list[_Line] = field(default_factory=list)
 
     @property
     def refused(self) -> dict[str, str]:
@@ -164,7 +165,9 @@ class Fleet:
             self._take_off(tag, planned)
             del self._active[tag]
             owed = planned.settings.is_controlled or unit.state.retirement is Retirement.OWED
-            if not (planned.profile.controllable and owed):
+            # Where its end and its abandonment come at once, to a node that was away, say.
+            is_abandoned = planned.config.id in plan.abandoned
+            if is_abandoned or not (planned.profile.controllable and owed):
                 self.cycle.forget(tag)
                 keep.append(partial(self.store.forget_device, tag))
                 continue
@@ -216,9 +219,11 @@ class Fleet:
             wanted.setdefault(planned.endpoint, {})[tag] = planned
         for key, planned in self._leaving.items():
             wanted.setdefault(planned.endpoint, {})[key] = planned
+        self._ending = [line for line in self._ending if not line.task.done()]
         for endpoint, line in list(self._lines.items()):
             if endpoint not in wanted or _pace(wanted[endpoint]) != (line.gap_s, line.timeout_s):
                 line.task.cancel()
+                self._ending.append(line)
                 del self._lines[endpoint]
         kept = self.store.devices()
         for endpoint, devices in wanted.items():
@@ -239,6 +244,10 @@ class Fleet:
             timeout_s=timeout_s, min_gap_s=gap_s, clock=self.clock.boottime_s, sleep=bus.gap
         )
         bus.attach(session)
+        # By name: a serial port whose settings changed is another endpoint on the same line.
+        for ending in self._ending:
+            if ending.bus.name == bus.name:
+                bus.follow(ending.task)
         task = self.tasks.create_task(bus.run(), name=f"bus {bus.name}")
         line = self._lines[endpoint] = _Line(bus, session, task, gap_s, timeout_s)
         log.info("line opened", endpoint=bus.name, devices=sorted(devices), gap_s=gap_s)

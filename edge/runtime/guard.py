@@ -235,10 +235,6 @@ async def stand_in(
     wanted: Callable[[], Awaitable[None]],
 ) -> None:
     """Control the devices from what is on disk until `wanted` returns; then let go between two writes."""
-    # What confirmed the node's clock confirms the guard's: both are this machine's, and no link will tell it.
-    reference = store.clock(boot=clock.boot_id)
-    if reference is not None:
-        clock.resume(reference)
     reasons = Reasons(store.directory, clock=clock, who="guard")
     try:
         async with asyncio.TaskGroup() as tasks:

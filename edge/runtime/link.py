@@ -38,7 +38,6 @@ from edge.wire.messages import (
     HEARTBEAT_PERIOD_S,
     RESPONSE_EXPIRY_S,
     TELEMETRY_EXPIRY_S,
-    Alarm,
     Code,
     Command,
     CommandAnswer,
@@ -138,10 +137,8 @@ class Link:
         self._report_wanted = asyncio.Event()
         self._live: Session | None = None
         self._under_way = 0
-        self._timekeeper = Timekeeper(clock=clock, store=store, logged=self.logged)
+        self._timekeeper = Timekeeper(clock=clock, store=store, alarms=alarms, logged=self.logged)
         self._telemetry = Telemetry()
-        self._alarmed: set[tuple[str, str]] = set()
-        self._store_failed_since = ""
         throttle = Throttle(pace, clock)
 
         def uploader(stream: Stream, *, before: Uploader | None = None) -> Uploader:
@@ -283,7 +280,7 @@ class Link:
                 documents=self._desired.reported(),
                 devices_refused=self._fleet.refused,
                 retiring=self._fleet.retiring,
-                alarms=self._all_alarms(),
+                alarms=self._alarms.standing,
             )
             await session.publish(self._topics.reported, codec.encode(report), retain=True)
             await self._clock.sleep(REPORT_PERIOD_S)
@@ -337,25 +334,23 @@ class Link:
             if self._store.failure is not None and self._store.try_again():
                 for upload in self._uploads.values():
                     upload.appended()
-            alarmed = {(alarm.code, alarm.device) for alarm in self._all_alarms()}
-            if alarmed != self._alarmed:
-                self._alarmed = alarmed
-                self.changed()
+            self._tell_store()
             await self._clock.sleep(TEND_PERIOD_S)
 
-    def _all_alarms(self) -> tuple[Alarm, ...]:
-        alarms = [*self._timekeeper.alarms(), *self._alarms.standing]
-        failure = self._store.failure
-        if failure is None:
-            self._store_failed_since = ""
+    def _tell_store(self) -> None:
+        if self._store.failure is None:
+            self._alarms.clear("store_failed")
         else:
-            self._store_failed_since = self._store_failed_since or wall(self._clock.now().utc)
-            detail = f"the disk takes nothing, so new direct requests are refused: {failure}"
-            alarms.append(Alarm(code="store_failed", detail=detail, since=self._store_failed_since))
-        for stream, gap in self._store.outbox.missing.items():
-            detail = f"{gap.entries} entries of the {stream.value} stream were dropped for want of room"
-            alarms.append(Alarm(code="outbox_dropped", detail=detail, since=gap.since))
-        return tuple(alarms)
+            detail = f"the disk takes nothing, so new direct requests are refused: {self._store.failure}"
+            self._alarms.set("store_failed", detail)
+        missing = self._store.outbox.missing
+        if not missing:
+            self._alarms.clear("outbox_dropped")
+        else:
+            dropped = [
+                f"{gap.entries} of {stream.value} since {gap.since}" for stream, gap in missing.items()
+            ]
+            self._alarms.set("outbox_dropped", f"entries were dropped for want of room: {', '.join(dropped)}")
 
     # --- down ---------------------------------------------------------------------------------------
 

@@ -54,7 +54,8 @@ CLOCK_STEP_S = 0.5
 # loop waiting for the interpreter for longer than one slice.
 SLICE = 20
 PAUSE_S = 0.003
-CLOSE_WITHIN_S = 5.0
+# A node that waits for the bus waits for this too.
+CLOSE_WITHIN_S = 1.0
 # Questions that wait for the thread at once.
 MAX_READING = 8
 
@@ -332,7 +333,8 @@ class _Writer:
         self._path = path
         self._boot_id = boot_id
         self._who = who
-        self._began = began
+        self._moment = began
+        self._was_damaged = False
         self._ring: Ring | None = None
         self._said: dict[str, str] = {}
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -356,7 +358,7 @@ class _Writer:
         self._taken = self._put(lambda: self._take(noted, now))
 
     def ask(self, job: Callable[[Ring], T]) -> Future[T]:
-        return self._put(lambda: job(self._opened()))
+        return self._put(lambda: self._ask(job))
 
     def close(self, now: Instant) -> None:
         self._closing.set()
@@ -402,23 +404,40 @@ class _Writer:
     def _opened(self) -> Ring:
         if self._ring is None:
             try:
-                self._ring = Ring.open(self._path)
-                self._said = self._ring.begin(boot_id=self._boot_id, who=self._who, now=self._began)
+                self._begin(Ring.open(self._path))
             except (OSError, sqlite3.Error) as error:
-                self._give_up_disk(error)
-                return self._opened()
+                self._begin_anew(error)
+        assert self._ring is not None
         return self._ring
 
-    def _give_up_disk(self, error: Exception) -> None:
-        """Go on in memory until the process ends; what is in force is to be said there too."""
+    def _begin(self, ring: Ring) -> None:
+        self._ring = ring
+        self._said = ring.begin(boot_id=self._boot_id, who=self._who, now=self._moment)
+
+    def _begin_anew(self, error: Exception) -> None:
+        """Put a damaged file aside and begin another; else, or where that does not help, go on in memory.
+
+        What is in force is to be said there too.
+        """
         self.has_forgotten = True
-        log.error("reasons are kept in memory only", path=str(self._path), error=str(error))
         if self._ring is not None:
             self._ring.close()
-        self._ring = Ring.in_memory(why=str(error))
-        self._said = self._ring.begin(boot_id=self._boot_id, who=self._who, now=self._began)
+        if _is_damage(error) and not self._was_damaged:
+            self._was_damaged = True
+            log.error("the ring of reasons is damaged, begun anew", path=str(self._path), error=str(error))
+            try:
+                _put_aside(self._path)
+                self._begin(Ring.open(self._path))
+            except (OSError, sqlite3.Error) as another:
+                error = another
+            else:
+                return
+        log.error("reasons are kept in memory only", path=str(self._path), error=str(error))
+        self._begin(Ring.in_memory(why=str(error)))
 
     def _take(self, noted: list[_Noted], now: Instant) -> None:
+        self._moment = now
+        # (In this order: opening tells what was said before.)
         ring = self._opened()
         entries = self._in_words(noted)
         try:
@@ -426,8 +445,17 @@ class _Writer:
         except (OSError, sqlite3.Error) as error:
             if ring.in_memory_because:
                 raise
-            self._give_up_disk(error)
+            self._begin_anew(error)
             self._opened().write(entries, now=now)
+
+    def _ask(self, job: Callable[[Ring], T]) -> T:
+        ring = self._opened()
+        try:
+            return job(ring)
+        except sqlite3.Error as error:
+            if _is_damage(error) and not ring.in_memory_because:
+                self._begin_anew(error)
+            raise
 
     def _end(self, now: Instant) -> None:
         with suppress(OSError, sqlite3.Error):
@@ -573,17 +601,8 @@ class Ring:
 
     @classmethod
     def open(cls, path: Path, *, max_rows: int = MAX_ROWS) -> Ring:
-        """Open the file for writing; one that is damaged is put aside."""
+        """Open the file for writing, or begin one."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            return cls(_connect(path), max_rows=max_rows)
-        except sqlite3.DatabaseError as error:
-            if error.sqlite_errorcode not in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
-                raise
-            log.error("the ring of reasons is damaged, begun anew", path=str(path), error=str(error))  # noqa: TRY400
-        for suffix in ("-wal", "-shm"):
-            path.with_name(path.name + suffix).unlink(missing_ok=True)
-        path.replace(path.with_name(path.name + ".damaged"))
         return cls(_connect(path), max_rows=max_rows)
 
     @classmethod
@@ -798,6 +817,18 @@ def _values(entry: Entry, boot: int) -> tuple[object, ...]:
         entry.wish, entry.bounded_by, entry.request_id, entry.until_utc, entry.write, entry.because,
         entry.sentence, entry.code, entry.detail, entry.readback,
     )  # fmt: skip
+
+
+def _is_damage(error: Exception) -> bool:
+    """Tell whether the file itself is what is wrong. (The low byte is the code without its detail.)"""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    return code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT)
+
+
+def _put_aside(path: Path) -> None:
+    for suffix in ("-wal", "-shm"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+    path.replace(path.with_name(path.name + ".damaged"))
 
 
 def _connect(path: Path | str) -> sqlite3.Connection:

@@ -96,6 +96,10 @@ def _line(text: bytes) -> bytes:
     return text.ljust(_LINE - 1) + b"\n"
 
 
+class LockLost(Exception):  # noqa: N818 - states the fault
+    """The lock file was deleted or replaced: whoever comes next would lock another one."""
+
+
 class SignedLock:
     """A lock file (flock) in which its holder gives signs of life. A process's death frees its locks."""
 
@@ -107,13 +111,7 @@ class SignedLock:
         self.path = path
         self._clock = clock
         self._role = role
-        self.writable = True
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError:
-            self._handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            self.writable = False
+        self._handle, self.writable = _open(path)
         started = process_started_ticks(os.getpid())
         if started is None:
             raise OSError("/proc does not show this process")
@@ -121,6 +119,8 @@ class SignedLock:
 
     def take(self, phase: Phase) -> bool:
         """Lock it if it is free, and sign it; False where somebody else holds it."""
+        if not self._is_in_place():
+            self._reopen()
         try:
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -129,7 +129,9 @@ class SignedLock:
         return True
 
     def stamp(self, phase: Phase) -> None:
-        """Give a sign of life; only for its holder."""
+        """Give a sign of life; only for its holder, who hears here that the file was deleted (`LockLost`)."""
+        if not self._is_in_place():
+            raise LockLost(f"{self.path} was deleted or replaced; another process may take the bus")
         self._write(
             sign_line(
                 Sign(
@@ -163,6 +165,22 @@ class SignedLock:
         """Close the file, which frees the lock where it is held."""
         os.close(self._handle)
 
+    def _is_in_place(self) -> bool:
+        """Tell whether the open file is still the one that others will open."""
+        try:
+            there, here = self.path.stat(), os.fstat(self._handle)
+        except FileNotFoundError:
+            return False
+        except OSError:
+            # A disk that has died deletes nothing.
+            return True
+        return (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
+
+    def _reopen(self) -> None:
+        before = self._handle
+        self._handle, self.writable = _open(self.path)
+        os.close(before)
+
     def _write(self, line: bytes) -> None:
         if not self.writable:
             return
@@ -173,6 +191,15 @@ class SignedLock:
             # cannot keep what it promises either. Without a watcher it goes on.
             self.writable = False
             log.error("no sign of life can be written", path=str(self.path), error=str(error))  # noqa: TRY400
+
+
+def _open(path: Path) -> tuple[int, bool]:
+    """Open for writing, else for reading alone; and which of the two it was."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), True
+    except OSError:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC), False
 
 
 @dataclass(slots=True)

@@ -11,11 +11,12 @@ from datetime import UTC, datetime
 
 import structlog
 
-from edge.core.clock import Exchange, Reference, Standing, Trust
+from edge.core.clock import WARN_ABOVE_S, Exchange, Reference, Standing, Trust
+from edge.runtime.alarms import Alarms
 from edge.runtime.clock import SteeredClock, wall
 from edge.runtime.database import StoreFailed
 from edge.runtime.store import Store
-from edge.wire.messages import Alarm, LogEntry, PingClosing, PingCommand, Stream
+from edge.wire.messages import LogEntry, PingClosing, PingCommand, Stream
 
 log = structlog.get_logger()
 
@@ -24,24 +25,25 @@ OPEN_PINGS = 8
 # A confirmation kept on disk is renewed this often: until then it is only less certain by 45 ms.
 KEEP_EVERY_S = 900.0
 KEEP_BEYOND_S = 1.0
+UNSYNCED = "nothing confirms this node's clock; after 15 min schedules give way to defaults"
+HOLDOVER = f"nothing has confirmed this node's clock for days; it may be more than {WARN_ABOVE_S:g} s wrong"
 
 
 class Timekeeper:
     """One node's clock, as central and the next process hear of it."""
 
-    def __init__(self, *, clock: SteeredClock, store: Store, logged: Callable[[], None]) -> None:
+    def __init__(
+        self, *, clock: SteeredClock, store: Store, alarms: Alarms, logged: Callable[[], None]
+    ) -> None:
         """`logged`: the control stream has a new entry."""
         self._clock = clock
         self._store = store
+        self._alarms = alarms
         self._logged = logged
         # id -> when it was sent, received and answered; None where it came twice, and measures nothing.
         self._open: dict[str, tuple[float, float, float] | None] = {}
         self._kept = store.clock(boot=clock.boot_id)
-        if self._kept is not None:
-            clock.resume(self._kept)
         self._told = Trust.TRUSTED
-        self._since = wall(clock.now().utc)
-        self._warned_since: str | None = None
 
     @property
     def standing(self) -> Standing:
@@ -50,16 +52,19 @@ class Timekeeper:
     def tick(self) -> None:
         """Tell a change of standing, and keep what confirmed the clock. To be called every second or so."""
         found = self.standing
-        now = wall(self._clock.now().utc)
         if found.trust is not self._told:
-            self._tell(found, now)
-        if not found.is_worth_a_warning:
-            self._warned_since = None
-        elif self._warned_since is None:
-            self._warned_since = now
+            self._tell(found)
+        if found.trust is Trust.UNSYNCED:
+            self._alarms.set("clock_unsynced", UNSYNCED)
+        else:
+            self._alarms.clear("clock_unsynced")
+        if found.is_worth_a_warning:
+            self._alarms.set("clock_holdover", HOLDOVER)
+        else:
+            self._alarms.clear("clock_holdover")
         self._keep(self._clock.reference)
 
-    def _tell(self, found: Standing, now: str) -> None:
+    def _tell(self, found: Standing) -> None:
         say = log.warning if found.trust is Trust.UNSYNCED else log.info
         say(
             "standing of the clock changed",
@@ -67,10 +72,11 @@ class Timekeeper:
             was=self._told.value,
             bound_s=found.bound_s,
         )
-        self._told, self._since = found.trust, now
+        self._told = found.trust
         reason = found.trust.value
         if found.bound_s is not None:
             reason += f", within {found.bound_s:.3g} s"
+        now = wall(self._clock.now().utc)
         self._store.append(Stream.CONTROL, LogEntry(seq=0, at=now, kind="clock", reason=reason))
         self._logged()
 
@@ -91,19 +97,6 @@ class Timekeeper:
             # The next tick tries again.
             return
         self._kept = reference
-
-    def alarms(self) -> tuple[Alarm, ...]:
-        """What somebody should look at, as long as it lasts."""
-        found = self.standing
-        if found.trust is Trust.UNSYNCED:
-            detail = "nothing confirms this node's clock; after 15 min schedules give way to defaults"
-            return (Alarm(code="clock_unsynced", detail=detail, since=self._since),)
-        if found.is_worth_a_warning and self._warned_since is not None:
-            detail = (
-                f"nothing has confirmed this node's clock for days: it may be {found.bound_s:.0f} s wrong"
-            )
-            return (Alarm(code="clock_holdover", detail=detail, since=self._warned_since),)
-        return ()
 
     # --- exchanges ----------------------------------------------------------------------------------
 

@@ -9,14 +9,13 @@ from __future__ import annotations
 import asyncio
 import random
 from dataclasses import dataclass
-from typing import cast
+from typing import Protocol, cast
 
 import structlog
 
 from edge.runtime.clock import Clock
 from edge.runtime.database import StoreFailed
 from edge.runtime.outbox import Batch, Outbox
-from edge.runtime.session import Session
 from edge.wire import codec
 from edge.wire.messages import LogBatch, LogEntry, Stream
 
@@ -48,6 +47,13 @@ class Pace:
 
 
 PACE = Pace()
+
+
+class Publisher(Protocol):
+    """As much of a session as an upload needs."""
+
+    async def publish(self, topic: str, payload: bytes) -> None:
+        """Publish at QoS 1; `LinkDown` where the session is gone."""
 
 
 class Throttle:
@@ -109,7 +115,7 @@ class Uploader:
         """Wait until nothing of this stream is left to send."""
         await self._idle.wait()
 
-    async def run(self, session: Session) -> None:
+    async def run(self, session: Publisher) -> None:
         """Drain the stream for as long as the session lasts; `LinkDown` ends it."""
         self._wanted.clear()
         if not self._outbox_is_empty():
@@ -131,7 +137,7 @@ class Uploader:
         except StoreFailed:
             return False
 
-    async def _drain(self, session: Session) -> None:
+    async def _drain(self, session: Publisher) -> None:
         wait_s = self._pace.ack_wait_s
         while True:
             if self._before is not None:
@@ -154,7 +160,7 @@ class Uploader:
             # Central is down, or does not take this stream.
             wait_s = min(wait_s * 2, self._slowest_s)
 
-    async def _send(self, session: Session, batch: Batch, *, wait_s: float) -> bool:
+    async def _send(self, session: Publisher, batch: Batch, *, wait_s: float) -> bool:
         """Send a batch and wait for its acknowledgement; whether it came."""
         await self._clock.sleep(self._throttle.take(batch))
         self._acknowledged.clear()

@@ -33,7 +33,17 @@ from pymodbus.pdu.register_message import (
 )
 
 from edge.profiles.loader import load_all
-from edge.profiles.model import MAX_READ, VALUE, Point, Profile, ProfileError, RegisterType, Table
+from edge.profiles.model import (
+    FALLBACK,
+    MAX_READ,
+    TIMEOUT,
+    VALUE,
+    Point,
+    Profile,
+    ProfileError,
+    RegisterType,
+    Table,
+)
 from edge.profiles.registers import decode, encode
 from edge.simulators.plant import KIND_BY_CATEGORY, ChangingWeather, Kind, Machine, Site
 
@@ -187,6 +197,8 @@ class SimulatedDevice:
 
         # What a point shows whatever the machine does; None is the device's "no value".
         self.shown: dict[str, float | None] = {}
+        # The device's own timer: when it had its last sign of life, None while it is not armed.
+        self.alive_at: float | None = None
         self.fault = Fault.NONE
         self.delay_s = 0.0
         self._sessions: set[_ModbusConnection] = set()
@@ -231,6 +243,7 @@ class SimulatedDevice:
         """Lose power and come back: sessions end, and a limit that is not stored is forgotten."""
         for session in list(self._sessions):
             session.close()
+        self.alive_at = None
         limit = self.profile.limit
         if limit is None:
             return
@@ -238,13 +251,45 @@ class SimulatedDevice:
         if limit.write_class == "volatile" and (
             check is None or check.holds(self.registers.get(check.point))
         ):
-            for step in limit.set:
+            own = limit.fallback
+            for step in (*limit.set, *(own.arm if own is not None else ())):
                 self.registers.reset(step.point)
         self._take_limit()
+
+    def _let_own_fallback_act(self) -> None:
+        """Take what the device was armed with, once its own time has passed without a sign of life."""
+        limit = self.profile.limit
+        own = limit.fallback if limit is not None else None
+        if limit is None or own is None or self.alive_at is None:
+            return
+        timeout_s: float | str | None = own.timeout_s
+        value: float | str | None = (
+            self.profile.max_value if own.takes == "release" else self.profile.min_value
+        )
+        for step in own.arm:
+            if step.value == TIMEOUT:
+                timeout_s = self.registers.get(step.point)
+            elif step.value == FALLBACK:
+                value = self.registers.get(step.point)
+        if not isinstance(timeout_s, float | int) or self.clock() - self.alive_at <= timeout_s:
+            return
+        self.alive_at = None
+        for step in limit.set:
+            self.registers.set(step.point, value if step.value == VALUE else step.value)
+        self._take_limit()
+
+    def _hear_sign_of_life(self, names: set[str]) -> None:
+        own = self.profile.limit.fallback if self.profile.limit is not None else None
+        if own is None:
+            return
+        arms = names & {step.point for step in own.arm}
+        if arms or (self.alive_at is not None and names & {step.point for step in own.keep_alive}):
+            self.alive_at = self.clock()
 
     @property
     def limit_in_force(self) -> float:
         """The setpoint that acts on this device now, in the unit of its profile."""
+        self._let_own_fallback_act()
         limit, highest = self.profile.limit, self.profile.max_value
         if limit is None:
             return highest
@@ -324,6 +369,7 @@ class SimulatedDevice:
         function = request.function_code
         if not 1 <= request.count <= MAX_READ:
             return ExceptionResponse(function, ILLEGAL_VALUE)
+        self._let_own_fallback_act()
         self._measure()
         table = Table.HOLDING if function == READ_HOLDING else Table.INPUT
         registers = self.registers.read(table, request.address, request.count)
@@ -341,10 +387,12 @@ class SimulatedDevice:
         if not registers or (function == WRITE_MULTIPLE and len(registers) != request.count):
             return ExceptionResponse(function, ILLEGAL_VALUE)
         if self.fault is not Fault.IGNORE_WRITES:
+            self._let_own_fallback_act()
             names = self.registers.write(request.address, registers)
             if names is None:
                 return ExceptionResponse(function, ILLEGAL_ADDRESS)
             self.writes.update(names)
+            self._hear_sign_of_life(set(names))
             self._take_limit()
             if self.on_write is not None:
                 self.on_write()

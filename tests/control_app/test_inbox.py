@@ -29,6 +29,7 @@ from devices_app.services import device_delete
 from edge.wire import codec
 from edge.wire.messages import (
     DeviceResult,
+    Gap,
     Heartbeat,
     LogBatch,
     LogEntry,
@@ -78,9 +79,9 @@ def entry(seq: int, *, kind: str = "watchdog", **fields) -> LogEntry:
     return LogEntry(seq=seq, kind=kind, **given)
 
 
-def batch(*entries: LogEntry, store: str = "store-1") -> LogBatch:
+def batch(*entries: LogEntry, store: str = "store-1", stream: str = "control") -> LogBatch:
     return LogBatch(
-        stream="control",
+        stream=stream,
         store=store,
         first=entries[0].seq,
         last=entries[-1].seq,
@@ -141,6 +142,21 @@ def test_batch_that_comes_twice_is_taken_once(story):
     assert take(story, entry(1), entry(2)) == 2
     assert take(story, entry(1), entry(2)) == 2
     assert ControlLog.objects.count() == 2
+
+
+def test_stream_that_has_no_place_yet_is_not_acknowledged_so_that_the_node_keeps_it(story):
+    points = LogEntry(seq=1, at=wall(timezone.now()), kind="points")
+    batch = LogBatch(stream="telemetry", store="store-1", first=1, last=1, entries=[points])
+    assert inbox.on_log(str(story.node_a.pk), batch) is None
+    assert not NodeStream.objects.exists()
+
+
+@pytest.mark.parametrize("kind", ["clock", "gap"])
+def test_what_a_node_says_of_itself_is_acknowledged(story, kind):
+    batch = LogBatch(stream="control", store="store-1", first=1, last=1, entries=[entry(1, kind=kind)])
+    ack = inbox.on_log(str(story.node_a.pk), batch)
+    assert ack is not None
+    assert ack.last == 1
 
 
 def test_of_an_overlapping_batch_only_the_new_entries_are_taken(story):
@@ -269,6 +285,27 @@ def test_entry_without_a_table_of_its_own_is_kept_as_it_came_and_once(story, kin
     assert (event.node, event.kind, event.reason) == (story.node_a, kind, "stepped by 7 s")
     assert msgspec.json.decode(event.entry, type=LogEntry) == sent
     assert not ControlLog.objects.exists()
+
+
+def test_gap_in_a_stream_is_told(story):
+    gap = Gap(since="2026-11-20T00:00:00Z", until="2026-11-21T00:00:00Z", entries=1234)
+    take(story, entry(1, kind="gap", gap=gap, reason=""), stream="telemetry")
+    assert NodeEvent.objects.get().reason == (
+        "1234 entries from 2026-11-20T00:00:00Z to 2026-11-21T00:00:00Z are missing"
+    )
+
+
+def test_readings_of_the_past_move_their_own_stream_and_cost_nothing_else(
+    story, django_assert_max_num_queries
+):
+    take(story, entry(1))
+    points = (TelemetryPoint(t="2026-11-20T00:00:00Z", key="P_kW", value=30.0, device=TAG),)
+    past = [entry(seq, kind="points", points=points, devices={}) for seq in range(1, 101)]
+    with django_assert_max_num_queries(12):
+        assert take(story, *past, stream="telemetry") == 100
+    assert take(story, entry(2)) == 2
+    assert ControlLog.objects.count() == 2
+    assert not NodeEvent.objects.exists()
 
 
 def test_error_of_a_device_that_is_gone_is_kept_with_its_node(story):

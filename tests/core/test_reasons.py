@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 import pytest
 from hypothesis import given, strategies as st
 
-from edge.core.arbitration import DeviceState, Lapse, decide, resume
+from edge.core.arbitration import DeviceState, Lapse, decide, resume, retire
 from edge.core.commands import Source
 from edge.core.image import EMPTY, Clock, ProcessImage
 from edge.core.quantities import Bound
@@ -16,7 +16,7 @@ from edge.core.reasons import HORIZON, next_change, reason, sentence
 from edge.core.schedule import NO_SCHEDULE, Schedule, value_at
 from tests import strategies as our
 from tests.clock import A_MORNING, ManualClock
-from tests.core.devices import device, held, slots
+from tests.core.devices import device, held, settled, slots
 
 SCHEDULE = slots({"10:00": 80.0, "10:15": 80.0, "10:30": 50.0})
 
@@ -95,6 +95,29 @@ def test_device_nobody_may_write_says_why(changes, said):
     why = explained(device(schedule=SCHEDULE, **changes), ManualClock().now())
     assert len(why.rungs) == 1
     assert sentence(why) == said
+
+
+def test_value_on_its_ramp_says_where_it_leads_and_what_is_under_it_by_its_aim():
+    clock = ManualClock()
+    state, _ = settled(device(ramp_pct_per_min=60.0), clock.now(), ProcessImage(readback=100.0))
+    state, _ = settled(held(state, 40, clock.now()), clock.now())
+    why = explained(state, clock.advance(10))
+    assert sentence(why).startswith(
+        "INVERTER_01 at 89 by direct request req-1-1, on its ramp to 40, until 2026-03-02T10:01:00Z"
+        "; under it default 100; bounds:"
+    )
+
+
+def test_device_that_leaves_says_what_is_still_owed_to_it_and_what_became_of_it():
+    clock = ManualClock()
+    state, _ = settled(held(device(), 40, clock.now()), clock.now())
+    state = retire(state)
+    assert explained(state, clock.now()).because == (
+        "the device leaves this node's control, which takes back what it has put there"
+    )
+    gone = explained(state, clock.now(), ProcessImage(readback=100.0))
+    assert gone.because == "the device left this node's control: back at its default"
+    assert sentence(gone) == "INVERTER_01 is not controlled: it left this node"
 
 
 def test_sentence_changes_with_nothing_but_the_reason():

@@ -70,6 +70,11 @@ class Central:
     def all(self, kind: type[M]) -> list[M]:
         return [message for message in self.heard if isinstance(message, kind)]
 
+    @property
+    def entries(self) -> list[LogEntry]:
+        """All entries of the control stream so far, in the order in which they came."""
+        return [entry for batch in self.all(LogBatch) if batch.stream == "control" for entry in batch.entries]
+
     async def expect(
         self, kind: type[M], suits: Callable[[M], object] = lambda _: True, *, within_s: float = WITHIN_S
     ) -> M:

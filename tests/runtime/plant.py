@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from edge.core.clock import Exchange, Reference, Standing, Trust
 from edge.core.image import TRUSTED, Clock as ClockQuality
 from edge.core.instant import Instant
 from edge.core.schedule import Schedule
@@ -52,6 +53,21 @@ class TurnedClock(ManualClock):
 
     def quality(self) -> ClockQuality:
         return TRUSTED if self.untrusted_since_s is None else ClockQuality(self.untrusted_since_s)
+
+    def standing(self) -> Standing:
+        if self.untrusted_since_s is None:
+            return Standing(Trust.TRUSTED, 0.0)
+        return Standing(Trust.UNSYNCED, None, self.untrusted_since_s)
+
+    @property
+    def reference(self) -> Reference | None:
+        return None
+
+    def resume(self, reference: Reference) -> None:
+        """It is as good or as bad as the test says."""
+
+    def exchanged(self, exchange: Exchange) -> None:
+        """The same."""
 
     async def sleep(self, seconds: float) -> None:
         if seconds <= 0:

@@ -43,6 +43,9 @@ class Recorder:
     def polled(self, tag: str, result: PollResult) -> None:  # noqa: ARG002 - the same
         self.polls.append(tag)
 
+    def kept_alive(self, tag: str, value: float, *, failed: str) -> None:  # noqa: ARG002 - the same
+        raise AssertionError("no sign of life was asked for")
+
     def spent(self, tag: str, writes: dict[str, int]) -> None:
         self.writes[tag] = self.writes.get(tag, 0) + sum(writes.values())
 
@@ -112,6 +115,12 @@ class ScriptedDevice:
         await self.line.command("write", self.tag)
         if self.takes:
             self.value = value
+
+    async def arm_fallback(self, value: float) -> None:  # noqa: ARG002 - the driver's signature
+        raise AssertionError("this device has no fallback of its own")
+
+    async def keep_alive(self, value: float) -> None:  # noqa: ARG002 - the driver's signature
+        raise AssertionError("this device has no fallback of its own")
 
     def take_writes(self) -> dict[str, int]:
         return {}
@@ -331,6 +340,24 @@ async def test_verified_write_that_is_replaced_while_the_device_is_asked_is_not_
 
     assert bench.line.commands.count(("write", A)) == 1
     assert bench.devices[A].value == 40
+
+
+async def test_polls_keep_their_phase_however_late_one_is(bench):
+    bench.scripted(A)
+    await bench.run(0.5)
+    began = bench.clock.boottime_s() - 0.5
+    polled_at: list[float] = []
+
+    async def slow_once() -> None:
+        polled_at.append(bench.clock.boottime_s() - began)
+        if len(polled_at) == 1:
+            await bench.clock.sleep(2.3)
+
+    bench.line.takes["poll"] = slow_once
+    await bench.run(5.0)
+
+    # The one that was due meanwhile comes at once, and none is made up for.
+    assert polled_at == pytest.approx([1.0, 3.3, 4.0, 5.0], abs=0.001)
 
 
 @pytest.mark.parametrize("kind", ["identify", "read_setpoint", "write", "poll"])

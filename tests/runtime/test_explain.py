@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 import uuid
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -19,6 +20,7 @@ from edge.simulators.modbus import Fault
 from edge.wire.messages import Code, ExplainCommand, Explanation
 from tests.clock import A_MORNING
 from tests.runtime.plant import Plant, TurnedClock, running_plant
+from tests.runtime.site import PROJECT, Site, running_site, until
 from tests.runtime.test_link import Rig, rigged
 from tests.servers import Broker
 
@@ -154,6 +156,24 @@ async def test_device_that_came_later_was_not_on_the_node_before(tmp_path):
         await plant.run(5)
         with pytest.raises(OutOfReach, match="was not on this node yet"):
             await asked(plant, B, at=after(30))
+
+
+async def test_device_that_leaves_is_explained_to_its_last_write_and_beyond(tmp_path):
+    async with running_plant(tmp_path, keeps_reasons=True) as plant:
+        await plant.add(A)
+        await plant.add(B)
+        plant.apply()
+        await plant.run(5)
+        plant.setpoint(INVERTER_01=40)
+        await plant.run(5)
+        del plant.raw[A]
+        plant.apply()
+        await plant.run(10)
+
+        found = await asked(plant)
+        assert (found.decision.kind, found.decision.text) == ("gone", f"{A} left this node")
+        assert any("back at its default" in entry.because for entry in found.before)
+        assert any((entry.kind, entry.value, entry.code) == ("outcome", 100, None) for entry in found.before)
 
 
 async def test_answer_fits_into_one_message_whatever_happened(tmp_path):
@@ -333,6 +353,65 @@ async def test_every_question_without_an_answer_has_its_exit_code_and_says_why(s
     assert (code, "cannot be read" in why) == (66, True)
     with pytest.raises(SystemExit, match="2"):
         main([A, "--at", "yesterday", "--state", str(state)])
+
+
+async def explained_by_a_process(directory: Path, *argv: str) -> tuple[int, str, str]:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "edge", "explain", A, "--state", str(directory), *argv),
+        cwd=PROJECT,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(20):
+        out, err = await process.communicate()
+    return process.returncode or 0, out.decode(), err.decode()
+
+
+@pytest.fixture
+async def site(tmp_path: Path) -> AsyncIterator[Site]:
+    async with running_site(tmp_path, tags=(A,)) as site:
+        site.put_on_disk()
+        yield site
+
+
+async def said(directory: Path, words: str) -> str:
+    """The answer of the command line, as soon as it has these words in it."""
+    async with asyncio.timeout(20):
+        while True:
+            code, out, _ = await explained_by_a_process(directory)
+            if code == 0 and words in out:
+                return out
+
+
+@pytest.mark.services
+async def test_ring_of_a_running_node_is_read_beside_it_and_that_of_a_killed_one_too(site):
+    node = site.start()
+    running = await said(site.state, "confirmed, read back 100")
+    assert f"{A} at 100 by default; bounds: device 0 to 100" in running
+    assert "no process controls" not in running
+    assert node.poll() is None
+
+    node.kill()
+    node.wait()
+    code, out, _ = await explained_by_a_process(site.state, "--json")
+    assert code == 0
+    assert json.loads(out)["decision"]["value"] == 100
+
+
+@pytest.mark.services
+async def test_what_the_guard_did_in_a_dead_nodes_place_is_said_in_its_name(site):
+    site.hold(30, for_s=6)
+    node = site.start()
+    held = await said(site.state, "confirmed, read back 30")
+    assert "by direct request request-7, until " in held
+    guard = site.guard()
+    node.kill()
+    node.wait()
+
+    await until(lambda: site.holds(guard), within_s=20)
+    fallen_back = await said(site.state, "because request request-7 has ended: time_limit")
+    assert "guard  INVERTER_01 at 100 by default" in fallen_back
+    assert "node   INVERTER_01 at 30 by direct request request-7" in fallen_back
 
 
 # --- over the link --------------------------------------------------------------------------------

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +17,28 @@ import pytest
 
 from edge.core.instant import Instant
 from edge.profiles.model import profile_to_builtins
-from edge.runtime.clock import HostClock
+from edge.runtime.clock import Host, HostClock, wall
 from edge.runtime.node import run_node
+from edge.runtime.store import Store
+from edge.runtime.uploader import PACE, Pace
 from edge.simulators.modbus import Fault, SimulatedDevice
 from edge.wire import codec
 from edge.wire.messages import (
     Code,
     CommandAnswer,
     LogBatch,
+    LogEntry,
+    PingClosing,
     PingCommand,
     Presence,
     ReleaseCommand,
     Reported,
+    Stream,
     TelemetryBatch,
 )
 from edge.wire.session import Broker as Address
 from edge.wire.topics import NodeTopics
+from smartgrid.demo.state import free_port
 from tests.runtime.central import Central, central_for
 from tests.runtime.plant import NAMEPLATE_KW, SITE, profile
 from tests.servers import Broker
@@ -54,10 +63,15 @@ class ShiftedClock(HostClock):
 class Rig:
     """One node with one device, and central at the other end of the broker."""
 
-    def __init__(self, central: Central, device: SimulatedDevice, clock: ShiftedClock) -> None:
+    def __init__(
+        self, central: Central, device: SimulatedDevice, clock: ShiftedClock, directory: Path
+    ) -> None:
         self.central = central
         self.device = device
         self.clock = clock
+        self.directory = directory
+        self.pace = PACE
+        self.is_offline = False
         self.start: Callable[[], None] = lambda: None
         self.task: asyncio.Task[None] | None = None
         self.stop = asyncio.Event()
@@ -91,19 +105,27 @@ class Rig:
 
 
 @asynccontextmanager
-async def rigged(broker: Broker, directory: Path) -> AsyncIterator[Rig]:
+async def rigged(broker: Broker, directory: Path, clock: ShiftedClock | None = None) -> AsyncIterator[Rig]:
     node = str(uuid.uuid4())
     topics = NodeTopics("tenant", node)
     address = Address(broker.host, broker.port, node, broker.add_user(node))
     device = SimulatedDevice(profile=profile(), unit=1, nameplate_kw=NAMEPLATE_KW)
     await device.start()
-    clock = ShiftedClock(trust_host=True)
+    clock = clock or ShiftedClock(trust_host=True)
     async with central_for(broker, topics) as central:
-        rig = Rig(central, device, clock)
+        rig = Rig(central, device, clock, directory)
+        nowhere = replace(address, port=free_port())
 
         def start() -> None:
             rig.task = asyncio.create_task(
-                run_node(broker=address, topics=topics, state=directory, clock=clock, stop=rig.stop)
+                run_node(
+                    broker=nowhere if rig.is_offline else address,
+                    topics=topics,
+                    state=directory,
+                    clock=clock,
+                    stop=rig.stop,
+                    pace=rig.pace,
+                )
             )
 
         rig.start = start
@@ -358,7 +380,7 @@ async def test_acknowledgement_of_another_store_or_beyond_what_was_sent_deletes_
 
 async def test_readings_reach_central(rig):
     tele = await rig.central.expect(TelemetryBatch)
-    assert {(point.device, point.key) for point in tele.points} == {(A, "P_kW")}
+    assert {(point.device, point.key, point.unit) for point in tele.points} == {(A, "P_kW", "kW")}
 
 
 async def test_schedule_without_its_manifest_waits_and_with_it_is_applied(rig):
@@ -373,3 +395,118 @@ async def test_schedule_without_its_manifest_waits_and_with_it_is_applied(rig):
 
     assert (entry.value, rig.device.limit_in_force) == (80.0, 80)
     assert codec.is_intact(doc)
+
+
+# --- a backlog, and what may not wait for it ----------------------------------------------------------
+
+
+def fill(directory: Path, count: int) -> None:
+    """Leave a backlog as an earlier process would have."""
+    store = Store(directory)
+    with store.transaction():
+        for number in range(count):
+            store.append(
+                Stream.CONTROL, LogEntry(seq=0, at=wall(datetime.now(UTC)), kind="old", reason=str(number))
+            )
+    store.close()
+
+
+async def test_backlog_drains_whole_and_in_order_while_live_commands_are_answered(
+    broker, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("edge.runtime.link.REPORT_PERIOD_S", 0.2)
+    count = 5000
+    async with rigged(broker, tmp_path) as rig:
+        fill(tmp_path, count)
+        rig.pace = Pace(jitter_s=0.0, entries_per_s=5000.0, bytes_per_s=1e7)
+        rig.start()
+        await rig.central.configured(rig.body)
+        await rig.central.expect(LogBatch)
+        command = await rig.central.setpoint(INVERTER_01=30)
+        await rig.central.expect_answer(command, "done")
+        assert rig.central.all(LogBatch)[-1].last < count
+        entry = await rig.central.expect_entry(lambda entry: entry.command_id == command, within_s=30)
+
+        batches = rig.central.all(LogBatch)
+        numbers = [each.seq for batch in batches for each in batch.entries]
+        assert numbers[: entry.seq] == list(range(1, entry.seq + 1))
+        assert len(numbers) == len(set(numbers))
+        assert all(
+            (batch.first, batch.last) == (batch.entries[0].seq, batch.entries[-1].seq) for batch in batches
+        )
+        old = [each.reason for batch in batches for each in batch.entries if each.kind == "old"]
+        assert old == [str(number) for number in range(count)]
+
+
+async def test_readings_of_the_time_without_a_link_come_behind_the_control_entries(
+    broker, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("edge.runtime.link.REPORT_PERIOD_S", 0.2)
+    monkeypatch.setattr("edge.runtime.link.KEEP_EVERY_S", 0.2)
+    monkeypatch.setattr("edge.runtime.telemetry.KEEP_EVERY_S", 0.2)
+    async with rigged(broker, tmp_path) as rig:
+        rig.start()
+        await rig.central.configured(rig.body)
+        await rig.end()
+        rig.central.heard.clear()
+        rig.is_offline = True
+        rig.start()
+        looking = Store(tmp_path)
+        async with asyncio.timeout(20):
+            while len(looking.waiting(Stream.TELEMETRY, limit=10, max_bytes=10**6)) < 2:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)  # another task writes them, and tells nobody
+        await rig.end()
+        fill(tmp_path, 1)
+        rig.is_offline, rig.pace = False, Pace(jitter_s=0.0)
+        rig.start()
+
+        kept = await rig.central.expect(LogBatch, lambda batch: batch.stream == "telemetry")
+        assert rig.central.all(LogBatch)[0].stream == "control"
+        assert {(point.device, point.key) for entry in kept.entries for point in entry.points} == {
+            (A, "P_kW")
+        }
+        assert [entry.seq for entry in kept.entries] == list(range(1, kept.last + 1))
+        async with asyncio.timeout(10):
+            while not looking.outbox.is_empty(Stream.TELEMETRY):  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        looking.close()
+
+
+# --- the clock ---------------------------------------------------------------------------------------
+
+
+async def test_node_with_a_wrong_clock_learns_the_time_from_pings_that_close_each_other(
+    broker, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("edge.runtime.link.REPORT_PERIOD_S", 0.2)
+
+    def an_hour_late() -> float:
+        return time.time() - 3600
+
+    host = Host(an_hour_late, lambda: time.clock_gettime(time.CLOCK_BOOTTIME), lambda: None)
+    async with rigged(broker, tmp_path, ShiftedClock(trust_host=False, host=host)) as rig:
+        rig.start()
+        await rig.central.configured(rig.body)
+        lost = await rig.central.expect(Reported, lambda report: report.alarms)
+        assert (lost.clock, lost.clock_bound_s) == ("unsynced", None)
+        assert [alarm.code for alarm in lost.alarms] == ["clock_unsynced"]
+
+        closing: PingClosing | None = None
+        for number in range(3):
+            ping = f"ping-{number}"
+            await rig.central.send(
+                "ping",
+                PingCommand(id=ping, epoch=1, sent_wall=wall(datetime.now(UTC)), closing=closing),
+            )
+            await rig.central.expect_answer(ping, "done")
+            closing = PingClosing(id=ping, heard_wall=wall(datetime.now(UTC)))
+
+        found = await rig.central.expect(Reported, lambda report: report.clock == "trusted")
+        assert found.alarms == ()
+        assert found.clock_bound_s is not None
+        assert found.clock_bound_s < 2
+        assert abs(datetime.fromisoformat(found.at) - datetime.now(UTC)) < timedelta(seconds=30)
+        entry = await rig.central.expect_entry(
+            lambda entry: entry.kind == "clock" and entry.reason.startswith("trusted")
+        )
+        assert abs(datetime.fromisoformat(entry.at) - datetime.now(UTC)) < timedelta(seconds=30)

@@ -18,6 +18,7 @@ from edge.runtime.signs import (
     BUS_LOCK,
     BUS_WANTED,
     Holder,
+    LockLost,
     Patience,
     Phase,
     Role,
@@ -225,6 +226,22 @@ def test_lock_has_one_holder_and_its_sign(tmp_path):
     assert other.take(Phase.RUNNING)
     one.close()
     other.close()
+
+
+def test_holder_of_a_deleted_lock_hears_of_it_and_the_next_one_locks_the_new_file(tmp_path):
+    clock = TurnedClock()
+    first = SignedLock(tmp_path / "lock", role=Role.NODE, clock=clock)
+    waiting = SignedLock(tmp_path / "lock", role=Role.GUARD, clock=clock)
+    assert first.take(Phase.RUNNING)
+    (tmp_path / "lock").unlink()
+
+    with pytest.raises(LockLost):
+        first.stamp(Phase.RUNNING)
+    assert waiting.take(Phase.RUNNING)
+    third = SignedLock(tmp_path / "lock", role=Role.NODE, clock=clock)
+    assert not third.take(Phase.RUNNING)
+    for lock in (first, waiting, third):
+        lock.close()
 
 
 def test_dead_process_has_no_holder(bystander):

@@ -485,6 +485,12 @@ class SimulatedDriver:
             self._unit, lambda device, sent_s: device.take(value, who=who, sent_s=sent_s), sending=sending
         )
 
+    async def arm_fallback(self, value: float) -> None:
+        raise DeviceRefused(f"{self._profile.title} has no fallback of its own, nor takes {value:g} for it")
+
+    async def keep_alive(self, value: float) -> None:
+        raise DeviceRefused(f"{self._profile.title} has no fallback of its own, nor takes {value:g} for it")
+
     def take_writes(self) -> dict[str, int]:
         sent = dict(self._sent)
         self._sent.clear()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import uuid
+from datetime import UTC, datetime
 
 import pytest
 
 from edge.wire.messages import Heartbeat, Presence
-from sites_app.presence import NodePresence, heartbeat_note, presence_note, presence_read
+from sites_app.presence import NodePresence, heartbeat_note, pong_note, presence_note, presence_read
 from smartgrid import live
 
 NOW = 1_800_000_000.0
@@ -45,6 +46,22 @@ def test_node_never_heard_of_is_not_reachable_and_says_so(node_id):
 def test_heartbeat_counts_for_fifteen_seconds(node_id, age_s, reachable):
     beat(node_id)
     assert known(node_id).is_reachable(now=NOW + age_s) is reachable
+
+
+@pytest.mark.parametrize(("age_s", "healthy"), [(0, True), (119.9, True), (120, False)])
+def test_healthy_node_has_answered_a_ping_of_the_last_two_minutes(node_id, age_s, healthy):
+    beat(node_id)
+    assert not known(node_id).is_healthy(now=NOW)
+    pong_note(str(node_id), "ping-1", heard=datetime.fromtimestamp(NOW - age_s, UTC))
+    assert known(node_id).is_healthy(now=NOW) is healthy
+
+
+def test_answered_ping_is_what_the_next_one_closes(node_id):
+    assert known(node_id).closing is None
+    pong_note(str(node_id), "ping-1", heard=datetime.fromtimestamp(NOW, UTC))
+    closing = known(node_id).closing
+    assert closing is not None
+    assert (closing.id, datetime.fromisoformat(closing.heard_wall).timestamp()) == ("ping-1", NOW)
 
 
 def test_birth_makes_a_node_reachable_with_its_token(node_id):
