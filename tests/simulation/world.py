@@ -149,6 +149,15 @@ class World:
         at_s = self.loop.time() if at_s is None else at_s
         return self._epoch + timedelta(seconds=at_s + self.oracle.shift_s)
 
+    def begin_at(self, utc: datetime) -> None:
+        """Set the true time, before anybody looks at a clock."""
+        assert self._task is None
+        self._epoch = utc - timedelta(seconds=self.loop.time())
+
+    def moment(self, utc: datetime) -> float:
+        """When it is, was or will be this time by the node's clock, in the world's seconds."""
+        return (utc - self._epoch).total_seconds() - self.oracle.shift_s
+
     def wall(self) -> datetime:
         """What the wall clock of the machine shows."""
         return self._epoch + timedelta(seconds=self.loop.time() + self.wall_shift_s)
