@@ -13,6 +13,7 @@ import math
 import os
 import random
 import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -27,11 +28,17 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import paho.mqtt.client as paho
+from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+
 from bench.edge_devices import Devices, Record, running_devices
 from bench.record import ROOT, Figure, Run, percentile, spread
 from edge.profiles.loader import load_profile
 from edge.profiles.model import profile_to_builtins
-from edge.wire.messages import Heartbeat, TelemetryBatch
+from edge.wire import codec
+from edge.wire.messages import Heartbeat, SetpointCommand, TelemetryBatch
 from edge.wire.topics import NodeTopics
 from tests.runtime.central import Central, central_for
 from tests.servers import Broker, mosquitto_broker
@@ -99,8 +106,10 @@ async def main() -> None:
             async with running_node(broker, devices, size) as node:
                 samples[size] = await _window(node, devices, size)
                 if size == 100:
-                    await _commands(run, node, devices)
+                    await _commands(run, node, broker, devices)
             floor.append(_floor(devices, size))
+            if size == 1000:
+                _clients(run, floor, _floor(devices, size, client="own"))
             floors[size] = statistics.mean(each["cores"] for each in floor)
             run.notes[f"floor_{size}"] = floor
             _size_figures(run, size, samples[size], floors[size])
@@ -255,10 +264,21 @@ def _lateness(moments: list[float], began: float, ended: float) -> tuple[int, in
     return turns[-1] + 1 + at_edges, late + missing
 
 
-def _floor(devices: Devices, size: int) -> dict[str, float]:
+def _clients(run: Run, pymodbus: list[dict[str, float]], own: dict[str, float]) -> None:
+    """What the node's Modbus client takes in the same bare loop, per poll (ADR 0007)."""
+    polls = 1000 / PERIOD_S
+    for name, cores in (
+        ("pymodbus", statistics.mean(each["cores"] for each in pymodbus)),
+        ("own", own["cores"]),
+    ):
+        figure = Figure(value=round(cores / polls * 1e6, 1), unit="us", n=round(polls * FLOOR_WINDOW_S))
+        run.figures[f"client_{name}_poll"] = figure
+
+
+def _floor(devices: Devices, size: int, *, client: str = "pymodbus") -> dict[str, float]:
     """The bare polling loop, on the node's core."""
     done = subprocess.run(
-        [sys.executable, "-m", "bench.edge_floor", str(FLOOR_WINDOW_S)],
+        [sys.executable, "-m", "bench.edge_floor", client, str(FLOOR_WINDOW_S)],
         cwd=ROOT,
         input="\n".join(map(str, devices.ports[:size])),
         capture_output=True,
@@ -318,10 +338,11 @@ def _growth(run: Run, samples: dict[int, Sample], floors: dict[int, float]) -> N
 # --- commands ---------------------------------------------------------------------------------------------
 
 
-async def _commands(run: Run, node: Node, devices: Devices) -> None:
+async def _commands(run: Run, node: Node, broker: Broker, devices: Devices) -> None:
     """From the publication of a command to the register, one command at a time, beside the polls."""
     devices.begin()
     central = node.central
+    publisher = _Publisher(broker, central.topics)
     draw = random.Random(1)
     sent: list[tuple[int, float, float]] = []
     answered_ms: list[float] = []
@@ -329,10 +350,18 @@ async def _commands(run: Run, node: Node, devices: Devices) -> None:
         await asyncio.sleep(draw.uniform(0.002, 0.012))
         # A value the device does not have yet, so that each command is a write.
         device, value = number % 100, 10.0 + number // 100 * 10 + number % 7
-        began = time.monotonic()
-        setpoint: dict[str, Any] = {_tag(device): value}
-        command = await central.setpoint(**setpoint)
-        answer = await central.expect_answer(command, "done")
+        command = SetpointCommand(
+            id=uuid.uuid4().hex,
+            epoch=1,
+            sequence=number + 1,
+            fresh=await central.token(),
+            request_id=f"request-{number}",
+            category="inverter",
+            values={_tag(device): value},
+            hold_s=60.0,
+        )
+        began = publisher.publish(command)
+        answer = await central.expect_answer(command.id, "done")
         assert answer.devices[_tag(device)].ok, answer
         central.heard[:] = central.all(Heartbeat)[-1:]
         if number >= WARM_UP:
@@ -351,6 +380,33 @@ async def _commands(run: Run, node: Node, devices: Devices) -> None:
                 met=None if goal is None else value <= goal,
             )
         run.notes[name] = spread(values)
+
+
+class _Publisher:
+    """Sends commands on a connection of its own: no event loop between the moment taken and the socket."""
+
+    def __init__(self, broker: Broker, topics: NodeTopics) -> None:
+        user = "central-worker"
+        self._topics = topics
+        self._client = paho.Client(CallbackAPIVersion.VERSION2, protocol=paho.MQTTv5)
+        self._client.username_pw_set(user, broker.passwords[user])
+        self._client.connect(broker.host, broker.port)
+        while not self._client.is_connected():
+            self._client.loop(timeout=0.1)
+        sock = self._client.socket()
+        assert isinstance(sock, socket.socket)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def publish(self, command: SetpointCommand) -> float:
+        """Publish at QoS 1; the moment at which that began."""
+        # What the broker acknowledged meanwhile.
+        self._client.loop(timeout=0)
+        properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+        properties.ResponseTopic = self._topics.response("worker-1")
+        payload = codec.encode(command)
+        began = time.monotonic()
+        self._client.publish(self._topics.command("setpoint"), payload, qos=1, properties=properties)
+        return began
 
 
 def _register_ms(record: Record, sent: list[tuple[int, float, float]]) -> list[float]:

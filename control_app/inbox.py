@@ -106,7 +106,7 @@ def _publish_what_is_missing(node: Node, reported: Reported) -> None:
 
 
 def on_log(node_id: str, batch: LogBatch) -> LogAck | None:
-    """Take a batch of the control stream exactly once; the acknowledgement to send after the commit.
+    """Take a batch of a stream exactly once; the acknowledgement to send after the commit.
 
     A node sends its oldest entries first and one batch at a time, and numbers them without gaps. Each entry
     is committed together with the stream's position, so a batch that comes again, from another session or to
@@ -236,11 +236,15 @@ def _take_device_errors(node: Node, entry: LogEntry, devices: Mapping[str, Devic
 
 
 def _keep_event(node: Node, entry: LogEntry) -> None:
+    reason = entry.reason
+    if entry.gap is not None:
+        gap = entry.gap
+        reason = f"{gap.entries} entries from {gap.since} to {gap.until} are missing"
     NodeEvent.objects.create(
         node=node,
         at=_moment(node, entry),
         kind=_clean(entry.kind, KIND_LENGTH),
-        reason=_clean(entry.reason, REASON_LENGTH),
+        reason=_clean(reason, REASON_LENGTH),
         entry=msgspec.json.encode(entry).decode()[:EVENT_LENGTH],
     )
 

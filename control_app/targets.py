@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-from devices_app.selectors import devices_visible_to, retiring_by_tag, waits_for_control_point
+from devices_app.selectors import devices_visible_to, retiring_by_tag
 from edge.wire.messages import Code
 from sites_app.presence import NodePresence
 from sites_app.selectors import site_get
@@ -85,8 +85,7 @@ def targets_select(
     found = devices_visible_to(principal).filter(site_id=site_id, category=category)
     if device_tags is not None:
         found = found.filter(device_tag__in=device_tags)
-    found = found.annotate(waits=waits_for_control_point()).order_by("device_tag")
-    devices = {row[0]: Target(*row) for row in found.values_list(*COLUMNS)}
+    devices = {row[0]: Target(*row) for row in found.order_by("device_tag").values_list(*COLUMNS)}
     refused: dict[str, str] = {}
     if not devices:
         site = site_get(principal=principal, site_id=site_id)

@@ -70,6 +70,7 @@ class DeviceAdmin(ServiceAdmin):
     search_fields = ["device_tag", "id", "site__site_tag", "node__name", "modbus_server_host"]
     list_select_related = ["site", "node", "device_type", "controlled_by"]
     readonly_fields = ["id", "created_at", "config_id", "control_point", "value", "value_sequence"]
+    autocomplete_fields = ["controlled_by"]
     inlines = [DeviceBoundInline]
     may_delete = True
 

@@ -7,7 +7,6 @@ from typing import Any
 import msgspec
 
 from devices_app.models import Device
-from devices_app.selectors import control_points_retiring_elsewhere
 from edge.wire.messages import BoundConfig, DeviceConfig, NodeConfig, SiteConfig
 from sites_app.documents import renderer_register
 from sites_app.models import Node, Site
@@ -24,7 +23,6 @@ def node_config_render(node: Node) -> dict[str, Any]:
     site = Site.objects.get(pk=node.site_id)
     rows = node.devices.select_related("device_type", "controlled_by").prefetch_related("bounds")
     devices = list(rows.order_by("device_tag"))
-    not_yet = control_points_retiring_elsewhere(node)
     abandoned = node.retiring_devices.filter(abandoned_at__isnull=False)
     config = NodeConfig(
         site=SiteConfig(
@@ -34,10 +32,7 @@ def node_config_render(node: Node) -> dict[str, Any]:
             cyclic_write_timeout_s=site.cyclic_write_timeout,
             time_zone=site.time_zone,
         ),
-        devices=[
-            msgspec.to_builtins(_device_config(device, waits=device.control_point in not_yet))
-            for device in devices
-        ],
+        devices=[msgspec.to_builtins(_device_config(device)) for device in devices],
         profiles={device.device_type.profile: device.device_type.profile_body for device in devices},
         abandoned=tuple(
             sorted(str(config_id) for config_id in abandoned.values_list("config_id", flat=True))
@@ -47,8 +42,7 @@ def node_config_render(node: Node) -> dict[str, Any]:
     return body
 
 
-def _device_config(device: Device, *, waits: bool) -> DeviceConfig:
-    """`waits`: another node has not yet let go of its control point; until then nobody here writes to it."""
+def _device_config(device: Device) -> DeviceConfig:
     return DeviceConfig(
         id=str(device.config_id),
         tag=device.device_tag,
@@ -61,7 +55,7 @@ def _device_config(device: Device, *, waits: bool) -> DeviceConfig:
         max_value=device.max_value,
         default_value=device.default_value,
         nameplate_kw=device.peak_power_kw,
-        excluded=waits or not device.include_in_curtailment,
+        excluded=device.waits or not device.include_in_curtailment,
         measured_only=device.measured_only,
         lifetime=device.effective_lifetime,
         telemetry_s=device.telemetry_s,

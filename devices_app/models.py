@@ -139,6 +139,9 @@ class Device(models.Model):
     # `host:port/unit/register` of the limit this device is controlled by: one owner in a site. Null where
     # nothing is written.
     control_point = models.CharField(max_length=300, null=True, editable=False)
+    # Another node has yet to let go of this control point: until then nobody writes to it here.
+    # `retirement` keeps it true.
+    waits = models.BooleanField(default=False, editable=False)
     # The last value the edge confirmed, and the sequence number of the command it came with; 0 before any.
     value = models.FloatField(null=True, editable=False)
     value_sequence = models.BigIntegerField(default=0, editable=False)

@@ -16,7 +16,7 @@ from django.db import transaction
 from django.utils import timezone
 
 from devices_app.models import Device, RetiringDevice
-from devices_app.selectors import retiring_waited_for
+from devices_app.selectors import retiring_waited_for, waits_for_control_point
 from edge.wire.messages import Reported
 from sites_app.documents import node_documents_render
 from sites_app.models import Node, Site
@@ -126,6 +126,7 @@ def retirement_begin(*, place: Place, reason: str, device: Device | None) -> Ret
         reason=reason,
     )
     store(row)
+    _waits_refresh(site_id=row.site_id, control_points=[row.control_point])
     log.info("device_retiring", node=place.node.name, device=place.tag, reason=reason)
     return row
 
@@ -194,9 +195,21 @@ def device_abandon(*, retiring: RetiringDevice, tag: str, by: str, why: str) -> 
     return row
 
 
+def waits_at(device: Device) -> bool:
+    """Tell whether another node has yet to let go of this device's control point, as it is now."""
+    rows = retiring_waited_for().filter(site_id=device.site_id, control_point=device.control_point)
+    return device.control_point is not None and rows.exclude(node=device.node_id).exists()
+
+
+def _waits_refresh(*, site_id: uuid.UUID, control_points: Iterable[str | None]) -> None:
+    devices = Device.objects.filter(site_id=site_id, control_point__in=set(control_points) - {None})
+    devices.update(waits=waits_for_control_point())
+
+
 def _render_after(*, node: Node, rows: Iterable[RetiringDevice]) -> None:
     """Tell the node itself, and the nodes whose devices waited for one of these control points."""
     freed = {row.control_point for row in rows if row.control_point is not None}
+    _waits_refresh(site_id=node.site_id, control_points=freed)
     waiting = Node.objects.filter(site_id=node.site_id, devices__control_point__in=freed)
     nodes = {found.pk: found for found in [node, *waiting]}
     for pk in sorted(nodes):

@@ -9,7 +9,6 @@ from django.db.models import Exists, OuterRef, QuerySet
 
 from devices_app.choices import category_rank
 from devices_app.models import Device, RetiringDevice
-from sites_app.models import Node
 from sites_app.selectors import sites_visible_to
 from smartgrid.api.principal import Principal
 from smartgrid.errors import NotFound
@@ -65,12 +64,6 @@ def retiring_kept_by(row: RetiringDevice) -> str:
         )
         return f"{row.node.name} has not applied the configuration without it: {why}"
     return f"{row.node.name} has yet to report anew"
-
-
-def control_points_retiring_elsewhere(node: Node) -> set[str | None]:
-    """Control points of this node's site that other nodes may still hold at a value."""
-    rows = retiring_waited_for().filter(site_id=node.site_id, control_point__isnull=False)
-    return set(rows.exclude(node=node).values_list("control_point", flat=True))
 
 
 def waits_for_control_point() -> Exists:

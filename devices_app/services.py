@@ -12,7 +12,7 @@ from django.db import transaction
 
 from devices_app.choices import BoundOrigin, ValueKind
 from devices_app.models import Device, DeviceBound, DeviceType
-from devices_app.retirement import Place, place_free_check, places_lock, retirement_begin
+from devices_app.retirement import Place, place_free_check, places_lock, retirement_begin, waits_at
 from sites_app.documents import node_documents_render
 from sites_app.models import Node
 from smartgrid.errors import Conflict, Invalid, NotFound
@@ -102,6 +102,7 @@ def device_type_update(
             place, measured_only = before[device.pk]
             reason = _config_id_renew(device, place)
             if reason or (device.control_point, device.measured_only) != (place.control_point, measured_only):
+                device.waits = waits_at(device)
                 store(device)
             if reason:
                 left.append((device, place, reason))
@@ -372,6 +373,7 @@ def _device_store(device: Device, *, before: Place | None = None) -> str:
         _controls_none_check(device, "cannot be measured only")
     place_free_check(device)
     reason = _config_id_renew(device, before) if before is not None else ""
+    device.waits = waits_at(device)
     store(device)
     return reason
 

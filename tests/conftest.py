@@ -19,6 +19,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="run only tests which use Django's database (once more, on another database)",
     )
+    parser.addoption(
+        "--simulation-steps",
+        type=int,
+        default=1000,
+        help="how many steps the shuffled life of a simulated site takes at least (tests/simulation)",
+    )
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -80,6 +80,11 @@ class Migration(migrations.Migration):
             name='ramp_pct_per_min',
             field=models.FloatField(blank=True, help_text='How fast the value may change, % of nameplate a minute. Empty: at once.', null=True),
         ),
+        migrations.AddField(
+            model_name='device',
+            name='waits',
+            field=models.BooleanField(default=False, editable=False),
+        ),
         migrations.AddConstraint(
             model_name='device',
             constraint=models.CheckConstraint(condition=models.Q(('controlled_by__isnull', True), ('measured_only', True), _connector='OR'), name='device_controlled_by_another_is_measured_only'),

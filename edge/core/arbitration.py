@@ -221,7 +221,9 @@ def decide(state: DeviceState, image: ProcessImage, now: Instant) -> tuple[Devic
         # NaN compares as if it agreed with everything: a reading that is no number is no reading.
         image = replace(image, readback=None)
     if image.clock.untrusted_since_s is None:
-        state = replace(state, ledger=begin_day(state.ledger, now.utc.date()))
+        ledger = begin_day(state.ledger, now.utc.date())
+        if ledger is not state.ledger:
+            state = replace(state, ledger=ledger)
     if state.retirement is Retirement.OWED:
         return _retire(state, image)
     settings = state.settings
@@ -290,16 +292,27 @@ def decide(state: DeviceState, image: ProcessImage, now: Instant) -> tuple[Devic
         ),
         events=tuple(events),
     )
-    state = replace(
-        state,
-        hold=hold,
-        lapse=lapse,
-        in_force=in_force,
-        resolved=resolved,
-        asked=asked,
-        confirmed=confirmed,
-        ramp=ramp,
+    before = (
+        state.hold,
+        state.lapse,
+        state.in_force,
+        state.resolved,
+        state.asked,
+        state.confirmed,
+        state.ramp,
     )
+    if (hold, lapse, in_force, resolved, asked, confirmed, ramp) != before:
+        # Of most devices nothing changes in most turns, and a copy is half of what a turn costs.
+        state = replace(
+            state,
+            hold=hold,
+            lapse=lapse,
+            in_force=in_force,
+            resolved=resolved,
+            asked=asked,
+            confirmed=confirmed,
+            ramp=ramp,
+        )
     return state, decision
 
 

@@ -686,7 +686,7 @@ class Bus:
 
     def _count_writes(self, member: _Member) -> None:
         writes = member.driver.take_writes()
-        if writes:
+        if writes and self._is_here(member):
             self._listener.spent(member.tag, writes)
 
     async def _poll(self, member: _Member) -> None:

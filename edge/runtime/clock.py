@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import math
 import os
@@ -37,7 +38,7 @@ class Clock(Protocol):
     def sleep(self, seconds: float) -> Awaitable[None]: ...
 
     def wait(self, event: asyncio.Event, seconds: float) -> Awaitable[None]:
-        """Wait for the event, at most this long; it may be set afterwards either way."""
+        """Wait for the event, at most this long."""
 
     def quality(self) -> ClockQuality: ...
 
@@ -98,13 +99,10 @@ class HostClock:
         await asyncio.sleep(max(0.0, seconds))
 
     async def wait(self, event: asyncio.Event, seconds: float) -> None:
-        # The timer sets the event itself: a command comes this way, and every poll of every device. A task or
-        # a cancellation would cost more than all the rest of it.
-        timer = asyncio.get_running_loop().call_later(max(0.0, seconds), event.set)
-        try:
-            await event.wait()
-        finally:
-            timer.cancel()
+        # No task for either of the two: a command comes this way.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(max(0.0, seconds)):
+                await event.wait()
 
     def quality(self) -> ClockQuality:
         if self._trust_host:

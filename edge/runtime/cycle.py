@@ -193,8 +193,9 @@ class Cycle:
         retired: list[tuple[Unit, Retired]] = []
         decided: list[Unit] = []
         for unit in units:
-            image = replace(unit.image, clock=quality)
-            unit.state, unit.decision = arbitration.decide(unit.state, image, now)
+            if unit.image.clock is not quality:
+                unit.image = replace(unit.image, clock=quality)
+            unit.state, unit.decision = arbitration.decide(unit.state, unit.image, now)
             decided.append(unit)
             for event in unit.decision.events:
                 if isinstance(event, FallbackEntered):
@@ -544,7 +545,8 @@ class Cycle:
             return
         self._is_back(unit)
         now = self._clock.now()
-        unit.image = replace(unit.image, readback=result.readback)
+        if result.readback != unit.image.readback:
+            unit.image = replace(unit.image, readback=result.readback)
         unit.readings = {key: Reading(value, now) for key, value in result.readings.items()}
 
     @staticmethod

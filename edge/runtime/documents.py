@@ -103,6 +103,10 @@ class Desired:
                 self._failed(name, doc, "it arrived damaged: its hash does not match its body")
                 self.changed()
             return
+        waiting = self._waiting.get(name)
+        if waiting is not None and (doc.epoch, doc.version) < (waiting.epoch, waiting.version):
+            # Overtaken on its way: the newer one waits for its manifest already.
+            return
         self._waiting[name] = doc
         self._consider(name)
 

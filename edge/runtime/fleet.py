@@ -165,7 +165,9 @@ class Fleet:
             self._take_off(tag, planned)
             del self._active[tag]
             owed = planned.settings.is_controlled or unit.state.retirement is Retirement.OWED
-            if not (planned.profile.controllable and owed):
+            # Where its end and its abandonment come at once, to a node that was away, say.
+            is_abandoned = planned.config.id in plan.abandoned
+            if is_abandoned or not (planned.profile.controllable and owed):
                 self.cycle.forget(tag)
                 keep.append(partial(self.store.forget_device, tag))
                 continue

@@ -29,6 +29,7 @@ from devices_app.services import device_delete
 from edge.wire import codec
 from edge.wire.messages import (
     DeviceResult,
+    Gap,
     Heartbeat,
     LogBatch,
     LogEntry,
@@ -284,6 +285,14 @@ def test_entry_without_a_table_of_its_own_is_kept_as_it_came_and_once(story, kin
     assert (event.node, event.kind, event.reason) == (story.node_a, kind, "stepped by 7 s")
     assert msgspec.json.decode(event.entry, type=LogEntry) == sent
     assert not ControlLog.objects.exists()
+
+
+def test_gap_in_a_stream_is_told(story):
+    gap = Gap(since="2026-11-20T00:00:00Z", until="2026-11-21T00:00:00Z", entries=1234)
+    take(story, entry(1, kind="gap", gap=gap, reason=""))
+    assert NodeEvent.objects.get().reason == (
+        "1234 entries from 2026-11-20T00:00:00Z to 2026-11-21T00:00:00Z are missing"
+    )
 
 
 def test_error_of_a_device_that_is_gone_is_kept_with_its_node(story):

@@ -15,11 +15,17 @@ from django.db import connections
 from devices_app.models import Device, RetiringDevice
 from devices_app.retirement import device_abandon, retired_record
 from devices_app.selectors import retiring_kept_by
-from devices_app.services import device_delete, device_move, device_type_update, device_update
+from devices_app.services import (
+    device_bound_set,
+    device_delete,
+    device_move,
+    device_type_update,
+    device_update,
+)
 from edge.wire.messages import AppliedDocument, NodeConfig, Reported
 from sites_app.documents import manifest_for
 from sites_app.models import Node
-from sites_app.services import node_reported_record, site_update
+from sites_app.services import node_reported_record, node_update, site_update
 from smartgrid.errors import Conflict, Invalid, NotFound, SgmError
 from tests.factories import (
     device_make,
@@ -369,6 +375,17 @@ def test_type_whose_limit_moves_to_another_register_retires_its_devices(node, de
     assert ids_of(node) == {"INV_01": str(Device.objects.get().config_id)}
 
 
+def test_type_whose_limit_moves_to_a_register_that_another_node_still_holds_waits_for_it(node, device):
+    there = node_make(site=node.site)
+    other = register_type()
+    inverter(there, tag="INV_02", device_type=other)
+    device_delete(device=device)
+    device_type_update(device_type=other, profile_body=profile_body_make())
+    assert config_of(there).devices[0]["excluded"] is True
+    heard(node)
+    assert "excluded" not in config_of(there).devices[0]
+
+
 def test_type_that_changes_otherwise_retires_nothing(device):
     device_type_update(device_type=device.device_type, profile_body={**profile_body_make(), "min_gap_ms": 9})
     assert not RetiringDevice.objects.exists()
@@ -555,6 +572,39 @@ def test_devices_added_to_a_node_at_once_are_all_in_its_configuration():
     )
     assert len(ids_of(node)) == 4
     assert config_of(node).site.curtailment_time_limit_s == 77
+
+
+@pytest.mark.django_db(transaction=True)
+def test_changes_of_every_kind_at_once_wait_for_each_other_and_none_is_lost():
+    node, device_type = node_make(), device_type_make()
+    there = node_make(site=node.site)
+    first, second, third = (
+        inverter(node, tag=f"INV_{port}", port=port, device_type=device_type) for port in (1, 2, 3)
+    )
+    for round_ in range(3):
+        body = profile_body_make()
+        body["points"]["limit"]["address"] = 40 + round_
+        node_online(node)
+        results = at_once(
+            partial(device_update, device=first, default_value=50 + round_),
+            partial(device_update, device=second, modbus_server_port=100 + round_),
+            partial(device_move, device=third, node=there if round_ % 2 == 0 else node),
+            partial(device_bound_set, device=first, origin="owner", by="operator", maximum=60 + round_),
+            partial(device_type_update, device_type=device_type, profile_body=body),
+            partial(site_update, site=node.site, curtailment_time_limit=10 + round_),
+            partial(node_update, node=node, iothub=f"hub-{round_}"),
+            partial(retired_record, node=Node.objects.get(pk=node.pk), reported=report_make(node)),
+        )
+        assert conflicts(results) == []
+        config = config_of(node)
+        assert config.site.curtailment_time_limit_s == 10 + round_
+        assert config.profiles["test_inverter"] == body
+        entries = {entry["tag"]: entry for entry in config.devices + config_of(there).devices}
+        assert entries["INV_1"]["default_value"] == 50 + round_
+        assert entries["INV_1"]["bounds"][0]["maximum"] == 60 + round_
+        assert entries["INV_2"]["port"] == 100 + round_
+        stored = {device.device_tag: str(device.config_id) for device in Device.objects.all()}
+        assert {tag: entry["id"] for tag, entry in entries.items()} == stored
 
 
 def test_two_devices_are_never_known_by_one_id():

@@ -106,6 +106,36 @@ async def test_a_write_takes_the_commands_it_says(bench, name):
         assert bench.device.commands - before <= bench.driver.commands_per_write
 
 
+@pytest.mark.parametrize("name", ALL)
+async def test_a_poll_takes_the_commands_it_says(bench, name):
+    bench = await bench(name)
+    await bench.driver.poll()
+    said, before = bench.driver.commands_per_poll, bench.device.commands
+
+    await bench.driver.poll()
+
+    assert bench.device.commands - before == said
+
+
+@pytest.mark.parametrize("name", CONTROLLABLE)
+async def test_a_poll_brings_the_setpoint_in_force(bench, name):
+    bench = await bench(name)
+    for setpoint in (37.0, 100.0):
+        await bench.driver.write(setpoint)
+
+        result = await bench.driver.poll()
+
+        assert result.readback == pytest.approx(setpoint, abs=TOLERANCE[name])
+        assert result.readback == await bench.driver.read_setpoint()
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if not PROFILES[name].controllable])
+async def test_a_poll_of_a_meter_brings_no_setpoint(bench, name):
+    bench = await bench(name)
+
+    assert (await bench.driver.poll()).readback is None
+
+
 @pytest.mark.parametrize("name", CONTROLLABLE)
 async def test_a_setpoint_outside_the_profile_is_refused_and_not_clamped(bench, name):
     bench = await bench(name)

@@ -34,6 +34,54 @@ async def test_gapless_device_takes_one_request_to_write_and_one_to_read_back(be
     assert bench.device.commands == 2
 
 
+async def test_gapless_device_tells_telemetry_and_setpoint_with_one_request(bench):
+    bench = await bench("generic_modbus")
+    await bench.driver.write(37)
+    before = bench.device.commands
+
+    result = await bench.driver.poll()
+
+    assert bench.device.commands - before == bench.driver.commands_per_poll == 1
+    assert result.readback == 37
+    assert result.readings["P_kW"] == pytest.approx(60)
+
+
+async def test_a_model_that_refuses_the_common_block_is_asked_apart_until_the_next_connection(bench):
+    points = PROFILES["generic_modbus"].points
+    apart = {**points, "limit_in_force": replace(points["limit_in_force"], address=45)}
+    bench = await bench(replace(PROFILES["generic_modbus"], points=apart))
+    await bench.driver.write(37)
+    assert bench.driver.commands_per_poll == 1
+    # This model has no register between the two.
+    bench.device.registers.words[Table.HOLDING].pop(48)
+
+    for commands in (3, 2):
+        before = bench.device.commands
+        result = await bench.driver.poll()
+
+        assert result.readback == 37
+        assert result.readings["P_kW"] == pytest.approx(60)
+        assert bench.device.commands - before == commands
+    assert bench.driver.commands_per_poll == 2
+
+    await bench.session.connect()
+    before = bench.device.commands
+    await bench.driver.poll()
+    assert bench.device.commands - before == 3
+
+
+async def test_a_scale_factor_without_a_value_hides_no_setpoint_that_needs_none(bench):
+    bench = await bench("sma_stp60_im20")
+    await bench.driver.write(37)
+    await bench.session.connect()
+    bench.device.registers.set("power_sf", None)
+
+    result = await bench.driver.poll()
+
+    assert result.readback == 37
+    assert result.readings["P_kW"] is None
+
+
 async def test_a_late_answer_is_never_taken_for_the_next_ones(bench, clock):
     bench = await bench("generic_modbus", timeout_s=0.2)
     await bench.device.set_fault(Fault.DELAY, delay_s=0.3)
@@ -284,6 +332,12 @@ async def test_meter_counts_export_positive_though_the_device_counts_import(benc
     # No producer at this site: it imports, the device shows plus, and we show minus.
     assert readings["P_kW"] == pytest.approx(-10)
     assert bench.device.registers.words[power.table][power.address] < 0x8000
+
+
+async def test_devices_of_one_profile_share_how_they_are_read(bench):
+    first, second = await bench("generic_modbus"), await bench("generic_modbus")
+
+    assert first.driver._layout is second.driver._layout
 
 
 def test_points_close_together_share_a_block():

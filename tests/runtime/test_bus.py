@@ -346,6 +346,24 @@ async def test_verified_write_that_is_replaced_while_the_device_is_asked_is_not_
     assert bench.devices[A].value == 40
 
 
+async def test_polls_keep_their_phase_however_late_one_is(bench):
+    bench.scripted(A)
+    await bench.run(0.5)
+    began = bench.clock.boottime_s() - 0.5
+    polled_at: list[float] = []
+
+    async def slow_once() -> None:
+        polled_at.append(bench.clock.boottime_s() - began)
+        if len(polled_at) == 1:
+            await bench.clock.sleep(2.3)
+
+    bench.line.takes["poll"] = slow_once
+    await bench.run(5.0)
+
+    # The one that was due meanwhile comes at once, and none is made up for.
+    assert polled_at == pytest.approx([1.0, 3.3, 4.0, 5.0], abs=0.001)
+
+
 @pytest.mark.parametrize("kind", ["identify", "read_setpoint", "write", "poll"])
 @pytest.mark.parametrize(
     "error", [DeviceRefused("no"), ReadingInvalid("nonsense"), DeviceUnreachable("gone")]

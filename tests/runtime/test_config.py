@@ -166,6 +166,12 @@ def test_second_device_of_a_tag_is_refused_and_the_first_stays():
     assert "A" in plan.refused
 
 
+def test_devices_of_one_type_share_its_profile():
+    plan = config.plan(body(device("A"), device("B", port=503)))
+
+    assert plan.devices["A"].profile is plan.devices["B"].profile
+
+
 @pytest.mark.parametrize("changes", [{"excluded": True}, {"measured_only": True}])
 def test_excluded_and_measured_devices_are_not_controlled(changes):
     plan = config.plan(body(device(**changes)))

@@ -140,6 +140,16 @@ def test_older_manifest_is_ignored_and_an_older_document_too(desired, applied):
     assert desired.applied[CONFIG] == new
 
 
+def test_document_overtaken_on_its_way_does_not_take_the_place_of_the_newer_one(desired, applied):
+    newer = doc(3)
+    desired.take(CONFIG, newer)
+    desired.take(CONFIG, doc(2))
+
+    desired.take_manifest(manifest(3, config=newer))
+
+    assert statuses(desired) == {CONFIG: (3, "applied")}
+
+
 def test_higher_epoch_wins_over_a_higher_version(desired):
     desired.take_manifest(manifest(9, config=doc(9)))
     restored = document({"restored": True}, epoch=2, version=1)

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -244,7 +245,11 @@ def test_guard_stands_in_for_a_killed_node_until_it_is_back(demo: RunningDemo):
     register.close()
     for log in (var / "log").glob("guard-*.log"):
         assert "guard takes over" in log.read_text()
-        until(lambda log=log: "guard yields" in log.read_text(), what="the guard did not yield", within_s=20)
+        until(partial(_says, log, "guard yields"), what="the guard did not yield", within_s=20)
+
+
+def _says(log: Path, words: str) -> bool:
+    return words in log.read_text()
 
 
 def test_second_demo_on_the_same_directory_is_refused(demo: RunningDemo, tmp_path: Path):

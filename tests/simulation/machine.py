@@ -1,0 +1,316 @@
+"""The life of a site, shuffled by hypothesis: every rule is something the world can do to a node."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tempfile
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import structlog
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from edge.core.commands import WriteClass
+from edge.core.schedule import slot_key
+from tests.simulation.devices import Trouble
+from tests.simulation.link import FINE, STORM
+from tests.simulation.world import A_MORNING, World, profile
+
+PLAIN, WEARING, SLOW_1, SLOW_2 = "INVERTER_01", "INVERTER_02", "BATTERY_01", "BATTERY_02"
+TAGS = (PLAIN, WEARING, SLOW_1, SLOW_2)
+QUICK = profile()
+# Its budget is a question of its own: here it is as good as endless.
+PERSISTENT = profile(write_class=WriteClass.PERSISTENT, writes_per_day=10_000)
+PAUSING = profile(gap_s=0.2)
+KINDS = {PLAIN: QUICK, WEARING: PERSISTENT, SLOW_1: PAUSING, SLOW_2: PAUSING}
+PLACES: dict[str, dict[str, Any]] = {
+    PLAIN: {"port": 1},
+    WEARING: {"port": 2},
+    SLOW_1: {"port": 3, "unit": 1, "category": "battery"},
+    SLOW_2: {"port": 3, "unit": 2, "category": "battery"},
+}
+SPARE_PORT = 4
+
+values = st.sampled_from([0.0, 10.0, 30.0, 50.0, 80.0, 100.0])
+holds = st.sampled_from([1.0, 2.0, 5.0, 30.0, 60.0, 200.0])
+tags = st.sampled_from(TAGS)
+some_tags = st.lists(tags, min_size=1, max_size=3, unique=True)
+# From "in the middle of an exchange" to "longer than any hold".
+moments = st.sampled_from([0.001, 0.003, 0.006, 0.3, 1.0, 1.1, 2.5, 10.0, 31.0, 61.0])
+blinks = st.sampled_from([0.0, 0.001, 0.003, 0.005, 0.007, 0.012, 0.3])
+
+
+def memory() -> str | None:
+    """Where a database costs no disk, on machines that have such a place."""
+    shared = Path("/dev/shm")  # noqa: S108 - a folder of a name of its own is made in it
+    return str(shared) if shared.is_dir() else None
+
+
+class Site(RuleBasedStateMachine):
+    """One node with four devices on three lines, and a fifth that one of them may be exchanged for."""
+
+    steps = 0  # of all runs of this process
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.directory = Path(tempfile.mkdtemp(prefix="simulation-", dir=memory()))
+        self.world = World(self.directory, begin=A_MORNING + timedelta(minutes=13, seconds=30))
+        self.was_removed: dict[str, dict[str, Any]] = {}
+
+    def teardown(self) -> None:
+        try:
+            self.all_ends_well()
+        finally:
+            self.world.close()
+            shutil.rmtree(self.directory, ignore_errors=True)
+
+    def all_ends_well(self) -> None:
+        """Everything heals, nobody asks for anything: within minutes all is as the rules have it."""
+        world = self.world
+        world.check()
+        for device in world.devices.values():
+            device.fall_ill(Trouble.NONE)
+        world.broker.mend()
+        world.broker.down = world.broker.up = FINE
+        if not world.is_up:
+            world.start()
+        world.run(1.0)
+        world.publish_anew()
+        world.run(320.0)
+        for tag in world.oracle.specs:
+            found = world.device_of(tag)
+            if found is not None and not found.was_set_by_hand and world.oracle.unchanged_for_s(tag) > 10:
+                assert world.is_settled(tag), f"{tag} should be judged by now"
+        world.check()
+
+    @initialize(
+        slots=st.lists(st.one_of(st.none(), values), min_size=3, max_size=3),
+        seed=st.integers(0, 3),
+    )
+    def begin(self, slots: list[float | None], seed: int) -> None:
+        world = self.world
+        world.rng.seed(seed)
+        for tag in TAGS:
+            world.add(tag, KINDS[tag], **PLACES[tag])
+        world.build(QUICK, port=SPARE_PORT)
+        world.configure()
+        self.put_schedule("inverter", slots)
+        world.start()
+        world.run(2.0)
+
+    def put_schedule(self, category: str, slots: list[float | None]) -> None:
+        """These values for the quarter hour of now and those after it; on the days they lie in."""
+        begin = self.world.utc()
+        by_day: dict[Any, dict[str, float | None]] = {}
+        for number, value in enumerate(slots):
+            moment = begin + number * timedelta(minutes=15)
+            by_day.setdefault(moment.date(), {})[slot_key(moment)] = value
+        for day, of_day in by_day.items():
+            self.world.schedule(day, of_day, category=category)
+
+    # --- requests -----------------------------------------------------------------------------------
+
+    @rule(tags=some_tags, value=values, hold_s=holds, later=blinks)
+    def request(self, tags: list[str], value: float, hold_s: float, later: float) -> None:
+        self.world.setpoint(hold_s=hold_s, **dict.fromkeys(tags, value))
+        self.world.run(later)
+
+    @rule(tag=tags, value=st.sampled_from([-5.0, 100.5, 101.0]))
+    def request_beyond_the_range(self, tag: str, value: float) -> None:
+        self.world.setpoint(**{tag: value})
+
+    @precondition(lambda self: self.world.central.sent)
+    @rule(number=st.integers(0, 20), later=blinks)
+    def send_an_earlier_command_again(self, number: int, later: float) -> None:
+        self.world.send_again(number % len(self.world.central.sent))
+        self.world.run(later)
+
+    @rule(tag=tags, value=values, back=st.integers(1, 5))
+    def request_with_an_older_number(self, tag: str, value: float, back: int) -> None:
+        sequence = max(1, self.world.central.sequence - back)
+        self.world.command({tag: value}, hold_s=60.0, sequence=sequence)
+
+    @rule(tag=tags, value=values)
+    def request_of_an_older_epoch(self, tag: str, value: float) -> None:
+        self.world.command({tag: value}, hold_s=60.0, epoch=self.world.central.epoch - 1)
+
+    @rule(tag=tags, value=values, retain=st.booleans())
+    def request_with_a_token_of_nobody(self, tag: str, value: float, retain: bool) -> None:
+        self.world.command({tag: value}, hold_s=60.0, fresh="made-up", retain=retain)
+
+    @rule(tags=some_tags, later=blinks)
+    def release(self, tags: list[str], later: float) -> None:
+        self.world.release(*tags)
+        self.world.run(later)
+
+    # --- time ---------------------------------------------------------------------------------------
+
+    @rule(seconds=moments)
+    def wait(self, seconds: float) -> None:
+        self.world.run(seconds)
+
+    @rule(seconds=moments)
+    def wait_once_more(self, seconds: float) -> None:
+        self.world.run(seconds)
+
+    @rule(beyond=st.sampled_from([-0.5, 0.0, 0.01, 1.2]))
+    def wait_for_the_quarter_hour(self, beyond: float) -> None:
+        utc = self.world.utc()
+        start = utc.replace(minute=utc.minute // 15 * 15, second=0, microsecond=0)
+        self.world.run_to(start + timedelta(minutes=15, seconds=beyond))
+
+    @rule(by_s=st.sampled_from([-86400.0, -900.0, 2.0, 450.0, 7200.0]))
+    def wall_clock_is_set(self, by_s: float) -> None:
+        self.world.set_wall_clock(by_s)
+        self.world.run(1.2)
+
+    @rule()
+    def kernel_loses_or_finds_the_time(self) -> None:
+        self.world.kernel_knows_time(vouches=not self.world.kernel_vouches)
+        self.world.run(1.2)
+
+    # --- desired state ------------------------------------------------------------------------------
+
+    @rule(
+        category=st.sampled_from(["inverter", "battery"]),
+        slots=st.lists(st.one_of(st.none(), values), min_size=1, max_size=3),
+    )
+    def schedule_is_edited(self, category: str, slots: list[float | None]) -> None:
+        self.put_schedule(category, slots)
+
+    @rule(category=st.sampled_from(["inverter", "battery"]))
+    def schedule_is_deleted(self, category: str) -> None:
+        self.world.unschedule(self.world.utc().date(), category=category)
+
+    @rule(limit_s=st.sampled_from([1.0, 5.0, 60.0, 3600.0, 0.0, 3601.0]))
+    def time_limit_is_changed(self, limit_s: float) -> None:
+        self.world.site["curtailment_time_limit_s"] = limit_s
+        self.world.configure()
+        if not 1 <= limit_s <= 3600:
+            # Nobody leaves it at that: it would stop every other change as well.
+            self.world.run(0.5)
+            self.world.site["curtailment_time_limit_s"] = 60.0
+
+    @rule(tag=tags, changes=st.sampled_from([
+        {"min_value": 0.0, "max_value": 100.0, "default_value": 100.0},
+        {"min_value": 20.0, "max_value": 90.0, "default_value": 60.0},
+        {"max_value": 50.0, "default_value": 100.0},  # refused: the default is out of range
+        {"bounds": [{"origin": "grid", "maximum": 40.0}]},
+        {"bounds": [{"origin": "grid", "maximum": 70.0}, {"origin": "owner", "minimum": 80.0}]},
+        {"bounds": []},
+        {"lifetime": "singular"},
+        {"lifetime": "cyclic"},
+        {"excluded": True},
+        {"excluded": False},
+    ]))  # fmt: skip
+    def device_is_edited(self, tag: str, changes: Mapping[str, Any]) -> None:
+        self.edit(tag, changes)
+
+    def edit(self, tag: str, changes: Mapping[str, Any]) -> None:
+        raw = self.world.raw.get(tag)
+        if raw is not None:
+            raw.update(changes)
+            self.world.configure()
+
+    @rule(tag=tags)
+    def device_is_removed_or_returns(self, tag: str) -> None:
+        if tag in self.world.raw:
+            self.was_removed[tag] = self.world.raw.pop(tag)
+        else:
+            self.world.raw[tag] = self.was_removed.pop(tag)
+        self.world.configure()
+
+    @rule()
+    def device_moves_to_another_endpoint(self) -> None:
+        raw = self.world.raw.get(PLAIN)
+        if raw is not None:
+            raw["port"] = SPARE_PORT if raw["port"] != SPARE_PORT else PLACES[PLAIN]["port"]
+            self.world.configure()
+
+    # --- the link -----------------------------------------------------------------------------------
+
+    @rule()
+    def link_is_cut_or_mended(self) -> None:
+        if self.world.broker.is_cut:
+            self.world.broker.mend()
+        else:
+            self.world.broker.cut()
+
+    @rule()
+    def weather_changes(self) -> None:
+        weather = STORM if self.world.broker.down is FINE else FINE
+        self.world.broker.down = self.world.broker.up = weather
+
+    @rule()
+    def broker_forgets_what_it_retained(self) -> None:
+        self.world.broker.retained.clear()
+        self.world.publish_anew()
+
+    @rule()
+    def central_is_restored_from_a_backup(self) -> None:
+        self.world.restore_central()
+
+    # --- devices ------------------------------------------------------------------------------------
+
+    @rule(tag=tags, trouble=st.sampled_from([trouble for trouble in Trouble if trouble is not Trouble.NONE]))
+    def device_falls_ill(self, tag: str, trouble: Trouble) -> None:
+        device = self.world.device_of(tag)
+        if device is not None:
+            device.fall_ill(trouble)
+
+    @rule()
+    def all_devices_heal(self) -> None:
+        for device in self.world.devices.values():
+            device.fall_ill(Trouble.NONE)
+
+    @rule(tag=tags)
+    def device_restarts(self, tag: str) -> None:
+        device = self.world.device_of(tag)
+        if device is not None:
+            device.restart()
+
+    @rule(tag=tags, value=values)
+    def somebody_sets_a_device_by_hand(self, tag: str, value: float) -> None:
+        device = self.world.device_of(tag)
+        if device is not None:
+            device.turn_knob(value)
+
+    # --- processes ----------------------------------------------------------------------------------
+
+    @rule(away_s=st.sampled_from([0.0, 0.5, 10.0, 70.0]))
+    def process_is_killed_and_starts_again(self, away_s: float) -> None:
+        self.world.kill()
+        self.world.run(away_s)
+        self.world.start()
+        self.world.run(0.01)
+
+    @rule(dead_s=st.sampled_from([0.0, 0.01, 3.2]), guarded_s=st.sampled_from([0.004, 0.3, 5.0, 70.0]))
+    def guard_takes_over_and_yields(self, dead_s: float, guarded_s: float) -> None:
+        self.world.kill()
+        self.world.run(dead_s)
+        self.world.guard()
+        self.world.run(guarded_s)
+        self.world.check()
+        self.world.yield_to_node()
+        self.world.run(0.01)
+
+    @rule(off_s=st.sampled_from([1.0, 20.0]))
+    def machine_reboots(self, off_s: float) -> None:
+        self.world.reboot(off_s=off_s)
+        self.world.run(0.01)
+
+    # --- what holds after every step ----------------------------------------------------------------
+
+    @invariant()
+    def all_is_as_the_rules_have_it(self) -> None:
+        Site.steps += 1
+        self.world.check()
+
+
+def silence() -> None:
+    """What the node would log of a shuffled life is no use to anybody."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
