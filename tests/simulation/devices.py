@@ -117,6 +117,7 @@ class SimulatedDevice:
         self.troubled_until_s = clock()
         self.patience_s = QUICKLY_S
         self.was_set_by_hand = False
+        self.holds_ours = False  # a value that a controller has put there
         self.lied_until_s = -1e12
         self._ill_since_s = clock()
         self.commands = 0
@@ -190,6 +191,7 @@ class SimulatedDevice:
         """Off and on again: its connections are gone, and what it does not keep as well."""
         if self.volatile:
             self.limit_in_force = self.start_value
+            self.holds_ours = False
         self._wants_care(QUICKLY_S)
         if self.port is not None:
             self.port.drop_all("the device restarts")
@@ -197,7 +199,7 @@ class SimulatedDevice:
     def turn_knob(self, value: float) -> None:
         """Somebody sets it by hand."""
         self.limit_in_force = value
-        self.was_set_by_hand = True
+        self.was_set_by_hand, self.holds_ours = True, False
 
     # --- commands, at the moment they arrive --------------------------------------------------------
 
@@ -223,7 +225,7 @@ class SimulatedDevice:
                 f"unit {self.unit} refused to write register 0: no {value:g} (Modbus exception 4)"
             )
         if taken:
-            self.was_set_by_hand = False
+            self.was_set_by_hand, self.holds_ours = False, True
             self.limit_in_force = (
                 round(value / self.resolution) * self.resolution if self.resolution else value
             )
