@@ -362,7 +362,11 @@ class Bus:
             else:
                 await self._connect(endpoint)
             return
-        member, job = self._next(endpoint, now)
+        if now < endpoint.next_command_at:
+            # Nobody is chosen before the line is free: what is written then is what is wanted then.
+            await self._pause(endpoint.next_command_at - now)
+            return
+        member, job = self._next(now)
         if member is None or job is None:
             await self._pause(max(0.0, min(self._next_due(now) - now, 60.0)))
             return
@@ -376,7 +380,7 @@ class Bus:
         """Tell whether something was written and not read back, on a session that is still there."""
         return endpoint.connected and any(member.written is not None for member in self._members.values())
 
-    def _next(self, endpoint: Session, now: float) -> tuple[_Member, Awaitable[object]] | tuple[None, None]:
+    def _next(self, now: float) -> tuple[_Member, Awaitable[object]] | tuple[None, None]:
         """The next job of the line, if there is one now.
 
         Writes, then read-backs, then keep-alives. Then those that did not answer last time, as far as their
@@ -408,30 +412,28 @@ class Bus:
             return to_read_back, self._read_back(to_read_back, to_read_back.written)
         if self._finishing:
             return None, None
-        # The gap of the last command may still run: what counts is when the next could really start.
-        starts = max(now, endpoint.next_command_at)
         if to_keep is not None and to_keep.keep_alive is not None:
-            if self._is_reserved(starts, lasts_s=self._poll_room_s(), now=now):
+            if self._is_reserved(now, lasts_s=self._poll_room_s(), now=now):
                 return None, None
             return to_keep, self._keep_alive(to_keep, to_keep.keep_alive)
-        lost = self._next_silent(silent, starts, now)
+        lost = self._next_silent(silent, now)
         if lost is not None:
             self._silent_tries += 1
             if lost.write is not None and lost.write_is_due(now):
                 return lost, self._write(lost, lost.write)
             return lost, self._contact(lost)
-        if look is None or self._line_is_wanted(starts):
+        if look is None or self._line_is_wanted(now):
             return None, None
         return look, self._poll(look) if look.known else self._contact(look)
 
-    def _next_silent(self, silent: list[_Member], starts: float, now: float) -> _Member | None:
+    def _next_silent(self, silent: list[_Member], now: float) -> _Member | None:
         """Whom to try of those that do not answer: mostly one that a write is owed to."""
         owed = [member for member in silent if member.write_is_due(now)]
         others = [member for member in silent if not member.write_is_due(now) and member.contact_due <= now]
         if others and (not owed or self._silent_tries % UNOWED_TRY == 0):
             owed = others
         member = min(owed, key=_tried_at, default=None)
-        if member is None or self._is_reserved(starts, lasts_s=member.silence_cost_s, now=now):
+        if member is None or self._is_reserved(now, lasts_s=member.silence_cost_s, now=now):
             return None
         return member
 
@@ -583,20 +585,16 @@ class Bus:
         assert self._endpoint is not None
         member.tried_at = self._clock.boottime_s()
         if not member.known:
-            if not await self._contact(member):
-                if member.write is write:
-                    self._retry(member, write, Code.WRITE_FAILED, member.refused)
-                return
-            if member.write is not write:
-                # What the device was found to hold may have changed what is wanted.
-                return
+            if not await self._contact(member) and member.write is write:
+                self._retry(member, write, Code.WRITE_FAILED, member.refused)
+            # It is written in a turn of its own: what the device was found to hold may have changed what is
+            # wanted, and so may the time that this has taken.
+            return
         try:
             if write.verify:
-                if await self._holds(member, write):
-                    return
-                if member.write is not write:
-                    # Replaced or withdrawn while the device was being asked.
-                    return
+                # What it does not hold is written in the next turn, unless it was replaced or withdrawn.
+                write.verify = await self._holds(member, write)
+                return
             write.sent, write.sent_at = write.sent + 1, self._clock.boottime_s()
             try:
                 await member.driver.write(write.value)
