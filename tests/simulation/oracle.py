@@ -416,6 +416,7 @@ class Oracle:
 
     def _join(self, new: Spec) -> None:
         """It comes, or comes back: then it goes on from where its retirement stands."""
+        self._changed_s[new.tag] = self.now()
         leaving = self.leaving.get(new.place)
         if leaving is not None:
             if new.excluded:
