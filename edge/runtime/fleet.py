@@ -149,8 +149,8 @@ class Fleet:
 
         The configuration on disk no longer says it: after a restart its hold would be nobody's to end.
         """
-        for tag in self._as_before.keys() - before.keys():
-            keep.append(partial(self.store.forget_leaving, AS_BEFORE + tag))
+        gone = sorted(self._as_before.keys() - before.keys())
+        keep.extend(partial(self.store.forget_leaving, AS_BEFORE + tag) for tag in gone)
         for tag, planned in before.items():
             then = msgspec.structs.replace(
                 site,
