@@ -376,13 +376,13 @@ class Bus:
     def _next(self, endpoint: Session, now: float) -> tuple[_Member, Awaitable[object]] | tuple[None, None]:
         """The next job of the line, if there is one now.
 
-        Writes, then read-backs, then signs of life, then those that did not answer last time, as far as their
+        Writes, then read-backs, then keep-alives. Then those that did not answer last time, as far as their
         share of the line goes: each costs its whole timeout. Then whoever is due to be looked at. Of several,
         the one whose turn is the longest ago: nobody is starved by a neighbour that is written all the time.
         """
         to_write: _Member | None = None
         to_read_back: _Member | None = None
-        to_keep_alive: _Member | None = None
+        to_keep: _Member | None = None
         look: _Member | None = None
         silent: list[_Member] = []
         for member in self._members.values():
@@ -396,7 +396,7 @@ class Bus:
             elif member.written is not None:
                 to_read_back = to_read_back or member
             elif member.keep_alive is not None and member.known:
-                to_keep_alive = to_keep_alive or member
+                to_keep = to_keep or member
             elif member.look_due() <= now and (look is None or member.looked_at < look.looked_at):
                 look = member
         if to_write is not None and to_write.write is not None and not self._finishing:
@@ -405,10 +405,12 @@ class Bus:
             return to_read_back, self._read_back(to_read_back, to_read_back.written)
         if self._finishing:
             return None, None
-        if to_keep_alive is not None and to_keep_alive.keep_alive is not None:
-            return to_keep_alive, self._keep_alive(to_keep_alive, to_keep_alive.keep_alive)
         # The gap of the last command may still run: what counts is when the next could really start.
         starts = max(now, endpoint.next_command_at)
+        if to_keep is not None and to_keep.keep_alive is not None:
+            if self._is_reserved(starts, lasts_s=self._poll_room_s(), now=now):
+                return None, None
+            return to_keep, self._keep_alive(to_keep, to_keep.keep_alive)
         lost = self._next_silent(silent, starts, now)
         if lost is not None:
             self._silent_tries += 1
@@ -444,6 +446,8 @@ class Bus:
         due = math.inf
         for member in self._members.values():
             moment = member.look_due()
+            if member.keep_alive is not None and member.known:
+                moment = now
             if member.write is not None:
                 moment = min(moment, member.write.not_before)
             moment = max(moment, member.quiet_until)
@@ -623,7 +627,7 @@ class Bus:
             return False
         if member.write is write:
             member.write = None
-        self._tell(member, WriteOutcome(write.ticket, write.value, readback=readback))
+            self._tell(member, WriteOutcome(write.ticket, write.value, readback=readback))
         return True
 
     async def _read_back(self, member: _Member, write: _Write) -> None:
