@@ -34,6 +34,8 @@ PHASE_STEP_S = 0.05
 # New lines connect one after the other. A thousand at once would keep each other from answering in time, and
 # the node would take its own haste for devices out of reach.
 LINE_STEP_S = 0.001
+# Before the tag of a device that goes on by an earlier configuration, where the store keeps it.
+AS_BEFORE = "as_before:"
 
 
 @dataclass(slots=True)
@@ -65,6 +67,7 @@ class Fleet:
     plan: Plan | None = None
     waiting: dict[str, str] = field(default_factory=dict)
     _leaving: dict[str, Planned] = field(default_factory=dict)
+    _as_before: dict[str, Planned] = field(default_factory=dict)
     _active: dict[str, Planned] = field(default_factory=dict)
     _lines: dict[Endpoint, _Line] = field(default_factory=dict)
     _ending: list[_Line] = field(default_factory=list)
@@ -94,7 +97,8 @@ class Fleet:
         """
         if self.plan is None:
             self._load_leaving()
-        before = {tag: self._active[tag] for tag in plan.refused.keys() & self._active.keys()}
+        known = self._as_before | self._active
+        before = {tag: known[tag] for tag in plan.refused.keys() & known.keys()}
         self.plan = plan = replace(plan, devices=before | plan.devices)
         for key, planned in list(self._leaving.items()):
             if planned.config.id in plan.abandoned:
@@ -103,6 +107,7 @@ class Fleet:
         keep: list[Callable[[], None]] = []
         self._come_back(plan, keep)
         self._part(plan, keep)
+        self._go_on_as_before(before, plan.site, keep)
         self._keep(keep)
         self._build(plan)
 
@@ -135,7 +140,28 @@ class Fleet:
             except DocumentRefused as error:
                 log.error("a leaving device cannot be used", device=leaving.device.tag, error=str(error))  # noqa: TRY400
                 continue
-            self._leaving[key] = planned
+            if key.startswith(AS_BEFORE):
+                self._as_before[planned.config.tag] = planned
+            else:
+                self._leaving[key] = planned
+
+    def _go_on_as_before(
+        self, before: dict[str, Planned], site: SiteConfig, keep: list[Callable[[], None]]
+    ) -> None:
+        """Keep what a device goes on by that cannot be used as it is configured now.
+
+        The configuration on disk no longer says it: after a restart its hold would be nobody's to end.
+        """
+        gone = sorted(self._as_before.keys() - before.keys())
+        keep.extend(partial(self.store.forget_leaving, AS_BEFORE + tag) for tag in gone)
+        for tag, planned in before.items():
+            then = msgspec.structs.replace(
+                site,
+                curtailment_time_limit_s=planned.settings.time_limit_s,
+                cyclic_write_timeout_s=planned.settings.period_s,
+            )
+            keep.append(partial(self.store.keep_leaving, AS_BEFORE + tag, _leaving(planned, then)))
+        self._as_before = before
 
     def _keep(self, changes: list[Callable[[], None]]) -> None:
         """Keep what has changed, all or nothing; where the disk takes nothing, control goes on."""
