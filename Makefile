@@ -30,9 +30,10 @@ test: $(VENV)/.dev-installed services ## the suite with real services on SQLite,
 	$(PYTEST)
 
 test-quick: $(VENV)/.dev-installed ## what needs no service, in about a minute
-	$(PYTEST) -m "not services and not system"
+	$(PYTEST) -m "not services and not system and not long" --simulation-steps 100
 
 test-all: test ## `make test` and the long runs
+	$(PYTEST) -q -s tests/simulation/test_machine.py --simulation-steps 10000
 	$(RUN) -m tests.servers postgres $(PYTEST) --only-database
 
 lint: $(VENV)/.dev-installed ## style, format, and who may import whom

@@ -187,6 +187,7 @@ class Bus:
         self._wake = asyncio.Event()
         self._lost_at: float | None = None
         self._connect_due = 0.0
+        self._tried = False  # to connect, for the first time
         self._connect_wait = RECONNECT_S
         self._polling = False
         self._poll_took_s = 0.0
@@ -196,8 +197,10 @@ class Bus:
         self._finishing = False
         self._before: list[asyncio.Task[None]] = []
 
-    def attach(self, endpoint: Session) -> None:
+    def attach(self, endpoint: Session, *, connect_in_s: float = 0.0) -> None:
+        """Give the line its session, and when to connect it first."""
         self._endpoint = endpoint
+        self._connect_due = self._clock.boottime_s() + connect_in_s
 
     def add(
         self,
@@ -251,7 +254,7 @@ class Bus:
         now = self._clock.boottime_s()
         member.contact_due = 0.0
         member.quiet_until = min(member.quiet_until, now + RECONNECT_S)
-        if self._endpoint is not None and not self._endpoint.connected:
+        if self._endpoint is not None and not self._endpoint.connected and self._tried:
             self._connect_due = min(self._connect_due, now + RECONNECT_S)
         self._wake.set()
         return write.ticket
@@ -465,6 +468,7 @@ class Bus:
 
     async def _connect(self, endpoint: Session) -> None:
         started = self._clock.boottime_s()
+        self._tried = True
         try:
             await endpoint.connect()
         except DeviceUnreachable as error:

@@ -210,10 +210,6 @@ class Oracle:
         self._issued.clear()
         self._waiting.clear()
         self._frozen.clear()
-        # What goes on as it was, because it cannot be used as it is configured now, is known to nobody's disk.
-        if "config" in self.applied:
-            self.specs = {}
-            self._configure(self.applied["config"].body)
         self._notice(before)
 
     def machine_rebooted(self, *, wall_shift_s: float, vouched: bool) -> None:
@@ -391,9 +387,7 @@ class Oracle:
                 self._join(new)
         self.specs = specs
         for tag, held in list(self.holds.items()):
-            changed = specs.get(tag)
-            if changed is None:
-                continue
+            changed = specs[tag]
             if not changed.excluded:
                 ends_s = min(held.ends_s, held.received_s + changed.time_limit_s)
                 self.holds[tag] = Held(held.value, held.received_s, ends_s, held.request)
@@ -422,6 +416,7 @@ class Oracle:
 
     def _join(self, new: Spec) -> None:
         """It comes, or comes back: then it goes on from where its retirement stands."""
+        self._changed_s[new.tag] = self.now()
         leaving = self.leaving.get(new.place)
         if leaving is not None:
             if new.excluded:

@@ -51,6 +51,7 @@ def writes_in(slot: int, device: SimulatedDevice, world: World) -> list[Written]
     return [write for write in device.writes if begin <= write.sent_s < end]
 
 
+@pytest.mark.long
 def test_each_slot_of_a_day_is_written_once_at_its_quarter_hour_though_the_link_is_lost_for_hours(world):
     world.schedule(MIDNIGHT.date(), slots_of_a_day())
     world.start()
@@ -76,6 +77,7 @@ def test_each_slot_of_a_day_is_written_once_at_its_quarter_hour_though_the_link_
                 assert apart == pytest.approx([CYCLE_S] * 2, abs=1.1)
 
 
+@pytest.mark.long
 def test_persistent_register_is_never_written_to_repeat_a_value(world):
     half = dict.fromkeys(slots_of_a_day(), 40.0)
     world.schedule(MIDNIGHT.date(), half)
@@ -92,6 +94,7 @@ def test_persistent_register_is_never_written_to_repeat_a_value(world):
     assert [write.value for write in device.writes] == [40.0]
 
 
+@pytest.mark.long
 def test_schedules_run_from_the_disk_without_central_for_thirty_days(world):
     # What it takes up is all it ever hears: a node with no link, and a kernel with no source of time.
     for day in range(31):

@@ -36,6 +36,26 @@ def test_guard_believes_the_clock_that_was_confirmed_while_the_node_was_there(wo
     assert world.limit(A) == 80
 
 
+def test_hold_ends_though_its_device_cannot_be_used_as_configured_and_the_process_restarts(world):
+    # The disk knew the new configuration alone, by which there was no such device: its limit stayed for ever.
+    world.add(A, port=1)
+    world.configure()
+    world.start()
+    settle(world)
+    world.setpoint(hold_s=60.0, INVERTER_01=30.0)
+    world.run(2.0)
+
+    world.raw[A].update(max_value=50.0, default_value=100.0)  # the default is out of range
+    world.configure()
+    world.run(2.0)
+    world.restart()
+    world.run(2.0)
+    assert world.limit(A) == 30
+    settle(world, 70.0)
+
+    assert world.limit(A) == 100
+
+
 def test_document_overtaken_by_its_successor_is_forgotten(world):
     # It took the place of the newer one, which the manifest listed a moment later.
     world.add(A, port=1)
