@@ -265,7 +265,7 @@ def decide(state: DeviceState, image: ProcessImage, now: Instant) -> tuple[Devic
         # The device holds the resolved value already: adopted, not written.
         in_force = InForce(value, now.boottime_s, confirmed=True)
         confirmed = value
-    if write is not None and (in_force is not None or image.readback is not None):
+    if write is not None and (in_force is not None or image.contacted or image.readback is not None):
         # (Before the first contact nothing is written, and what stands in the device may be older than that.)
         asked = value
     if lapse is not None and write is None and value == target:
@@ -340,7 +340,8 @@ def _retire(state: DeviceState, image: ProcessImage) -> tuple[DeviceState, Decis
     because = _left_because(state, image.readback, default)
     if because is None:
         # What stands in the device is read before it is touched.
-        write = WriteReason.RETIRED if image.readback is not None or not settings.readable else None
+        looked = image.readback is not None or image.contacted or not settings.readable
+        write = WriteReason.RETIRED if looked else None
         return replace(state, hold=None, lapse=None, resolved=None, ramp=None), Decision(
             settings.tag,
             default,
