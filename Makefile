@@ -14,7 +14,7 @@ PYTEST := $(RUN) -m pytest
 DJANGO := SGM_SECRET_KEY=only-for-checks SGM_DATABASE_URL=sqlite:///:memory: $(RUN) manage.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-reset test test-quick test-all lint types migrations-check check services bench-latency bench-edge bench-lines
+.PHONY: help demo demo-reset test test-quick test-all lint types migrations-check check services bench-latency bench-edge bench-lines bench-backlog
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
@@ -30,9 +30,10 @@ test: $(VENV)/.dev-installed services ## the suite with real services on SQLite,
 	$(PYTEST)
 
 test-quick: $(VENV)/.dev-installed ## what needs no service, in about a minute
-	$(PYTEST) -m "not services and not system"
+	$(PYTEST) -m "not services and not system and not long" --simulation-steps 100
 
 test-all: test ## `make test` and the long runs
+	$(PYTEST) -q -s tests/simulation/test_machine.py --simulation-steps 10000
 	$(RUN) -m tests.servers postgres $(PYTEST) --only-database
 
 lint: $(VENV)/.dev-installed ## style, format, and who may import whom
@@ -54,6 +55,9 @@ bench-latency: $(VENV)/.dev-installed services ## from a PUT to the register, be
 
 bench-edge: $(VENV)/.dev-installed services ## one node with up to 2,000 devices, beside a bare polling loop
 	@exec $(RUN) -m bench.edge
+
+bench-backlog: $(VENV)/.dev-installed services ## a week of logs drains beside live commands
+	@exec $(RUN) -m bench.backlog
 
 bench-lines: $(VENV)/.dev-installed ## what a dead device costs those beside it, over TCP and at 9600 baud
 	@exec $(RUN) -m bench.lines

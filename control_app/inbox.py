@@ -129,10 +129,7 @@ def on_log(node_id: str, batch: LogBatch) -> LogAck | None:
     devices = {device.device_tag: device for device in Device.objects.filter(node=node, device_tag__in=tags)}
     answered = _answered(node, batch)
     for entry in batch.entries:
-        # Readings from the time without a link are not current any more, and no history is kept here yet:
-        # they are passed over with the batch, whose number tells that they were heard.
-        is_past = entry.kind == "points"
-        if entry.seq > position.last and entry.command_id not in answered and not is_past:
+        if entry.seq > position.last and entry.command_id not in answered:
             _take_once(position, node, entry, devices)
     _advance(position, batch.last)
     position.refresh_from_db(fields=["last"])
@@ -179,7 +176,7 @@ def _take_entry(node: Node, entry: LogEntry, devices: Mapping[str, Device]) -> N
             _log_line(node, entry, command=None, watchdog=False)
         case "device_error" | "standing":
             _take_device_errors(node, entry, devices)
-        case "clock" | "gap":
+        case "clock":
             _keep_event(node, entry)
         case "gap":
             log.error("log_entries_dropped", node=node.name, gap=entry.gap)

@@ -215,6 +215,8 @@ class ModbusSession:
     async def connect(self) -> None:
         """Connect, dropping a connection that is there; `DeviceUnreachable` says why it cannot."""
         self._drop()
+        # asyncio closes a socket in its next turn. Until then a device with one session would see two.
+        await asyncio.sleep(0)
         connection = _Connection(self._lost)
         try:
             async with asyncio.timeout(self._timeout_s):

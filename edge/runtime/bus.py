@@ -182,6 +182,7 @@ class Bus:
         self._wake = asyncio.Event()
         self._lost_at: float | None = None
         self._connect_due = 0.0
+        self._tried = False  # to connect, for the first time
         self._connect_wait = RECONNECT_S
         self._polling = False
         self._poll_took_s = 0.0
@@ -191,8 +192,10 @@ class Bus:
         self._finishing = False
         self._before: list[asyncio.Task[None]] = []
 
-    def attach(self, endpoint: Session) -> None:
+    def attach(self, endpoint: Session, *, connect_in_s: float = 0.0) -> None:
+        """Give the line its session, and when to connect it first."""
         self._endpoint = endpoint
+        self._connect_due = self._clock.boottime_s() + connect_in_s
 
     def add(
         self,
@@ -246,7 +249,7 @@ class Bus:
         now = self._clock.boottime_s()
         member.contact_due = 0.0
         member.quiet_until = min(member.quiet_until, now + RECONNECT_S)
-        if self._endpoint is not None and not self._endpoint.connected:
+        if self._endpoint is not None and not self._endpoint.connected and self._tried:
             self._connect_due = min(self._connect_due, now + RECONNECT_S)
         self._wake.set()
         return write.ticket
@@ -341,9 +344,6 @@ class Bus:
         assert task is not None
         await self._wait_for_line()
         try:
-            # Whoever used this line before, a plan, a process or the guard, may have sent its last command just
-            # now: its pause still runs.
-            await self._clock.sleep(self._min_gap_s)
             # Libraries that wait with asyncio.wait_for swallow, on Python 3.11, a cancellation that meets an
             # answer: a line taken down would go on beside its successor.
             while not task.cancelling():
@@ -362,7 +362,11 @@ class Bus:
             else:
                 await self._connect(endpoint)
             return
-        member, job = self._next(endpoint, now)
+        if now < endpoint.next_command_at:
+            # Nobody is chosen before the line is free: what is written then is what is wanted then.
+            await self._pause(endpoint.next_command_at - now)
+            return
+        member, job = self._next(now)
         if member is None or job is None:
             await self._pause(max(0.0, min(self._next_due(now) - now, 60.0)))
             return
@@ -376,16 +380,16 @@ class Bus:
         """Tell whether something was written and not read back, on a session that is still there."""
         return endpoint.connected and any(member.written is not None for member in self._members.values())
 
-    def _next(self, endpoint: Session, now: float) -> tuple[_Member, Awaitable[object]] | tuple[None, None]:
+    def _next(self, now: float) -> tuple[_Member, Awaitable[object]] | tuple[None, None]:
         """The next job of the line, if there is one now.
 
-        Writes, then read-backs, then signs of life, then those that did not answer last time, as far as their
+        Writes, then read-backs, then keep-alives. Then those that did not answer last time, as far as their
         share of the line goes: each costs its whole timeout. Then whoever is due to be looked at. Of several,
         the one whose turn is the longest ago: nobody is starved by a neighbour that is written all the time.
         """
         to_write: _Member | None = None
         to_read_back: _Member | None = None
-        to_keep_alive: _Member | None = None
+        to_keep: _Member | None = None
         look: _Member | None = None
         silent: list[_Member] = []
         for member in self._members.values():
@@ -399,7 +403,7 @@ class Bus:
             elif member.written is not None:
                 to_read_back = to_read_back or member
             elif member.keep_alive is not None and member.known:
-                to_keep_alive = to_keep_alive or member
+                to_keep = to_keep or member
             elif member.look_due() <= now and (look is None or member.looked_at < look.looked_at):
                 look = member
         if to_write is not None and to_write.write is not None and not self._finishing:
@@ -408,28 +412,28 @@ class Bus:
             return to_read_back, self._read_back(to_read_back, to_read_back.written)
         if self._finishing:
             return None, None
-        if to_keep_alive is not None and to_keep_alive.keep_alive is not None:
-            return to_keep_alive, self._keep_alive(to_keep_alive, to_keep_alive.keep_alive)
-        # The gap of the last command may still run: what counts is when the next could really start.
-        starts = max(now, endpoint.next_command_at)
-        lost = self._next_silent(silent, starts, now)
+        if to_keep is not None and to_keep.keep_alive is not None:
+            if self._is_reserved(now, lasts_s=self._poll_room_s(), now=now):
+                return None, None
+            return to_keep, self._keep_alive(to_keep, to_keep.keep_alive)
+        lost = self._next_silent(silent, now)
         if lost is not None:
             self._silent_tries += 1
             if lost.write is not None and lost.write_is_due(now):
                 return lost, self._write(lost, lost.write)
             return lost, self._contact(lost)
-        if look is None or self._line_is_wanted(starts):
+        if look is None or self._line_is_wanted(now):
             return None, None
         return look, self._poll(look) if look.known else self._contact(look)
 
-    def _next_silent(self, silent: list[_Member], starts: float, now: float) -> _Member | None:
+    def _next_silent(self, silent: list[_Member], now: float) -> _Member | None:
         """Whom to try of those that do not answer: mostly one that a write is owed to."""
         owed = [member for member in silent if member.write_is_due(now)]
         others = [member for member in silent if not member.write_is_due(now) and member.contact_due <= now]
         if others and (not owed or self._silent_tries % UNOWED_TRY == 0):
             owed = others
         member = min(owed, key=_tried_at, default=None)
-        if member is None or self._is_reserved(starts, lasts_s=member.silence_cost_s, now=now):
+        if member is None or self._is_reserved(now, lasts_s=member.silence_cost_s, now=now):
             return None
         return member
 
@@ -447,6 +451,8 @@ class Bus:
         due = math.inf
         for member in self._members.values():
             moment = member.look_due()
+            if member.keep_alive is not None and member.known:
+                moment = now
             if member.write is not None:
                 moment = min(moment, member.write.not_before)
             moment = max(moment, member.quiet_until)
@@ -457,6 +463,7 @@ class Bus:
 
     async def _connect(self, endpoint: Session) -> None:
         started = self._clock.boottime_s()
+        self._tried = True
         try:
             await endpoint.connect()
         except DeviceUnreachable as error:
@@ -578,20 +585,16 @@ class Bus:
         assert self._endpoint is not None
         member.tried_at = self._clock.boottime_s()
         if not member.known:
-            if not await self._contact(member):
-                if member.write is write:
-                    self._retry(member, write, Code.WRITE_FAILED, member.refused)
-                return
-            if member.write is not write:
-                # What the device was found to hold may have changed what is wanted.
-                return
+            if not await self._contact(member) and member.write is write:
+                self._retry(member, write, Code.WRITE_FAILED, member.refused)
+            # It is written in a turn of its own: what the device was found to hold may have changed what is
+            # wanted, and so may the time that this has taken.
+            return
         try:
             if write.verify:
-                if await self._holds(member, write):
-                    return
-                if member.write is not write:
-                    # Replaced or withdrawn while the device was being asked.
-                    return
+                # What it does not hold is written in the next turn, unless it was replaced or withdrawn.
+                write.verify = await self._holds(member, write)
+                return
             write.sent, write.sent_at = write.sent + 1, self._clock.boottime_s()
             try:
                 await member.driver.write(write.value)
@@ -626,7 +629,7 @@ class Bus:
             return False
         if member.write is write:
             member.write = None
-        self._tell(member, WriteOutcome(write.ticket, write.value, readback=readback))
+            self._tell(member, WriteOutcome(write.ticket, write.value, readback=readback))
         return True
 
     async def _read_back(self, member: _Member, write: _Write) -> None:

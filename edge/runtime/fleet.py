@@ -33,6 +33,11 @@ log = structlog.get_logger()
 # Polls of many devices are spread in steps of this, rather than evenly: those that begin together share the
 # node's waking up, and between two steps it sleeps.
 PHASE_STEP_S = 0.05
+# New lines connect one after the other. A thousand at once would keep each other from answering in time, and
+# the node would take its own haste for devices out of reach.
+LINE_STEP_S = 0.001
+# Before the tag of a device that goes on by an earlier configuration, where the store keeps it.
+AS_BEFORE = "as_before:"
 
 
 @dataclass(slots=True)
@@ -64,6 +69,7 @@ class Fleet:
     plan: Plan | None = None
     waiting: dict[str, DeviceResult] = field(default_factory=dict)
     _leaving: dict[str, Planned] = field(default_factory=dict)
+    _as_before: dict[str, Planned] = field(default_factory=dict)
     _active: dict[str, Planned] = field(default_factory=dict)
     _lines: dict[Endpoint, _Line] = field(default_factory=dict)
     _ending: list[_Line] = field(default_factory=list)
@@ -97,12 +103,14 @@ class Fleet:
         """
         if self.plan is None:
             self._load_leaving()
-        before = {tag: self._active[tag] for tag in plan.refused.keys() & self._active.keys()}
+        known = self._as_before | self._active
+        before = {tag: known[tag] for tag in plan.refused.keys() & known.keys()}
         self.plan = plan = replace(plan, devices=before | plan.devices)
         keep: list[Callable[[], None]] = []
         # First who leaves: whoever comes back may find another one under its tag.
         self._part(plan, keep)
         self._come_back(plan, keep)
+        self._go_on_as_before(before, plan.site, keep)
         self._keep(keep)
         self._abandon(plan)
         self._build(plan)
@@ -141,10 +149,32 @@ class Fleet:
                 )
             except DocumentRefused as error:
                 log.error("a leaving device cannot be used", device=leaving.device.tag, error=str(error))  # noqa: TRY400
-                text = f"{leaving.device.tag}: this software cannot reach it: {error}"
-                self._unusable[leaving.device.id] = (key, text)
+                if not key.startswith(AS_BEFORE):
+                    text = f"{leaving.device.tag}: this software cannot reach it: {error}"
+                    self._unusable[leaving.device.id] = (key, text)
                 continue
-            self._leaving[key] = planned
+            if key.startswith(AS_BEFORE):
+                self._as_before[planned.config.tag] = planned
+            else:
+                self._leaving[key] = planned
+
+    def _go_on_as_before(
+        self, before: dict[str, Planned], site: SiteConfig, keep: list[Callable[[], None]]
+    ) -> None:
+        """Keep what a device goes on by that cannot be used as it is configured now.
+
+        The configuration on disk no longer says it: after a restart its hold would be nobody's to end.
+        """
+        gone = sorted(self._as_before.keys() - before.keys())
+        keep.extend(partial(self.store.forget_leaving, AS_BEFORE + tag) for tag in gone)
+        for tag, planned in before.items():
+            then = msgspec.structs.replace(
+                site,
+                curtailment_time_limit_s=planned.settings.time_limit_s,
+                cyclic_write_timeout_s=planned.settings.period_s,
+            )
+            keep.append(partial(self.store.keep_leaving, AS_BEFORE + tag, _leaving(planned, then)))
+        self._as_before = before
 
     def _keep(self, changes: list[Callable[[], None]]) -> None:
         """Keep what has changed, all or nothing; where the disk takes nothing, control goes on."""
@@ -263,8 +293,12 @@ class Fleet:
                 line.task.cancel()
                 self._ending.append(line)
                 del self._lines[endpoint]
+        opened = 0
         for endpoint, devices in wanted.items():
-            line = self._lines.get(endpoint) or self._open(endpoint, devices)
+            if endpoint not in self._lines:
+                self._open(endpoint, devices, connect_in_s=opened * LINE_STEP_S)
+                opened += 1
+            line = self._lines[endpoint]
             for key, planned in devices.items():
                 self._put(line, key, planned, kept)
 
@@ -318,7 +352,7 @@ class Fleet:
         )
         return arbitration.resume(state, same_boot=found.boot == self.clock.boot_id)
 
-    def _open(self, endpoint: Endpoint, devices: dict[str, Planned]) -> _Line:
+    def _open(self, endpoint: Endpoint, devices: dict[str, Planned], *, connect_in_s: float) -> _Line:
         gap_s, timeout_s = _pace(devices)
         bus = Bus(name=str(endpoint), clock=self.clock, listener=self.cycle, min_gap_s=gap_s)
         constructors = self.drivers[endpoint.protocol]
@@ -330,7 +364,7 @@ class Fleet:
         session = open_session(
             timeout_s=timeout_s, min_gap_s=gap_s, clock=self.clock.boottime_s, sleep=bus.gap
         )
-        bus.attach(session)
+        bus.attach(session, connect_in_s=connect_in_s)
         # By name: a serial port whose settings changed is another endpoint on the same line.
         for ending in self._ending:
             if ending.bus.name == bus.name:

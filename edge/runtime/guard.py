@@ -13,7 +13,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -183,24 +183,13 @@ class Guard:
     async def _stand_in(self) -> None:
         """Control the devices from the disk until a node asks for the bus, or the guard is to stop."""
         with self._store() as store:
-            reasons = Reasons(store.directory, clock=self._clock, who="guard")
-            try:
-                async with asyncio.TaskGroup() as tasks:
-                    control = build_control(
-                        clock=self._clock,
-                        store=store,
-                        tasks=tasks,
-                        watchers=Watchers(loading=self._loading, alive=self._alive),
-                        reasons=reasons,
-                        drivers=self._drivers,
-                        written_by="guard",
-                    )
-                    control.start()
-                    tasks.create_task(self._until_wanted(control.fleet), name="until wanted")
-            except* _Yielded:
-                pass
-            finally:
-                reasons.close()
+            await stand_in(
+                store=store,
+                clock=self._clock,
+                drivers=self._drivers,
+                watchers=Watchers(loading=self._loading, alive=self._alive),
+                wanted=self._until_wanted,
+            )
         for _ in range(PASSES_TO_CLOSE):
             await asyncio.sleep(0)
 
@@ -232,11 +221,44 @@ class Guard:
         self._manager.ready()
         self._manager.alive()
 
-    async def _until_wanted(self, fleet: Fleet) -> None:
+    async def _until_wanted(self) -> None:
         while not (self._stop.is_set() or self._is_wanted()):
             await self._clock.sleep(YIELD_LOOK_S)
-        await fleet.finish(within_s=YIELD_S)
-        raise _Yielded
+
+
+async def stand_in(
+    *,
+    store: Store,
+    clock: SteeredClock,
+    drivers: Drivers,
+    watchers: Watchers,
+    wanted: Callable[[], Awaitable[None]],
+) -> None:
+    """Control the devices from what is on disk until `wanted` returns; then let go between two writes."""
+    reasons = Reasons(store.directory, clock=clock, who="guard")
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            control = build_control(
+                clock=clock,
+                store=store,
+                tasks=tasks,
+                watchers=watchers,
+                reasons=reasons,
+                drivers=drivers,
+                written_by="guard",
+            )
+            control.start()
+            tasks.create_task(_yield_after(wanted, control.fleet), name="until wanted")
+    except* _Yielded:
+        pass
+    finally:
+        reasons.close()
+
+
+async def _yield_after(wanted: Callable[[], Awaitable[None]], fleet: Fleet) -> None:
+    await wanted()
+    await fleet.finish(within_s=YIELD_S)
+    raise _Yielded
 
 
 def _same_process(one: Sign, other: Sign) -> bool:

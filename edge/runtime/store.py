@@ -168,7 +168,7 @@ class Store:
         self._db.execute("UPDATE OR REPLACE device SET tag = ? WHERE tag = ?", (new, key))
 
     def leaving(self) -> dict[str, Leaving]:
-        """Devices that left the configuration and still hold something of ours."""
+        """Devices that go on by an earlier configuration: they left it, or cannot be used by the new one."""
         found = {}
         for key, leaving in self._db.rows("SELECT key, leaving FROM leaving"):
             try:

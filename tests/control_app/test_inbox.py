@@ -79,9 +79,9 @@ def entry(seq: int, *, kind: str = "watchdog", **fields) -> LogEntry:
     return LogEntry(seq=seq, kind=kind, **given)
 
 
-def batch(*entries: LogEntry, store: str = "store-1", stream: str = "control") -> LogBatch:
+def batch(*entries: LogEntry, store: str = "store-1") -> LogBatch:
     return LogBatch(
-        stream=stream,
+        stream="control",
         store=store,
         first=entries[0].seq,
         last=entries[-1].seq,
@@ -289,23 +289,10 @@ def test_entry_without_a_table_of_its_own_is_kept_as_it_came_and_once(story, kin
 
 def test_gap_in_a_stream_is_told(story):
     gap = Gap(since="2026-11-20T00:00:00Z", until="2026-11-21T00:00:00Z", entries=1234)
-    take(story, entry(1, kind="gap", gap=gap, reason=""), stream="telemetry")
+    take(story, entry(1, kind="gap", gap=gap, reason=""))
     assert NodeEvent.objects.get().reason == (
         "1234 entries from 2026-11-20T00:00:00Z to 2026-11-21T00:00:00Z are missing"
     )
-
-
-def test_readings_of_the_past_move_their_own_stream_and_cost_nothing_else(
-    story, django_assert_max_num_queries
-):
-    take(story, entry(1))
-    points = (TelemetryPoint(t="2026-11-20T00:00:00Z", key="P_kW", value=30.0, device=TAG),)
-    past = [entry(seq, kind="points", points=points, devices={}) for seq in range(1, 101)]
-    with django_assert_max_num_queries(12):
-        assert take(story, *past, stream="telemetry") == 100
-    assert take(story, entry(2)) == 2
-    assert ControlLog.objects.count() == 2
-    assert not NodeEvent.objects.exists()
 
 
 def test_error_of_a_device_that_is_gone_is_kept_with_its_node(story):

@@ -1,17 +1,45 @@
-"""One suite for every driver and profile: what the runtime relies on, over real sockets."""
+"""One suite for every driver and profile: what the runtime relies on.
+
+Over real sockets, and once more without any: the drivers of the simulated site keep the same contract, or its
+tests would prove nothing.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 
 from edge.drivers.errors import DeviceRefused, DeviceUnreachable
 from edge.profiles.loader import load_all
+from edge.profiles.model import Profile
 from edge.simulators.modbus import Fault
+from tests.drivers.conftest import NAMEPLATE_KW, SharedClock
+from tests.simulation.devices import SimulatedBench, bench_for
 
 PROFILES = load_all()
 CONTROLLABLE = sorted(name for name, profile in PROFILES.items() if profile.controllable)
 ALL = sorted(PROFILES)
 TOLERANCE = {name: profile.limit.tolerance for name, profile in PROFILES.items() if profile.limit}
+
+
+@pytest.fixture(params=["modbus", "simulated"])
+def bench(request: pytest.FixtureRequest, bench: Any, clock: SharedClock) -> Callable[..., Awaitable[Any]]:
+    """A device on the bench by profile: on a socket, or in memory."""
+    if request.param == "modbus":
+        return bench  # type: ignore[no-any-return]
+
+    async def build(
+        profile: Profile | str, *, connect: bool = True, timeout_s: float = 2.0
+    ) -> SimulatedBench[SharedClock]:
+        chosen = PROFILES[profile] if isinstance(profile, str) else profile
+        made = bench_for(chosen, clock=clock, timeout_s=timeout_s, nameplate_kw=NAMEPLATE_KW)
+        if connect:
+            await made.session.connect()
+        return made
+
+    return build
 
 
 @pytest.mark.parametrize("name", CONTROLLABLE)

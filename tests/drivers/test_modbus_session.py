@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import struct
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -209,6 +210,33 @@ async def test_a_refusal_of_another_unit_is_not_this_devices():
 
         with pytest.raises(DeviceUnreachable, match="with something else"):
             await task
+
+
+async def test_a_new_connection_begins_only_when_the_old_one_is_closed():
+    """A device with a single session would take the two for two controllers."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(0)
+        port = listener.getsockname()[1]
+        session = ModbusSession(
+            host="127.0.0.1", port=port, timeout_s=5, min_gap_s=0, clock=lambda: 0.0, sleep=asyncio.sleep
+        )
+        await session.connect()
+        before, _ = listener.accept()
+        before.settimeout(0)
+
+        again = asyncio.create_task(session.connect())
+        # Its first step has been taken now.
+        await asyncio.sleep(0)
+        with pytest.raises(BlockingIOError):
+            listener.accept()
+        await again
+
+        with suppress(ConnectionResetError):
+            assert before.recv(1) == b""
+        after, _ = listener.accept()
+        await session.aclose()
+        before.close()
+        after.close()
 
 
 async def test_a_line_that_ends_under_a_command_says_so_at_once():

@@ -55,6 +55,7 @@ class Central:
     manifest_version: int = 0
     sequence: int = 0
     acknowledges: bool = True
+    commit_s: float = 0.0  # what it takes before it acknowledges
     _news: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def listen(self, session: Session) -> None:
@@ -65,7 +66,12 @@ class Central:
                 self.heard.append(codec.decode(kind, message.payload))
                 self._news.set()
                 if isinstance(self.heard[-1], LogBatch) and self.acknowledges:
-                    await self.acknowledge(self.heard[-1])
+                    await self._commit(self.heard[-1])
+
+    async def _commit(self, batch: LogBatch) -> None:
+        if self.commit_s:
+            await asyncio.sleep(self.commit_s)
+        await self.acknowledge(batch)
 
     def all(self, kind: type[M]) -> list[M]:
         return [message for message in self.heard if isinstance(message, kind)]

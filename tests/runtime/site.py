@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sqlite3
 import subprocess
 import sys
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from edge.core.commands import Hold
 from edge.profiles.model import Profile, profile_to_builtins
@@ -94,13 +97,15 @@ class Site:
         return ends
 
     def logged(self, kind: str) -> list[LogEntry]:
-        """What waits in the outbox; to be asked while no process writes it."""
-        store = Store(self.state)
-        try:
-            entries = store.waiting(CONTROL_STREAM, limit=1000, max_bytes=1_000_000)
-        finally:
-            store.close()
+        """What waits in the outbox, also while a process writes it."""
+        with closing(sqlite3.connect(f"file:{self.state}/node.sqlite3?mode=ro", uri=True)) as db:
+            rows = db.execute("SELECT entry FROM outbox WHERE stream = ? ORDER BY seq", (CONTROL_STREAM,))
+            entries = [msgspec.json.decode(entry, type=LogEntry) for (entry,) in rows]
         return [entry for entry in entries if entry.kind == kind]
+
+    def lapses(self) -> list[str]:
+        """The reasons of the watchdog's entries, in order."""
+        return [entry.reason for entry in self.logged("watchdog")]
 
     def sign(self) -> Sign | None:
         """What the holder of the bus says of itself."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import resource
+import sqlite3
 import subprocess
 import sys
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +19,15 @@ from typing import Any
 import pytest
 
 from edge.profiles.model import profile_to_builtins
+from edge.runtime.cycle import Accepted
+from edge.runtime.database import StoreFailed
 from edge.runtime.store import Store
 from edge.simulators.modbus import SimulatedDevice
 from edge.wire.codec import document
-from edge.wire.messages import Code, Manifest, ManifestEntry, ReleaseCommand, Reported
+from edge.wire.messages import Code, Manifest, ManifestEntry, ReleaseCommand, Reported, SetpointCommand
 from edge.wire.topics import NodeTopics
 from tests.runtime.central import Central, central_for
-from tests.runtime.plant import NAMEPLATE_KW, SITE, profile
+from tests.runtime.plant import NAMEPLATE_KW, SITE, Plant, profile, running_plant
 from tests.servers import Broker
 
 A, B = "INVERTER_01", "INVERTER_02"
@@ -165,3 +169,59 @@ async def test_node_without_a_disk_promises_nothing_new_and_keeps_what_it_promis
     )
     await central.expect_answer(await central.setpoint(INVERTER_01=70), "done")
     assert node.devices[A].limit_in_force == 70
+
+
+# --- the same, without a link -----------------------------------------------------------------------
+
+
+@contextmanager
+def taking_nothing(plant: Plant) -> Iterator[None]:
+    db: sqlite3.Connection = plant.store._db._db
+    db.execute("PRAGMA query_only = ON")
+    yield
+    db.execute("PRAGMA query_only = OFF")
+
+
+async def test_request_that_could_not_be_kept_leaves_the_hold_before_it_as_it_was(tmp_path):
+    async with running_plant(tmp_path) as plant:
+        device = await plant.add(A)
+        plant.apply()
+        await plant.run(5, until=lambda: plant.cycle.units[A].reachable)
+        plant.setpoint(INVERTER_01=30, hold_s=60)
+        await plant.run(5, until=lambda: device.limit_in_force == 30)
+        hold = plant.cycle.units[A].state.hold
+        writes = dict(device.writes)
+        request = SetpointCommand(
+            id="c", epoch=1, sequence=99, fresh="", request_id="r", category="inverter", values={A: 50.0},
+            hold_s=60.0,
+        )  # fmt: skip
+        with taking_nothing(plant):
+            accepted = Accepted({}, {})
+            with suppress(StoreFailed), plant.store.transaction():
+                accepted = plant.cycle.accept_setpoint(request)
+            assert plant.store.failure is not None
+            plant.cycle.take_back(accepted)
+            await plant.run(3)
+            assert plant.cycle.units[A].state.hold == hold
+            assert (device.limit_in_force, dict(device.writes)) == (30, writes)
+        # It was on the disk all along, and ends when it should.
+        assert plant.store.devices()[A].hold == hold
+        await plant.run(60, until=lambda: device.limit_in_force == 100)
+
+
+async def test_lapse_is_carried_out_and_its_end_kept_when_the_disk_is_back(tmp_path):
+    async with running_plant(tmp_path) as plant:
+        device = await plant.add(A)
+        plant.apply()
+        await plant.run(5, until=lambda: plant.cycle.units[A].reachable)
+        plant.setpoint(INVERTER_01=30, hold_s=5)
+        await plant.run(5, until=lambda: device.limit_in_force == 30)
+        with taking_nothing(plant):
+            await plant.run(8, until=lambda: device.limit_in_force == 100)
+            assert plant.store.devices()[A].hold is not None
+            assert plant.store.failure is not None
+            assert plant.logged("watchdog") == []
+        assert plant.store.try_again()
+        await plant.run(2)
+        assert plant.store.devices()[A].hold is None
+        assert len(plant.logged("watchdog")) == 1

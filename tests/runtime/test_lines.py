@@ -54,9 +54,9 @@ async def test_dead_tcp_device_delays_no_write_to_the_others(stage, death):
     if death == "silent and commanded":
         lines.tasks.append(asyncio.create_task(lines.command_each_second("DEAD")))
 
-    took = await lines.write_in_turn(live, every_s=0.01, for_s=2.2)
+    took = await lines.write_in_turn(live, every_s=0.01, for_s=1.5)
 
-    assert len(took) > 100
+    assert len(took) > 80
     # A write that waited for the dead one would take its timeout, a second.
     assert statistics.median(took) < 0.05
     assert max(took) < TCP_PROFILE.timeout_ms / 1000 / 2
@@ -164,10 +164,10 @@ async def test_dead_unit_of_a_serial_line_delays_no_write_by_more_than_its_timeo
     polls = sum(lines.polls.values())
     began = time.monotonic()
 
-    took = await lines.write_in_turn(live, every_s=0.25, for_s=4)
+    took = await lines.write_in_turn(live, every_s=0.25, for_s=3)
 
     lasted = time.monotonic() - began
-    assert len(took) > 10
+    assert len(took) > 8
     assert max(took) < 1.0
     # The port stayed open, and nobody else was forgotten.
     assert lines.lost_tags == [dead]

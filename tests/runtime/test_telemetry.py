@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import msgspec
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from edge.core.instant import Instant
 from edge.profiles.model import profile_to_builtins
 from edge.runtime import config
-from edge.runtime.bus import Bus
+from edge.runtime.bus import Bus, Listener
 from edge.runtime.config import Plan
 from edge.runtime.cycle import Reading, Unit
 from edge.runtime.telemetry import POINTS_PER_ENTRY, TOO_OLD_S, Telemetry, unit_by_suffix
@@ -21,15 +22,8 @@ from tests.runtime.plant import SITE, TurnedClock, profile
 A, B = "INVERTER_01", "INVERTER_02"
 
 
-class _Nobody:
-    """Hears of devices, and does nothing about it."""
-
-    def contact(self, tag: str, *, standing: float | None) -> None: ...
-    def lost(self, tag: str, *, reason: str) -> None: ...
-    def wrote(self, tag: str, outcome: object) -> None: ...
-    def polled(self, tag: str, result: object) -> None: ...
-    def spent(self, tag: str, *args: object, **kwargs: object) -> None: ...
-    def kept_alive(self, tag: str, value: float, *, failed: str) -> None: ...
+# The line is never served.
+NOBODY = cast("Listener", None)
 
 
 class Site:
@@ -38,7 +32,7 @@ class Site:
     def __init__(self) -> None:
         self.clock = TurnedClock()
         self.telemetry = Telemetry()
-        bus = Bus(name="line", clock=self.clock, listener=_Nobody(), min_gap_s=0.0)
+        bus = Bus(name="line", clock=self.clock, listener=NOBODY, min_gap_s=0.0)
         self.units = {tag: Unit(device(tag=tag), bus, can_write=True, key=tag) for tag in (A, B)}
         self.intervals = {A: 10.0, B: 10.0}
 

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import partial
-from typing import TypeVar
+from typing import Generic, Protocol as Shape, TypeVar
 
 from edge.core.commands import WriteClass
 from edge.drivers.base import PollResult
@@ -78,6 +78,13 @@ class _Shown:
         self.absent.add(point)
 
 
+@dataclass(slots=True)
+class Machine:
+    """What stands behind the device; power positive towards the grid."""
+
+    power_kw: float
+
+
 class SimulatedDevice:
     """One device: the value in force, its own bounds, its memory, and what is wrong with it.
 
@@ -111,12 +118,13 @@ class SimulatedDevice:
         self.resolution = resolution
         self.latency_s = latency_s
         self.limit_in_force = start_value
-        self.power_kw = nameplate_kw / 2
+        self.machine = Machine(nameplate_kw)
         self.trouble = Trouble.NONE
         # When it was last in trouble, and how long a controller may take from then on to have it right again.
         self.troubled_until_s = clock()
         self.patience_s = QUICKLY_S
         self.was_set_by_hand = False
+        self.holds_ours = False  # a value that a controller has put there
         self.lied_until_s = -1e12
         self._ill_since_s = clock()
         self.commands = 0
@@ -125,6 +133,8 @@ class SimulatedDevice:
         self.shown: dict[str, float | str | None] = {
             name: 1.0 if point.example is None else point.example for name, point in profile.points.items()
         }
+        for check in profile.identity.checks:
+            self.shown[check.point] = check.equals[0] if isinstance(check.equals, tuple) else check.equals
         if profile.identity.nameplate is not None:
             self.shown[profile.identity.nameplate] = nameplate_kw
         self.registers = _Shown(self.shown)
@@ -190,6 +200,7 @@ class SimulatedDevice:
         """Off and on again: its connections are gone, and what it does not keep as well."""
         if self.volatile:
             self.limit_in_force = self.start_value
+            self.holds_ours = False
         self._wants_care(QUICKLY_S)
         if self.port is not None:
             self.port.drop_all("the device restarts")
@@ -197,7 +208,7 @@ class SimulatedDevice:
     def turn_knob(self, value: float) -> None:
         """Somebody sets it by hand."""
         self.limit_in_force = value
-        self.was_set_by_hand = True
+        self.was_set_by_hand, self.holds_ours = True, False
 
     # --- commands, at the moment they arrive --------------------------------------------------------
 
@@ -223,7 +234,7 @@ class SimulatedDevice:
                 f"unit {self.unit} refused to write register 0: no {value:g} (Modbus exception 4)"
             )
         if taken:
-            self.was_set_by_hand = False
+            self.was_set_by_hand, self.holds_ours = False, True
             self.limit_in_force = (
                 round(value / self.resolution) * self.resolution if self.resolution else value
             )
@@ -238,7 +249,7 @@ class SimulatedDevice:
         return {name: self.shown.get(name) for name in names if name not in absent}
 
     def tell_power(self) -> float:
-        return self.power_kw
+        return self.machine.power_kw
 
 
 class Port:
@@ -483,6 +494,12 @@ class SimulatedDriver:
             self._unit, lambda device, sent_s: device.take(value, who=who, sent_s=sent_s), sending=sending
         )
 
+    async def arm_fallback(self, value: float) -> None:
+        raise DeviceRefused(f"{self._profile.title} has no fallback of its own, nor takes {value:g} for it")
+
+    async def keep_alive(self, value: float) -> None:
+        raise DeviceRefused(f"{self._profile.title} has no fallback of its own, nor takes {value:g} for it")
+
     def take_writes(self) -> dict[str, int]:
         sent = dict(self._sent)
         self._sent.clear()
@@ -541,3 +558,45 @@ class SimulatedPlant:
             for session in list(port.sessions):
                 if session.who == who:
                     session.drop("its process is dead")
+
+
+class BenchClock(Shape):
+    """Time that driver and device share; a driver that waits moves it."""
+
+    def __call__(self) -> float: ...
+
+    async def sleep(self, seconds: float) -> None: ...
+
+
+C = TypeVar("C", bound=BenchClock)
+
+
+@dataclass
+class SimulatedBench(Generic[C]):
+    """One simulated device, with a session and a driver to it."""
+
+    clock: C
+    device: SimulatedDevice
+    session: SimulatedSession
+    driver: SimulatedDriver
+
+
+def bench_for(profile: Profile, *, clock: C, timeout_s: float, nameplate_kw: float) -> SimulatedBench[C]:
+    """Put a device of this profile on the bench; its session is not connected yet."""
+    plant = SimulatedPlant()
+    port = plant.open_port(host="127.0.0.1", port=profile.default_port)
+    device = port.add(
+        SimulatedDevice(profile=profile, unit=profile.default_unit, nameplate_kw=nameplate_kw, clock=clock)
+    )
+    session = SimulatedSession(
+        plant=plant,
+        who="bench",
+        host=port.host,
+        port=port.port,
+        timeout_s=timeout_s,
+        min_gap_s=profile.min_gap_ms / 1000,
+        clock=clock,
+        sleep=clock.sleep,
+    )
+    driver = SimulatedDriver(session=session, profile=profile, unit=device.unit, nameplate_kw=nameplate_kw)
+    return SimulatedBench(clock, device, session, driver)

@@ -81,6 +81,9 @@ class Site(RuleBasedStateMachine):
         world.run(1.0)
         world.publish_anew()
         world.run(320.0)
+        for store in {store for store, _ in world.central.entries}:
+            numbers = sorted(number for whose, number in world.central.entries if whose == store)
+            assert numbers == list(range(1, len(numbers) + 1)), "the control log has a gap"
         for tag in world.oracle.specs:
             found = world.device_of(tag)
             if found is not None and not found.was_set_by_hand and world.oracle.unchanged_for_s(tag) > 10:

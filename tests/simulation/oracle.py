@@ -31,10 +31,12 @@ GRACE_S = 900.0
 LAG_S = 0.01
 # Nobody tells a node that its wall clock was set: it sees so at its next turn.
 TURN_S = 1.05
+WITHIN_S = 1.0
 # A wall clock that is further from where it was confirmed has been stepped (rule 17).
 STEP_S = 5.0
 
 Order = tuple[int, int]
+Place = tuple[str, int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,7 @@ class Spec:
 
     tag: str
     category: str
-    place: tuple[str, int, int]
+    place: Place
     minimum: float
     maximum: float
     default: float
@@ -58,6 +60,17 @@ class Held:
     received_s: float
     ends_s: float
     request: str
+
+
+@dataclass(slots=True)
+class Leaving:
+    """A control point that this node is to leave at its default (rule 20), for whichever tag it had."""
+
+    tag: str
+    since_s: float
+    before: float | None
+    defaults: set[float]
+    is_done: bool = False
 
 
 @dataclass(slots=True)
@@ -76,6 +89,11 @@ class Oracle:
     answered: set[str] = field(default_factory=set)
     # What each command is to be answered with: its own refusal, or what is refused of it by device.
     verdicts: dict[str, list[str | dict[str, str]]] = field(default_factory=dict)
+    leaving: dict[Place, Leaving] = field(default_factory=dict)
+    # Whether a device that comes back remembers its requests depends on how far its retirement had come.
+    _unsure: dict[str, Order] = field(default_factory=dict)
+    _unsure_until_s: dict[str, float] = field(default_factory=dict)
+    _left_orders: dict[tuple[str, Place], Order] = field(default_factory=dict)
     _waiting: dict[str, Document] = field(default_factory=dict)
     _issued: dict[str, float] = field(default_factory=dict)
     shift_s: float = 0.0
@@ -145,26 +163,43 @@ class Oracle:
         into_slot = timedelta(minutes=utc.minute % 15, seconds=utc.second, microseconds=utc.microsecond)
         return min(now - changed, into_slot.total_seconds())
 
-    def tag_at(self, place: tuple[str, int, int]) -> str | None:
-        """Whose control point this is."""
+    def is_sure(self, tag: str) -> bool:
+        """Whether the rules alone tell what this device is held at."""
+        return self.now() > self._unsure_until_s.get(tag, 0.0)
+
+    def allowed_at(self, place: Place, *, lag_s: float = 0.0) -> set[float | None] | None:
+        """The values a write to this control point may carry now; None where nobody can tell."""
+        allowed: set[float | None] = set()
         for tag, spec in self.specs.items():
             if spec.place == place:
-                return tag
-        return None
+                if not self.is_sure(tag):
+                    return None
+                allowed |= self.allowed(tag, lag_s=lag_s)
+        leaving = self.leaving.get(place)
+        if leaving is not None and not leaving.is_done:
+            allowed |= leaving.defaults
+            if self.now() <= leaving.since_s + lag_s + LAG_S:
+                allowed.add(leaving.before)
+        return allowed
 
     def _notice(self, before: dict[str, float | None], *, valid_s: float = 0.0) -> None:
         """Something happened: what was right until now may still be on its way for so long."""
         now = self.now()
         for tag in before.keys() | self.specs.keys():
             was, is_now = before.get(tag), self.resolved(tag)
+            older = [entry for entry in self._displaced.get(tag, ()) if entry[0] > now - 5]
             if was != is_now or tag not in before or tag not in self.specs:
                 self._changed_s[tag] = now + valid_s
-                older = [entry for entry in self._displaced.get(tag, ()) if entry[0] > now - 5]
                 if tag in before:
                     older.append((now + valid_s, was))
-                self._displaced[tag] = older
+            self._displaced[tag] = older
 
     def _all(self) -> dict[str, float | None]:
+        now = self.now()
+        for tag, held in self.holds.items():
+            # What has lapsed just now, and may be forgotten by what comes.
+            if held.ends_s < now < held.ends_s + 5 and tag in self.specs:
+                self._displaced.setdefault(tag, []).append((held.ends_s, self.resolved(tag, held.ends_s)))
         return {tag: self.resolved(tag) for tag in self.specs}
 
     # --- processes and clocks -----------------------------------------------------------------------
@@ -175,10 +210,6 @@ class Oracle:
         self._issued.clear()
         self._waiting.clear()
         self._frozen.clear()
-        # What goes on as it was, because it cannot be used as it is configured now, is known to nobody's disk.
-        if "config" in self.applied:
-            self.specs = {}
-            self._configure(self.applied["config"].body)
         self._notice(before)
 
     def machine_rebooted(self, *, wall_shift_s: float, vouched: bool) -> None:
@@ -254,12 +285,14 @@ class Oracle:
             verdicts.append("stale")
         else:
             self.answered.add(command.id)
-            verdicts.append(self._arbitrate(command))
+            verdicts.extend(self._arbitrate(command))
 
-    def _arbitrate(self, command: SetpointCommand | ReleaseCommand) -> dict[str, str]:
+    def _arbitrate(self, command: SetpointCommand | ReleaseCommand) -> list[dict[str, str]]:
+        """Take the command; the answers it may get: what is refused of it, by device."""
         now, order = self.now(), (command.epoch, command.sequence)
         values = dict(command.values) if isinstance(command, SetpointCommand) else {}
         refused: dict[str, str] = {}
+        unsure: set[str] = set()
         for tag in values or command.devices:  # type: ignore[union-attr]
             spec = self.specs.get(tag)
             if spec is None:
@@ -268,6 +301,11 @@ class Oracle:
                 refused[tag] = "excluded"
             elif order <= self.orders.get(tag, (0, 0)):
                 refused[tag] = "superseded"
+            elif order <= self._unsure.get(tag, (0, 0)):
+                hold_s = command.hold_s if isinstance(command, SetpointCommand) else spec.time_limit_s
+                until_s = now + min(hold_s, spec.time_limit_s) + WITHIN_S
+                self._unsure_until_s[tag] = max(until_s, self._unsure_until_s.get(tag, 0.0))
+                unsure.add(tag)
             elif isinstance(command, ReleaseCommand):
                 self.orders[tag] = order
                 held = self.holds.pop(tag, None)
@@ -280,7 +318,12 @@ class Oracle:
                 ends_s = now + min(command.hold_s, spec.time_limit_s)
                 self.holds[tag] = Held(values[tag], now, ends_s, command.request_id)
                 self._frozen.pop(tag, None)
-        return refused
+                self._unsure_until_s.pop(tag, None)
+        # Who is unsure may have been refused, and for either reason.
+        answers = [refused]
+        for tag in unsure:
+            answers += [{**answer, tag: code} for answer in answers for code in ("superseded", "range")]
+        return answers
 
     # --- desired state ------------------------------------------------------------------------------
 
@@ -337,23 +380,56 @@ class Oracle:
             elif spec.tag in self.specs:
                 # It cannot be used as it is configured now: it goes on as it was.
                 specs[spec.tag] = self.specs[spec.tag]
-        for tag in list(self.specs):
-            if tag not in specs:
-                # It has left; one that is merely refused may come back to what it was promised.
-                self.holds.pop(tag, None)
-                self.orders.pop(tag, None)
-                self._frozen.pop(tag, None)
+        for tag, old in self.specs.items():
+            self._part(old, specs.get(tag))
+        for tag, new in specs.items():
+            if tag not in self.specs:
+                self._join(new)
         self.specs = specs
         for tag, held in list(self.holds.items()):
-            changed = specs.get(tag)
-            if changed is None:
-                continue
-            if changed.excluded:
-                del self.holds[tag]
-            else:
+            changed = specs[tag]
+            if not changed.excluded:
                 ends_s = min(held.ends_s, held.received_s + changed.time_limit_s)
                 self.holds[tag] = Held(held.value, held.received_s, ends_s, held.request)
         return True
+
+    def _part(self, old: Spec, new: Spec | None) -> None:
+        """Rule 20: who leaves, moves or becomes excluded is brought back to the default first."""
+        before = self.resolved(old.tag)
+        if new is not None and new.place == old.place:
+            leaving = self.leaving.get(new.place)
+            if not new.excluded:
+                self.leaving.pop(new.place, None)
+            elif not old.excluded:
+                self.leaving[new.place] = Leaving(new.tag, self.now(), before, {_within(new.default, new)})
+                self._forget_requests(old.tag)
+            elif leaving is not None and not leaving.is_done:
+                leaving.defaults.add(_within(new.default, new))
+            return
+        if not old.excluded:
+            self.leaving[old.place] = Leaving(old.tag, self.now(), before, {_within(old.default, old)})
+        self._forget_requests(old.tag)
+        order = max(self.orders.pop(old.tag, (0, 0)), self._unsure.pop(old.tag, (0, 0)))
+        self._left_orders[old.tag, old.place] = order
+        if new is not None:
+            self._join(new)
+
+    def _join(self, new: Spec) -> None:
+        """It comes, or comes back: then it goes on from where its retirement stands."""
+        self._changed_s[new.tag] = self.now()
+        leaving = self.leaving.get(new.place)
+        if leaving is not None:
+            if new.excluded:
+                leaving.defaults.add(_within(new.default, new))
+            else:
+                del self.leaving[new.place]
+        left = self._left_orders.pop((new.tag, new.place), None)
+        if left is not None:
+            self._unsure[new.tag] = left
+
+    def _forget_requests(self, tag: str) -> None:
+        self.holds.pop(tag, None)
+        self._frozen.pop(tag, None)
 
 
 def _spec(raw: dict[str, Any], limit_s: float) -> Spec:

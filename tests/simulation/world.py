@@ -20,9 +20,9 @@ from edge.core.commands import WriteClass
 from edge.profiles.loader import load_all
 from edge.profiles.model import Profile, profile_to_builtins
 from edge.runtime.clock import Host, HostClock
-from edge.runtime.control import Watchers, build_control
+from edge.runtime.control import Watchers
+from edge.runtime.guard import stand_in
 from edge.runtime.node import run_node
-from edge.runtime.reasons import Reasons
 from edge.runtime.store import Store
 from edge.runtime.uploader import Pace
 from edge.wire.messages import LogEntry, Stage
@@ -31,7 +31,7 @@ from edge.wire.topics import NodeTopics
 from tests.simulation.devices import QUICKLY_S, UNREACHABLE, SimulatedDevice, SimulatedPlant, Trouble
 from tests.simulation.link import Central, SimulatedBroker
 from tests.simulation.loop import VirtualLoop
-from tests.simulation.oracle import Oracle
+from tests.simulation.oracle import Leaving, Oracle
 
 PROFILES = load_all()
 TOPICS = NodeTopics("tenant", "11111111-1111-4111-8111-111111111111")
@@ -63,10 +63,6 @@ class WorldClock(HostClock):
         )
         super().__init__(trust_host=False, host=host)
         self.boot_id = world.boot_id
-
-
-class _Yielded(Exception):  # noqa: N818 - not an error
-    """A node wants the bus."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +149,15 @@ class World:
         at_s = self.loop.time() if at_s is None else at_s
         return self._epoch + timedelta(seconds=at_s + self.oracle.shift_s)
 
+    def begin_at(self, utc: datetime) -> None:
+        """Set the true time, before anybody looks at a clock."""
+        assert self._task is None
+        self._epoch = utc - timedelta(seconds=self.loop.time())
+
+    def moment(self, utc: datetime) -> float:
+        """When it is, was or will be this time by the node's clock, in the world's seconds."""
+        return (utc - self._epoch).total_seconds() - self.oracle.shift_s
+
     def wall(self) -> datetime:
         """What the wall clock of the machine shows."""
         return self._epoch + timedelta(seconds=self.loop.time() + self.wall_shift_s)
@@ -192,6 +197,10 @@ class World:
         lines = "\n".join(f"{event.at_s:.6f} {event.what} {event.detail}" for event in self.diary)
         return hashlib.sha256(lines.encode()).hexdigest()
 
+    def hear(self, topic: str, payload: bytes) -> None:
+        """Let the rules know a message that the node does not get."""
+        self.oracle.read(Incoming(topic, payload, retain=True, response_topic=None, correlation=None))
+
     def _heard(self, topic: str, payload: bytes) -> None:
         self.central.hear(topic, payload)
 
@@ -210,19 +219,19 @@ class World:
         assert device.port is not None
         place = (device.port.host, device.port.port, device.unit)
         self.note("write", f"{who} {place[0]}:{place[1]}/{place[2]} {value:g}")
-        tag = self.oracle.tag_at(place)
-        if tag is None:
-            self.fault(f"{who} writes {value:g} to {place}, which is nobody's")
-            return
         # Where a pause is kept, a write was decided before the pause.
-        allowed = self.oracle.allowed(tag, lag_s=2 * device.profile.min_gap_ms / 1000)
-        if value not in allowed:
-            self.fault(f"{who} writes {value:g} to {tag}, by the rules it is {sorted(allowed, key=str)}")
-        if device.wears and device.limit_in_force == value and device.is_believed:
-            self.fault(f"{who} writes {value:g} to {tag}, whose register wears and holds it already")
-        spec = self.oracle.specs[tag]
-        if not spec.minimum <= value <= spec.maximum:
-            self.fault(f"{who} writes {value:g} to {tag}, outside {spec.minimum:g} to {spec.maximum:g}")
+        lag_s = 2 * device.profile.min_gap_ms / 1000
+        allowed = self.oracle.allowed_at(place, lag_s=lag_s)
+        if allowed is not None and value not in allowed:
+            self.fault(f"{who} writes {value:g} to {place}, by the rules it is {sorted(allowed, key=str)}")
+        if device.limit_in_force == value and device.is_believed:
+            if device.wears:
+                self.fault(f"{who} writes {value:g} to {place}, whose register wears and holds it already")
+            elif place in self.oracle.leaving:
+                self.fault(f"{who} writes {value:g} to {place}, which is left and holds it already")
+        for spec in self.oracle.specs.values():
+            if spec.place == place and not spec.minimum <= value <= spec.maximum:
+                self.fault(f"{who} writes {value:g} to {place}, outside {spec.minimum:g} to {spec.maximum:g}")
 
     def fault(self, what: str) -> None:
         """Something that must never happen has happened."""
@@ -370,26 +379,19 @@ class World:
     async def _stand_in(self, who: str, wanted: asyncio.Event) -> None:
         clock = WorldClock(self)
         store = Store(self._disk)
-        reasons = Reasons(self._disk, clock=clock, who="guard")
+
+        async def until_wanted() -> None:
+            await wanted.wait()
+
         try:
-            async with asyncio.TaskGroup() as tasks:
-                control = build_control(
-                    clock=clock,
-                    store=store,
-                    tasks=tasks,
-                    watchers=Watchers(),
-                    reasons=reasons,
-                    drivers=self.plant.drivers(who),
-                    written_by="guard",
-                )
-                control.start()
-                await wanted.wait()
-                await control.fleet.finish(within_s=10.0)
-                raise _Yielded
-        except* _Yielded:
-            pass
+            await stand_in(
+                store=store,
+                clock=clock,
+                drivers=self.plant.drivers(who),
+                watchers=Watchers(),
+                wanted=until_wanted,
+            )
         finally:
-            reasons.close()
             store.close()
 
     def yield_to_node(self) -> None:
@@ -447,10 +449,10 @@ class World:
         self.start()
 
     def _look_after_process(self) -> None:
-        if self._task is not None and self._task.done() and not self._task.cancelled():
-            if self._task.exception() is None and self._yield.is_set():
+        if self._task is not None and self._task.done():
+            error = "cancelled" if self._task.cancelled() else self._task.exception()
+            if error is None and self._yield.is_set():
                 return
-            error = self._task.exception()
             self.fault(f"{self.who} has ended by itself: {error!r}")
             self._task = None
 
@@ -470,9 +472,11 @@ class World:
         assert intrusions == [], intrusions
         assert self.faults == [], self.faults
         for device in self.devices.values():
-            assert device.gap_violations == []
+            assert device.gap_violations == [], "a command came within the pause after the last: a gap"
         for tag in self.oracle.specs:
             self._check_device(tag)
+        for place, leaving in self.oracle.leaving.items():
+            self._check_left(place, leaving)
         self._check_answers()
 
     def _check_device(self, tag: str) -> None:
@@ -483,7 +487,7 @@ class World:
         spec = self.oracle.specs[tag]
         device = self.devices.get(spec.place)
         resolved = self.oracle.resolved(tag)
-        if device is None or resolved is None or not self.is_settled(tag):
+        if device is None or resolved is None or not self.is_settled(tag) or not self.oracle.is_sure(tag):
             return
         assert device.port is not None
         if abs(device.limit_in_force - resolved) > TOLERANCE:
@@ -492,9 +496,25 @@ class World:
                 f" ({self.oracle.source(tag)}) for {self.oracle.unchanged_for_s(tag):.3f} s"
             )
 
+    def _check_left(self, place: Place, leaving: Leaving) -> None:
+        """Rule 20: nothing of ours is left behind."""
+        if leaving.is_done or not self._is_settled(place, self.now_s - leaving.since_s - QUICKLY_S):
+            return
+        device = self.devices[place]
+        held = device.limit_in_force
+        if device.holds_ours and all(abs(held - default) > TOLERANCE for default in leaving.defaults):
+            raise AssertionError(
+                f"at {self.now_s:.3f} s {leaving.tag} at {place} was left at {held:g},"
+                f" its default is {leaving.defaults}"
+            )
+        leaving.is_done = True
+
     def is_settled(self, tag: str) -> bool:
         """Whether this device must be right by now."""
-        device = self.devices[self.oracle.specs[tag].place]
+        return self._is_settled(self.oracle.specs[tag].place, self.oracle.unchanged_for_s(tag))
+
+    def _is_settled(self, place: Place, unchanged_for_s: float) -> bool:
+        device = self.devices[place]
         assert device.port is not None
         # A line is shared: each of its devices may cost the others a pause, and a silent one its timeout.
         neighbours = [other for other in device.port.units.values() if other is not device]
@@ -506,7 +526,7 @@ class World:
             self.is_up
             and self.now_s - self.since_s >= START_S + slack_s
             and device.is_well
-            and self.oracle.unchanged_for_s(tag) >= WITHIN_S + slack_s
+            and unchanged_for_s >= WITHIN_S + slack_s
         )
 
     def _check_answers(self) -> None:
