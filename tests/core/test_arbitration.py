@@ -17,6 +17,7 @@ from edge.core.arbitration import (
     contact_renewed,
     decide,
     explain,
+    kept_alive,
     reconfigure,
     release,
     resume,
@@ -24,8 +25,8 @@ from edge.core.arbitration import (
     spend,
     written,
 )
-from edge.core.commands import BEFORE_ALL, Refusal, Source, WriteClass
-from edge.core.cyclic import WriteReason
+from edge.core.commands import BEFORE_ALL, Lifetime, Refusal, Source, WriteClass
+from edge.core.cyclic import KeepAlive, KeepAliveDue, WriteReason
 from edge.core.events import (
     FallbackEntered,
     FallbackReached,
@@ -844,6 +845,41 @@ def test_unconfirmed_write_to_a_register_nobody_can_read_is_made_again_after_a_r
     state = held(state, 30.0, clock.now(), sequence=4)
     _, decision = decide(resume(state, same_boot=True), EMPTY, clock.advance(1))
     assert decision.write is WriteReason.FOUND
+
+
+# --- rule 14: the device's own fallback -----------------------------------------------------------
+
+
+FALLBACK = KeepAlive(100.0, timeout_s=60.0)
+
+
+def test_own_fallback_is_armed_after_the_first_contact_and_kept_from_acting(clock):
+    state = device(keep_alive=FALLBACK, lifetime=Lifetime.SINGULAR)
+    state, decision = decide(state, EMPTY, clock.now())
+    assert decision.keep_alive is None
+    state, decision = decide(state, ProcessImage(readback=100.0), clock.now())
+    assert decision.keep_alive is KeepAliveDue.ARM
+    state = kept_alive(state, 100.0, clock.now())
+    state, decision = decide(state, EMPTY, clock.advance(19.9))
+    assert decision.keep_alive is None
+    # Whatever the lifetime of its values, and without a write of them.
+    state, decision = decide(state, EMPTY, clock.advance(0.1))
+    assert (decision.keep_alive, decision.write) == (KeepAliveDue.REFRESH, None)
+
+
+@pytest.mark.parametrize("unknown_again", [lambda s: resume(s, same_boot=True), contact_renewed])
+def test_own_fallback_is_armed_anew_where_the_device_may_have_restarted(clock, unknown_again):
+    state, _ = decide(device(keep_alive=FALLBACK), ProcessImage(readback=100.0), clock.now())
+    state = unknown_again(kept_alive(state, 100.0, clock.now()))
+    _, decision = decide(state, ProcessImage(readback=100.0), clock.advance(1))
+    assert decision.keep_alive is KeepAliveDue.ARM
+
+
+@pytest.mark.parametrize("change", [{"excluded": True}, {"owned_by": "LOGGER_01"}])
+def test_device_nobody_may_write_is_not_kept_alive(clock, change):
+    state = device(keep_alive=FALLBACK, **change)
+    _, decision = decide(state, ProcessImage(readback=100.0), clock.now())
+    assert decision.keep_alive is None
 
 
 # --- rule 15: ramps -------------------------------------------------------------------------------
