@@ -86,6 +86,19 @@ class Site(RuleBasedStateMachine):
             if found is not None and not found.was_set_by_hand and world.oracle.unchanged_for_s(tag) > 10:
                 assert world.is_settled(tag), f"{tag} should be judged by now"
         world.check()
+        self.request_is_kept_and_ends()
+
+    def request_is_kept_and_ends(self) -> None:
+        """After all that happened: a request is carried out, and over within a second of its end."""
+        world = self.world
+        world.site["curtailment_time_limit_s"] = 30.0
+        world.configure()
+        world.run(6.0)
+        world.check()
+        world.setpoint(hold_s=200.0, **dict.fromkeys(TAGS, 33.0))
+        for seconds in (3.0, 26.9, 0.2, 1.0, 1.5):
+            world.run(seconds)
+            world.check()
 
     @initialize(
         slots=st.lists(st.one_of(st.none(), values), min_size=3, max_size=3),
@@ -97,7 +110,7 @@ class Site(RuleBasedStateMachine):
         for tag in TAGS:
             world.add(tag, KINDS[tag], **PLACES[tag])
         # Nothing but read-backs and changes is ever written there: what went wrong once stays.
-        world.raw[WEARING]["lifetime"] = "singular"
+        world.raw[SLOW_2]["lifetime"] = "singular"
         world.build(QUICK, port=SPARE_PORT)
         world.configure()
         self.put_schedule("inverter", slots)
@@ -172,8 +185,8 @@ class Site(RuleBasedStateMachine):
 
     @rule(tag=tags, value=values)
     def retained_request_is_found_at_the_next_connect(self, tag: str, value: float) -> None:
-        self.world.command({tag: value}, hold_s=60.0, retain=True)
         self.world.broker.cut()
+        self.world.command({tag: value}, hold_s=60.0, retain=True)
         self.world.run(0.1)
         self.world.broker.mend()
         self.world.run(3.0)
