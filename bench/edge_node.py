@@ -16,6 +16,7 @@ from pathlib import Path
 
 from edge.core.instant import Instant
 from edge.runtime.clock import HostClock
+from edge.runtime.garbage import Collector
 from edge.runtime.logs import configure_logging
 from edge.runtime.node import bus_lock, run_node
 from edge.wire.session import Broker, broker_from_url
@@ -38,7 +39,16 @@ async def main(*, clock: OffsetClock, broker: Broker, topics: NodeTopics, state:
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     async with bus_lock(state, clock=clock):
-        await run_node(broker=broker, topics=topics, state=state, clock=clock, stop=stop)
+        collector = Collector()
+    await run_node(
+        broker=broker,
+        topics=topics,
+        state=state,
+        clock=clock,
+        stop=stop,
+        loading=collector.loading,
+        alive=collector.turned,
+    )
 
 
 if __name__ == "__main__":

@@ -145,14 +145,19 @@ class _Member:
     def write_is_due(self, now: float) -> bool:
         return self.write is not None and self.write.not_before <= now
 
-    def next_poll_due(self, now: float) -> float:
+    def next_poll_due(self, now: float, *, shares: bool) -> float:
         """The moment of this device's own grid that follows the poll that starts now.
 
-        A line that cannot carry all its polls is late with each: the moment that has passed meanwhile is the
-        next one, so that all of them have their turn and none is left out for being late.
+        A line that cannot carry all its polls is late with each. On a line that it `shares`, the moment that
+        has passed meanwhile is therefore the next one: all of them have their turn, the line is never idle,
+        and none is left out for being late.
         """
-        begun = self.phase_s + math.floor((now - self.phase_s) / self.poll_s) * self.poll_s
-        return begun if 0 < self.poll_due < begun else begun + self.poll_s
+        turn = math.floor((now - self.phase_s) / self.poll_s) + 1
+        if self.phase_s + turn * self.poll_s <= now:
+            # Rounding names the moment that has just come.
+            turn += 1
+        begun = self.phase_s + (turn - 1) * self.poll_s
+        return begun if shares and 0 < self.poll_due < begun else self.phase_s + turn * self.poll_s
 
 
 def _tried_at(member: _Member) -> float:
@@ -182,6 +187,7 @@ class Bus:
         self._wake = asyncio.Event()
         self._lost_at: float | None = None
         self._connect_due = 0.0
+        self._tried = False  # to connect, for the first time
         self._connect_wait = RECONNECT_S
         self._polling = False
         self._poll_took_s = 0.0
@@ -191,8 +197,10 @@ class Bus:
         self._finishing = False
         self._before: list[asyncio.Task[None]] = []
 
-    def attach(self, endpoint: Session) -> None:
+    def attach(self, endpoint: Session, *, connect_in_s: float = 0.0) -> None:
+        """Give the line its session, and when to connect it first."""
         self._endpoint = endpoint
+        self._connect_due = self._clock.boottime_s() + connect_in_s
 
     def add(
         self,
@@ -246,7 +254,7 @@ class Bus:
         now = self._clock.boottime_s()
         member.contact_due = 0.0
         member.quiet_until = min(member.quiet_until, now + RECONNECT_S)
-        if self._endpoint is not None and not self._endpoint.connected:
+        if self._endpoint is not None and not self._endpoint.connected and self._tried:
             self._connect_due = min(self._connect_due, now + RECONNECT_S)
         self._wake.set()
         return write.ticket
@@ -359,7 +367,11 @@ class Bus:
             else:
                 await self._connect(endpoint)
             return
-        member, job = self._next(endpoint, now)
+        if now < endpoint.next_command_at:
+            # Nobody is chosen before the line is free: what is written then is what is wanted then.
+            await self._pause(endpoint.next_command_at - now)
+            return
+        member, job = self._next(now)
         if member is None or job is None:
             await self._pause(max(0.0, min(self._next_due(now) - now, 60.0)))
             return
@@ -373,7 +385,7 @@ class Bus:
         """Tell whether something was written and not read back, on a session that is still there."""
         return endpoint.connected and any(member.written is not None for member in self._members.values())
 
-    def _next(self, endpoint: Session, now: float) -> tuple[_Member, Awaitable[object]] | tuple[None, None]:
+    def _next(self, now: float) -> tuple[_Member, Awaitable[object]] | tuple[None, None]:
         """The next job of the line, if there is one now.
 
         Writes, then read-backs, then keep-alives. Then those that did not answer last time, as far as their
@@ -405,30 +417,28 @@ class Bus:
             return to_read_back, self._read_back(to_read_back, to_read_back.written)
         if self._finishing:
             return None, None
-        # The gap of the last command may still run: what counts is when the next could really start.
-        starts = max(now, endpoint.next_command_at)
         if to_keep is not None and to_keep.keep_alive is not None:
-            if self._is_reserved(starts, lasts_s=self._poll_room_s(), now=now):
+            if self._is_reserved(now, lasts_s=self._poll_room_s(), now=now):
                 return None, None
             return to_keep, self._keep_alive(to_keep, to_keep.keep_alive)
-        lost = self._next_silent(silent, starts, now)
+        lost = self._next_silent(silent, now)
         if lost is not None:
             self._silent_tries += 1
             if lost.write is not None and lost.write_is_due(now):
                 return lost, self._write(lost, lost.write)
             return lost, self._contact(lost)
-        if look is None or self._line_is_wanted(starts):
+        if look is None or self._line_is_wanted(now):
             return None, None
         return look, self._poll(look) if look.known else self._contact(look)
 
-    def _next_silent(self, silent: list[_Member], starts: float, now: float) -> _Member | None:
+    def _next_silent(self, silent: list[_Member], now: float) -> _Member | None:
         """Whom to try of those that do not answer: mostly one that a write is owed to."""
         owed = [member for member in silent if member.write_is_due(now)]
         others = [member for member in silent if not member.write_is_due(now) and member.contact_due <= now]
         if others and (not owed or self._silent_tries % UNOWED_TRY == 0):
             owed = others
         member = min(owed, key=_tried_at, default=None)
-        if member is None or self._is_reserved(starts, lasts_s=member.silence_cost_s, now=now):
+        if member is None or self._is_reserved(now, lasts_s=member.silence_cost_s, now=now):
             return None
         return member
 
@@ -458,6 +468,7 @@ class Bus:
 
     async def _connect(self, endpoint: Session) -> None:
         started = self._clock.boottime_s()
+        self._tried = True
         try:
             await endpoint.connect()
         except DeviceUnreachable as error:
@@ -579,20 +590,16 @@ class Bus:
         assert self._endpoint is not None
         member.tried_at = self._clock.boottime_s()
         if not member.known:
-            if not await self._contact(member):
-                if member.write is write:
-                    self._retry(member, write, Code.WRITE_FAILED, member.refused)
-                return
-            if member.write is not write:
-                # What the device was found to hold may have changed what is wanted.
-                return
+            if not await self._contact(member) and member.write is write:
+                self._retry(member, write, Code.WRITE_FAILED, member.refused)
+            # It is written in a turn of its own: what the device was found to hold may have changed what is
+            # wanted, and so may the time that this has taken.
+            return
         try:
             if write.verify:
-                if await self._holds(member, write):
-                    return
-                if member.write is not write:
-                    # Replaced or withdrawn while the device was being asked.
-                    return
+                # What it does not hold is written in the next turn, unless it was replaced or withdrawn.
+                write.verify = await self._holds(member, write)
+                return
             write.sent, write.sent_at = write.sent + 1, self._clock.boottime_s()
             try:
                 await member.driver.write(write.value)
@@ -693,7 +700,7 @@ class Bus:
 
     async def _poll(self, member: _Member) -> None:
         now = self._clock.boottime_s()
-        member.poll_due = member.next_poll_due(now)
+        member.poll_due = member.next_poll_due(now, shares=len(self._members) > 1)
         looked_at, member.looked_at = member.looked_at, now
         self._polling = True
         try:

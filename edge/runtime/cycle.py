@@ -533,7 +533,9 @@ class Cycle:
         if not confirmed:
             log.error("write is not confirmed", device=tag, value=outcome.value, reason=result.reason)
             self._device_error(unit, result.reason)
-        self._lapse_result(unit, result)
+        if not confirmed or unit.state.lapse is None:
+            # (A confirmed step of a ramp is on its way there only.)
+            self._lapse_result(unit, result)
         self._answer_waiters(unit, result)
         self._keep([unit])
         if unit.state.retirement is Retirement.OWED:
@@ -675,6 +677,8 @@ class Cycle:
     def add(self, unit: Unit, *, leaving: bool) -> None:
         """Take a device over; it is evaluated with the next turn."""
         if leaving:
+            # Even where it died before this was kept, or before it forgot the device.
+            unit.state = arbitration.retire(unit.state)
             self.leaving[unit.key] = unit
             return
         schedule = self._schedules.get(unit.settings.category, Schedule())
@@ -685,7 +689,7 @@ class Cycle:
         """A device is on another line, or known anew to its own: it is read before it is written."""
         unit.bus, unit.ticket = bus, None
         unit.image = replace(unit.image, readback=None)
-        unit.state = arbitration.contact_renewed(unit.state)
+        unit.state = arbitration.unknown_again(unit.state)
 
     def leave(self, tag: str, *, key: str) -> None:
         """A device left the configuration: it goes on under another key until nothing is owed to it."""

@@ -31,6 +31,9 @@ log = structlog.get_logger()
 # Polls of many devices are spread in steps of this, rather than evenly: those that begin together share the
 # node's waking up, and between two steps it sleeps.
 PHASE_STEP_S = 0.05
+# New lines connect one after the other. A thousand at once would keep each other from answering in time, and
+# the node would take its own haste for devices out of reach.
+LINE_STEP_S = 0.001
 # Before the tag of a device that goes on by an earlier configuration, where the store keeps it.
 AS_BEFORE = "as_before:"
 
@@ -252,12 +255,16 @@ class Fleet:
                 self._ending.append(line)
                 del self._lines[endpoint]
         kept = self.store.devices()
+        opened = 0
         for endpoint, devices in wanted.items():
-            line = self._lines.get(endpoint) or self._open(endpoint, devices)
+            if endpoint not in self._lines:
+                self._open(endpoint, devices, connect_in_s=opened * LINE_STEP_S)
+                opened += 1
+            line = self._lines[endpoint]
             for key, planned in devices.items():
                 self._put(line, key, planned, kept)
 
-    def _open(self, endpoint: Endpoint, devices: dict[str, Planned]) -> _Line:
+    def _open(self, endpoint: Endpoint, devices: dict[str, Planned], *, connect_in_s: float) -> _Line:
         gap_s, timeout_s = _pace(devices)
         bus = Bus(name=str(endpoint), clock=self.clock, listener=self.cycle, min_gap_s=gap_s)
         constructors = self.drivers[endpoint.protocol]
@@ -269,7 +276,7 @@ class Fleet:
         session = open_session(
             timeout_s=timeout_s, min_gap_s=gap_s, clock=self.clock.boottime_s, sleep=bus.gap
         )
-        bus.attach(session)
+        bus.attach(session, connect_in_s=connect_in_s)
         # By name: a serial port whose settings changed is another endpoint on the same line.
         for ending in self._ending:
             if ending.bus.name == bus.name:

@@ -18,6 +18,7 @@ import structlog
 from edge.drivers.registry import DRIVERS, Drivers
 from edge.runtime.clock import Clock, HostClock, SteeredClock, trusts_host
 from edge.runtime.control import Watchers, build_control
+from edge.runtime.garbage import Collector
 from edge.runtime.link import Link
 from edge.runtime.logs import configure_logging
 from edge.runtime.reasons import Reasons
@@ -247,7 +248,14 @@ async def _main(broker: Broker, topics: NodeTopics, state: Path) -> None:
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, stop.set)
 
+            collector = Collector()
+
+            def loading() -> None:
+                bus.stamp(Phase.LOADING)
+                collector.loading()
+
             def alive() -> None:
+                collector.turned()
                 bus.stamp(Phase.RUNNING)
                 manager.ready()
                 manager.alive()
@@ -259,7 +267,7 @@ async def _main(broker: Broker, topics: NodeTopics, state: Path) -> None:
                 state=state,
                 clock=clock,
                 stop=stop,
-                loading=lambda: bus.stamp(Phase.LOADING),
+                loading=loading,
                 alive=alive,
             )
             manager.stopping()

@@ -59,6 +59,8 @@ class ScriptedLine:
 
     commands: list[tuple[str, str]] = field(default_factory=list)
     connected: bool = False
+    stays_open: bool = False  # as a serial line does over a timeout
+    silent: set[str] = field(default_factory=set)  # devices that do not answer
     next_command_at: float = 0.0
     connects: int = 0
     errors: dict[str, DriverError] = field(default_factory=dict)  # by kind of command
@@ -82,9 +84,11 @@ class ScriptedLine:
         if kind in self.takes:
             await self.takes[kind]()
         error = self.once.pop(kind, None) or self.errors.get(kind)
+        if tag in self.silent:
+            error = DeviceUnreachable("no answer")
         if error is not None:
             if isinstance(error, DeviceUnreachable):
-                self.connected = False
+                self.connected = self.stays_open
             raise error
 
     def hold(self, kind: str) -> asyncio.Event:
@@ -356,7 +360,7 @@ async def test_polls_keep_their_phase_however_late_one_is(bench):
     bench.line.takes["poll"] = slow_once
     await bench.run(5.0)
 
-    # The one that was due meanwhile comes at once, and none is made up for.
+    # Those that were due meanwhile come at once, and the others at their own moments.
     assert polled_at == pytest.approx([1.0, 3.3, 4.0, 5.0], abs=0.001)
 
 
@@ -402,6 +406,60 @@ async def test_idle_session_that_died_unnoticed_costs_a_write_no_failure(bench):
     assert bench.line.connects == 2
     assert bench.heard.outcomes == [WriteOutcome(ticket, 30, readback=30)]
     assert not bench.heard.losses
+
+
+async def test_write_that_is_replaced_in_the_gap_before_it_never_leaves(slow_bench):
+    bench = slow_bench
+    bench.scripted(A)
+    await bench.run(1.5)
+    bench.line.next_command_at = bench.clock.boottime_s() + 1.0
+    bench.bus.write(A, 30, verify=False)
+    await bench.run(0.9)
+    bench.bus.write(A, 40, verify=False)
+    await bench.run(0.2)
+
+    assert bench.line.commands.count(("write", A)) == 1
+    assert bench.devices[A].value == 40
+
+
+@pytest.mark.parametrize("kind", ["identify", "write", "read_setpoint", "poll"])
+@pytest.mark.parametrize("error", [None, DeviceRefused("no"), DeviceUnreachable("gone")])
+async def test_what_was_under_way_for_a_device_is_not_told_of_its_successor(bench, kind, error):
+    bench.scripted(A)
+    if kind != "identify":
+        await bench.run(0.1)
+    bench.clock.advance(1.5)
+    held = bench.line.hold(kind)
+    if kind in ("write", "read_setpoint"):
+        bench.bus.write(A, 30, verify=False)
+    await bench.until_busy(kind, A)
+    told = (len(bench.heard.contacts), list(bench.heard.losses), len(bench.heard.polls))
+
+    bench.bus.add(A, ScriptedDevice(bench.line, A), poll_s=1.0, tolerance=0.5, settable=True)
+    bench.line.errors.update({kind: error} if error is not None else {})
+    bench.line.held["identify"] = asyncio.Event()  # the successor's own first command waits
+    held.set()
+    await bench.until_busy("identify", A)
+
+    assert (len(bench.heard.contacts), bench.heard.losses, len(bench.heard.polls)) == told
+    assert bench.heard.outcomes == []
+    bench.line.held.clear()
+
+
+async def test_neighbour_that_is_written_all_the_time_starves_nobody(bench):
+    bench.scripted(A, B)
+    await bench.run(0.1)
+
+    async def takes_a_second() -> None:
+        # Whenever the line is free, a newer value for the first device is there.
+        bench.bus.write(A, bench.clock.boottime_s() % 50, verify=False)
+        await bench.clock.sleep(1.0)
+
+    bench.line.takes["write"] = takes_a_second
+    bench.bus.write(A, 30, verify=False)
+    bench.bus.write(B, 40, verify=False)
+
+    assert await bench.run(10, lambda: bench.devices[B].value == 40) <= 2
 
 
 # --- gaps ---------------------------------------------------------------------------------------------------
@@ -532,6 +590,144 @@ async def test_silent_device_does_not_keep_those_on_its_line_from_being_controll
     assert outcome.code is Code.WRITE_FAILED
     assert bench.heard.losses == [B]
     assert bench.heard.polls.count(A) - polls >= 6
+
+
+async def test_silence_on_a_line_that_stays_open_costs_the_others_nothing_they_had(bench):
+    bench.line.stays_open = True
+    bench.scripted(A, B)
+    await bench.run(0.1)
+    bench.line.silent.add(B)
+    await bench.run(30)
+
+    assert bench.line.connects == 1
+    assert bench.heard.contacts == [(A, 100.0), (B, 100.0)]
+    assert bench.heard.losses == [B]
+
+    bench.line.silent.clear()
+    await bench.run(3, lambda: len(bench.heard.contacts) == 3)
+    assert bench.heard.contacts[2] == (B, 100.0)
+
+
+async def test_one_unanswered_request_on_a_line_that_stays_open_is_forgiven(bench):
+    bench.line.stays_open = True
+    bench.scripted(A, B)
+    await bench.run(0.1)
+    bench.line.once["write"] = DeviceUnreachable("a lost frame")
+    ticket = bench.bus.write(B, 30, verify=False)
+    await bench.run(1)
+
+    assert bench.heard.losses == []
+    assert bench.heard.outcomes == [WriteOutcome(ticket, 30, readback=30)]
+
+
+async def test_line_on_which_nobody_answers_is_opened_anew(bench):
+    bench.line.stays_open = True
+    bench.scripted(A, B)
+    await bench.run(0.1)
+    bench.line.silent |= {A, B}
+    await bench.run(10)
+
+    assert bench.line.connects > 3
+    bench.line.silent.clear()
+    await bench.run(2, lambda: len(bench.heard.contacts) == 4)
+
+
+@pytest.mark.parametrize("stays_open", [False, True])
+async def test_silent_devices_together_take_a_fifth_of_their_line_whoever_commands_them(bench, stays_open):
+    bench.line.stays_open = stays_open
+    tags = [f"INVERTER_{number:02}" for number in range(1, 11)]
+    dead = tags[1:]
+    bench.line.silent |= set(dead)
+    timeout_s = 0.5
+
+    async def patience() -> None:
+        if bench.line.commands[-1][1] in dead:
+            await bench.clock.sleep(timeout_s)
+
+    bench.line.takes |= dict.fromkeys(("identify", "write", "poll", "read_setpoint"), patience)
+    bench.scripted(*tags)
+    await bench.run(20)
+    bench.line.commands.clear()
+    for number in range(60):
+        for tag in dead:
+            bench.bus.write(tag, 20 + number % 9, verify=False)
+        await bench.run(1)
+
+    tries = [tag for _, tag in bench.line.commands if tag in dead]
+    assert 0.15 * 60 <= len(tries) * timeout_s <= 0.2 * 60 + timeout_s
+    # Each in its turn.
+    assert max(tries.count(tag) for tag in dead) - min(tries.count(tag) for tag in dead) <= 1
+    assert bench.heard.polls.count(tags[0]) > 40
+
+
+async def test_of_the_silent_those_that_are_owed_a_write_come_first_and_the_others_are_found_too(bench):
+    bench.line.stays_open = True
+    tags = [f"INVERTER_{number:02}" for number in range(1, 7)]
+    dead = tags[1:]
+    bench.line.silent |= set(dead)
+
+    async def patience() -> None:
+        if bench.line.commands[-1][1] in dead:
+            await bench.clock.sleep(0.2)
+
+    bench.line.takes["identify"] = patience
+    bench.scripted(*tags)
+    await bench.run(20)
+    bench.line.commands.clear()
+    bench.bus.write(dead[0], 30, verify=False)
+    await bench.run(60)
+
+    tries = [tag for _, tag in bench.line.commands if tag in dead]
+    assert 0.7 < tries.count(dead[0]) / len(tries) < 0.9
+    assert all(tries.count(tag) >= 2 for tag in dead)
+
+
+async def test_silent_device_is_not_tried_into_the_moment_of_a_known_write(bench):
+    bench.line.stays_open = True
+    bench.scripted(A, B, poll_s=900)
+
+    async def patience() -> None:
+        if bench.line.commands[-1][1] == B:
+            await bench.clock.sleep(0.5)
+
+    bench.line.takes["identify"] = patience
+    bench.line.silent.add(B)
+    await bench.run(10)
+    for offset in (3.1, 4.7, 6.3, 9.9):
+        at = bench.clock.boottime_s() + offset
+        bench.bus.reserve(A, at)
+        await bench.run(offset)
+        bench.bus.write(A, 40 + offset, verify=False)
+
+        took_s = await bench.run(3, lambda offset=offset: bench.devices[A].value == 40 + offset)
+        assert took_s < 0.1
+
+
+async def test_endpoint_that_closes_every_session_is_connected_to_once_a_second(bench):
+    bench.scripted(A)
+
+    async def close() -> None:
+        bench.line.connected = False
+
+    bench.line.takes["identify"] = close
+    await bench.run(30)
+
+    assert bench.line.connects <= 31
+
+
+async def test_line_that_takes_over_waits_until_the_one_before_has_let_go(bench, stack):
+    let_go = asyncio.Event()
+    before = asyncio.create_task(let_go.wait())
+    bench.bus.follow(before)
+    bench.line.hold("identify")
+    bench.scripted(A)
+    for _ in range(50):
+        await asyncio.sleep(0)
+    assert bench.line.connects == 0
+
+    let_go.set()
+    await bench.until_busy("identify", A)
+    bench.line.held["identify"].set()
 
 
 async def test_line_that_is_closed_closes_its_session(bench, stack):
