@@ -19,7 +19,7 @@ from edge.drivers.registry import DRIVERS, Drivers
 from edge.profiles.model import profile_to_builtins
 from edge.runtime.bus import Bus
 from edge.runtime.clock import Clock
-from edge.runtime.config import Endpoint, Plan, Planned, Profiles, planned_device
+from edge.runtime.config import LEAVING, Endpoint, Plan, Planned, Profiles, planned_device
 from edge.runtime.cycle import Cycle, Unit
 from edge.runtime.database import StoreFailed
 from edge.runtime.documents import DocumentRefused
@@ -209,7 +209,7 @@ class Fleet:
 
     def _leaving_key(self, device_id: str) -> str:
         """What lines, cycle and store call a device that left."""
-        key = f"leaving:{device_id}"
+        key = f"{LEAVING}{device_id}"
         while key in self._leaving:
             key += "+"
         return key
