@@ -612,6 +612,7 @@ class Cycle:
     def _take_up_lapses(self) -> None:
         """After a restart: fallbacks that were owed when the process ended are owed still, and are logged."""
         now = self._clock.now()
+        quality = self._clock.quality()
         owing = [
             unit
             for unit in self.units.values()
@@ -621,7 +622,8 @@ class Cycle:
         for unit in owing:
             lapse = unit.state.lapse
             assert lapse is not None
-            unit.state, unit.decision = arbitration.decide(unit.state, unit.image, now)
+            image = replace(unit.image, clock=quality)
+            unit.state, unit.decision = arbitration.decide(unit.state, image, now)
             events.append((unit, FallbackEntered(unit.settings.tag, lapse.hold, lapse.cause)))
         self._enter_fallbacks(events)
 
