@@ -34,6 +34,7 @@ test-quick: $(VENV)/.dev-installed ## what needs no service, in about a minute
 
 test-all: test ## `make test` and the long runs
 	$(PYTEST) -q -s tests/simulation/test_machine.py --simulation-steps 10000
+	$(PYTEST) -q -s tests/runtime/test_crash_points.py --every-crash-point
 	$(RUN) -m tests.servers postgres $(PYTEST) --only-database
 
 lint: $(VENV)/.dev-installed ## style, format, and who may import whom
