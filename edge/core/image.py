@@ -24,13 +24,11 @@ class ProcessImage:
 
     `readback` is the setpoint in force as the device itself tells it, in the device type's unit; None where
     it was not read, is too old, or cannot be read. `loop_value` is the closed loop's output for this device;
-    None where no loop owns it or its meter is stale. `contacted`: the device was identified and asked
-    for what it holds, since that was last in doubt; only from then on is anything written to it.
+    None where no loop owns it or its meter is stale.
     """
 
     readback: float | None = None
     loop_value: float | None = None
-    contacted: bool = False
     clock: Clock = TRUSTED
 
 

@@ -12,6 +12,7 @@ from datetime import date, timedelta
 
 # A stored parameter whose maker says nothing of its endurance (device register reference, 0.5).
 PERSISTENT_WRITES_PER_DAY = 20
+A_DAY = timedelta(days=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +41,11 @@ EMPTY_LEDGER = Ledger()
 def begin_day(ledger: Ledger, today: date) -> Ledger:
     """Begin to count anew where a new day has begun; a clock set back begins none.
 
-    Where it is set back by more than a day, it was wrong before: the count goes on, as the present day's, or
-    the next day to begin would be as far away as that clock was.
+    One that was days ahead, and counted for a day which is still to come, would begin none until then: the
+    count goes on under the day it is now.
     """
     if ledger.day is not None and today <= ledger.day:
-        return ledger if ledger.day - today <= timedelta(days=1) else Ledger(today, ledger.registers)
+        return ledger if ledger.day - today <= A_DAY else Ledger(today, ledger.registers)
     return Ledger(today, {name: Count(0, count.ever) for name, count in ledger.registers.items()})
 
 

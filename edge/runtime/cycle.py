@@ -444,7 +444,7 @@ class Cycle:
         self._is_back(unit)
         unit.state = arbitration.contact_renewed(unit.state)
         unit.keep_alive_from = 0.0
-        unit.image = replace(unit.image, readback=standing, contacted=True)
+        unit.image = replace(unit.image, readback=standing)
         if unit.ticket is not None and standing is not None:
             decision = unit.decision
             if (
@@ -538,7 +538,7 @@ class Cycle:
             return
         now = self._clock.now()
         confirmed = outcome.code is None
-        if confirmed or unit.image.contacted:
+        if confirmed or unit.state.is_met:
             # (Nothing has left for a device that was never reached.)
             unit.state = arbitration.written(unit.state, outcome.value, now, confirmed=confirmed)
         unit.ticket_told = None if confirmed else outcome
@@ -553,7 +553,9 @@ class Cycle:
         if not confirmed:
             log.error("write is not confirmed", device=tag, value=outcome.value, reason=result.reason)
             self._device_error(unit, result.reason)
-        self._lapse_result(unit, result)
+        if not confirmed or unit.state.lapse is None:
+            # (A confirmed step of a ramp is on its way there only.)
+            self._lapse_result(unit, result)
         self._answer_waiters(unit, result)
         self._keep([unit])
         if unit.state.retirement is Retirement.OWED:
@@ -610,6 +612,7 @@ class Cycle:
     def _take_up_lapses(self) -> None:
         """After a restart: fallbacks that were owed when the process ended are owed still, and are logged."""
         now = self._clock.now()
+        quality = self._clock.quality()
         owing = [
             unit
             for unit in self.units.values()
@@ -619,7 +622,8 @@ class Cycle:
         for unit in owing:
             lapse = unit.state.lapse
             assert lapse is not None
-            unit.state, unit.decision = arbitration.decide(unit.state, unit.image, now)
+            image = replace(unit.image, clock=quality)
+            unit.state, unit.decision = arbitration.decide(unit.state, image, now)
             events.append((unit, FallbackEntered(unit.settings.tag, lapse.hold, lapse.cause)))
         self._enter_fallbacks(events)
 
@@ -695,6 +699,8 @@ class Cycle:
     def add(self, unit: Unit, *, leaving: bool) -> None:
         """Take a device over; it is evaluated with the next turn."""
         if leaving:
+            # Even where it died before this was kept, or before it forgot the device.
+            unit.state = arbitration.retire(unit.state)
             self.leaving[unit.key] = unit
             return
         schedule = self._schedules.get(unit.settings.category, Schedule())
@@ -704,8 +710,8 @@ class Cycle:
     def moved(self, unit: Unit, bus: Bus) -> None:
         """A device is on another line, or known anew to its own: it is read before it is written."""
         unit.bus, unit.ticket = bus, None
-        unit.image = replace(unit.image, readback=None, contacted=False)
-        unit.state = arbitration.contact_renewed(unit.state)
+        unit.image = replace(unit.image, readback=None)
+        unit.state = arbitration.unknown_again(unit.state)
 
     def leave(self, tag: str, *, key: str) -> None:
         """A device left the configuration: it goes on under another key until nothing is owed to it."""
@@ -729,7 +735,7 @@ class Cycle:
             self.alarms.forget_device(unit.settings.tag)
 
     def _read_anew(self, unit: Unit, told: DeviceResult) -> None:
-        unit.image = replace(unit.image, readback=None, contacted=False)
+        unit.image = replace(unit.image, readback=None)
         unit.ticket = None
         self._let_go(unit, told)
 

@@ -21,7 +21,15 @@ from edge.drivers.registry import DRIVERS, Drivers
 from edge.profiles.model import profile_to_builtins
 from edge.runtime.bus import Bus
 from edge.runtime.clock import Clock
-from edge.runtime.config import ControlPoint, Endpoint, Plan, Planned, Profiles, planned_device
+from edge.runtime.config import (
+    LEAVING,
+    ControlPoint,
+    Endpoint,
+    Plan,
+    Planned,
+    Profiles,
+    planned_device,
+)
 from edge.runtime.cycle import Cycle, Unit
 from edge.runtime.database import StoreFailed
 from edge.runtime.documents import DocumentRefused
@@ -237,7 +245,7 @@ class Fleet:
 
     def _leaving_key(self, device_id: str) -> str:
         """What lines, cycle and store call a device that left."""
-        key = f"leaving:{device_id}"
+        key = f"{LEAVING}{device_id}"
         unusable = {key for key, _ in self._unusable.values()}
         while key in self._leaving or key in unusable:
             key += "+"

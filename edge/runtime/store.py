@@ -22,6 +22,7 @@ import structlog
 from edge.core.arbitration import Lapse, Retirement
 from edge.core.clock import Reference
 from edge.core.commands import Hold, Order
+from edge.core.traces import Traces
 from edge.core.wear import EMPTY_LEDGER, Ledger
 from edge.runtime.database import Database, StoreFailed
 from edge.runtime.outbox import SLICE, Outbox
@@ -45,7 +46,7 @@ class Kept(msgspec.Struct, frozen=True, omit_defaults=True):
     hold: Hold | None = None
     last_order: Order = (0, 0)
     lapse: Lapse | None = None
-    asked: float | None = None
+    asked: Traces = ()
     confirmed: float | None = None
     ledger: Ledger = EMPTY_LEDGER
     retirement: Retirement | None = None

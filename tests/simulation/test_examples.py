@@ -56,6 +56,23 @@ def test_hold_ends_though_its_device_cannot_be_used_as_configured_and_the_proces
     assert world.limit(A) == 100
 
 
+def test_fallback_owed_at_a_boot_without_the_time_is_the_default(world):
+    # It was decided by the schedule as if the clock could be trusted, and that then stayed for 15 minutes.
+    world.add(A, port=1)
+    world.configure()
+    world.schedule(TODAY, {"10:00": 80.0})
+    world.start()
+    settle(world)
+    world.setpoint(hold_s=60.0, INVERTER_01=30.0)
+    world.run(2.0)
+
+    world.kernel_knows_time(vouches=False)
+    world.reboot()
+    settle(world)
+
+    assert world.limit(A) == 100
+
+
 def test_document_overtaken_by_its_successor_is_forgotten(world):
     # It took the place of the newer one, which the manifest listed a moment later.
     world.add(A, port=1)

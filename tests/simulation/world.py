@@ -422,8 +422,9 @@ class World:
         self.note("kill", self.who)
         self._disks += 1
         after = self.directory / f"disk-{self._disks}"
-        # The files as they are, the database's log among them; its shared memory dies with the process.
-        shutil.copytree(self._disk, after, ignore=shutil.ignore_patterns("*-shm", ".new-*"))
+        # The files as they are, the database's log among them; its shared memory dies with the process. The
+        # ring of reasons is no promise, and a thread of its own may just be writing it.
+        shutil.copytree(self._disk, after, ignore=shutil.ignore_patterns("*-shm", ".new-*", "reasons.*"))
         self.plant.bury(self.who)
         self.broker.bury(self.who)
         moment = self.now_s
