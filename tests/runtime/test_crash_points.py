@@ -364,8 +364,8 @@ def live(directory: Path, registers: Registers, pipe: int, *, die_at: int) -> No
     try:
         # Nothing of the product knows that it is watched: all this is the interpreter's.
         sys.addaudithook(audit)
-        os.fsync = synced(os.fsync)
-        sqlite3.connect = traced(sqlite3.connect)
+        os.fsync = synced(os.fsync)  # type: ignore[assignment]
+        sqlite3.connect = traced(sqlite3.connect)  # type: ignore[assignment]
         asyncio.run(script(directory, registers, say))
         say({"steps": steps})
         status = 0

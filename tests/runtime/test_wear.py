@@ -22,7 +22,8 @@ def wearing(*, per_day: int = 6, write_class: str = "persistent") -> Profile:
     kind = profile()
     assert kind.limit is not None
     limit = msgspec.structs.replace(kind.limit, write_class=write_class, writes_per_day=per_day)
-    return msgspec.structs.replace(kind, limit=limit)
+    # Patient: a write that a busy machine is late to answer would count twice.
+    return msgspec.structs.replace(kind, limit=limit, timeout_ms=5000)
 
 
 def writes(plant: Plant, tag: str = A) -> int:
@@ -82,23 +83,25 @@ async def test_renewal_of_the_same_value_is_never_refused_and_never_written(tmp_
         assert (plant.limit(A), writes(plant)) == (30, 1)
 
 
+def alarms(plant: Plant) -> list[tuple[str, str, str]]:
+    return [(alarm.code, alarm.device, alarm.detail) for alarm in plant.cycle.alarms.standing]
+
+
 async def test_alarm_stands_from_four_fifths_of_the_budget_until_the_day_ends(tmp_path):
     async with running_plant(tmp_path) as plant:
         await plant.add(A, wearing(per_day=5))
         plant.apply()
         await spend(plant, 10, 20, 30)
-        assert plant.cycle.alarms.standing == ()
+        assert alarms(plant) == []
         await spend(plant, 40)
-        (alarm,) = plant.cycle.alarms.standing
-        assert (alarm.code, alarm.device) == ("wear", A)
-        assert alarm.detail == "4 of 5 writes of today are spent"
+        assert alarms(plant) == [("wear", A, "4 of 5 writes of today are spent")]
 
         await plant.run(65, lambda: plant.limit(A) == 100)
         midnight = datetime(2026, 3, 3, tzinfo=UTC) - plant.clock.now().utc
         plant.clock.jump_wall(midnight.total_seconds() - 10)
         await plant.run(5)
-        assert plant.cycle.alarms.standing
-        await plant.run(10, lambda: not plant.cycle.alarms.standing)
+        assert alarms(plant)
+        await plant.run(10, lambda: not alarms(plant))
         assert plant.cycle.units[A].state.spent_today == 0
         await spend(plant, 10, 20)
 
@@ -247,7 +250,7 @@ async def test_drift_of_a_register_that_wears_is_mended_while_the_budget_allows(
             plant.set_by_another(A, 77)
             await plant.run(305)
             mended += plant.limit(A) == 30
-        assert (mended, writes(plant)) == (2, 3)
+        assert (mended, writes(plant)) == (3, 4)
 
         # What is left is kept for the release.
         answer = plant.release(A)[A]
