@@ -361,7 +361,8 @@ def _retire(state: DeviceState, image: ProcessImage) -> tuple[DeviceState, Decis
     because = _left_because(state, image.readback, default)
     if because is None:
         # What stands in the device is read before it is touched.
-        write = WriteReason.RETIRED if image.readback is not None or not settings.readable else None
+        looked = image.readback is not None or state.is_met or not settings.readable
+        write = WriteReason.RETIRED if looked else None
         asked = state.asked if write is None else leave(state.asked, default, tolerance=settings.tolerance)
         state = replace(state, hold=None, lapse=None, resolved=None, ramp=None, asked=asked)
         return state, Decision(

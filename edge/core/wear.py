@@ -56,3 +56,17 @@ def count(ledger: Ledger, writes: Mapping[str, int]) -> Ledger:
         before = registers.get(name, Count())
         registers[name] = Count(before.today + number, before.ever + number)
     return Ledger(ledger.day, registers)
+
+
+def merged(ledger: Ledger, other: Ledger) -> Ledger:
+    """Two devices' writes to the same registers, as one's; today is the later of their days."""
+    days = [each.day for each in (ledger, other) if each.day is not None]
+    latest = max(days, default=None)
+    total = Ledger(latest)
+    for each in (ledger, other):
+        for name, found in each.registers.items():
+            before = total.registers.get(name, Count())
+            today = found.today if each.day == latest else 0
+            registers = {**total.registers, name: Count(before.today + today, before.ever + found.ever)}
+            total = Ledger(latest, registers)
+    return total

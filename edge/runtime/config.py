@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,6 +28,10 @@ MAX_PORT = 65535
 MAX_UNIT = 255
 # On a line, 0 is everybody, whom nobody answers for; above 247 is reserved (Modbus over Serial Line, 2.2).
 MIN_LINE_UNIT, MAX_LINE_UNIT = 1, 247
+MAX_TAG = 64
+MAX_HOST = 253
+# What the lines and the store call a device that left begins with this: no other device may be called so.
+LEAVING = "leaving:"
 # A reading older than 15 min is never served as current.
 MIN_POLL_S, MAX_POLL_S = 0.1, 900.0
 
@@ -113,7 +118,7 @@ def plan(body: Mapping[str, object]) -> Plan:
     owners: dict[ControlPoint, str] = {}
     profiles = Profiles(config.profiles)
     for number, raw in enumerate(config.devices):
-        name = str(raw.get("tag", f"device {number}"))
+        name = str(raw.get("tag") or f"device {number}")[:MAX_TAG]
         try:
             planned = planned_device(raw, config.site, profiles)
             if planned.config.tag in devices:
@@ -152,6 +157,7 @@ def planned_device(raw: Mapping[str, object], site: SiteConfig, profiles: Profil
         raise DocumentRefused(f"profile {error} is not in the configuration") from error
     except (msgspec.ValidationError, ProfileError) as error:
         raise DocumentRefused(str(error)) from error
+    _check_tag(device.tag)
     if profile.protocol not in DRIVERS:
         raise DocumentRefused(f"this node's software does not speak {profile.protocol.value}")
     endpoint = _endpoint(device, profile)
@@ -166,6 +172,18 @@ def planned_device(raw: Mapping[str, object], site: SiteConfig, profiles: Profil
     return Planned(device, profile, settings, endpoint)
 
 
+def _check_tag(tag: str) -> None:
+    """Refuse a name that nobody could type or read, or that is not one device's alone."""
+    if not tag.strip() or len(tag) > MAX_TAG or not tag.isprintable():
+        raise DocumentRefused(
+            f"tag {tag[:MAX_TAG]!r}: expected 1 to {MAX_TAG} characters that can be printed"
+        )
+    if tag.startswith(LEAVING):
+        raise DocumentRefused(
+            f"tag {tag!r}: a name that begins with {LEAVING!r} is kept for devices that left"
+        )
+
+
 def _endpoint(device: DeviceConfig, profile: Profile) -> Endpoint:
     """Refuse what no connection could be made of; the line would end over it, and the node with it."""
     if not MIN_POLL_S <= device.poll_s <= MAX_POLL_S:
@@ -176,15 +194,27 @@ def _endpoint(device: DeviceConfig, profile: Profile) -> Endpoint:
         raise DocumentRefused(f"unit {device.unit}: expected {lowest} to {highest}")
     if device.serial_port:
         return Endpoint(profile.protocol, serial=_serial(device, profile))
-    try:
-        resolvable = bool(device.host) and "\0" not in device.host and bool(device.host.encode("idna"))
-    except UnicodeError:
-        resolvable = False
-    if not resolvable:
-        raise DocumentRefused(f"host {device.host!r}: expected a name or an address")
+    host = _host(device.host)
+    if host is None:
+        raise DocumentRefused(f"host {device.host[:MAX_HOST]!r}: expected a name or an address")
     if not 1 <= device.port <= MAX_PORT:
         raise DocumentRefused(f"port {device.port}: expected 1 to {MAX_PORT}")
-    return Endpoint(profile.protocol, device.host, device.port)
+    return Endpoint(profile.protocol, host, device.port)
+
+
+def _host(text: str) -> str | None:
+    """The one spelling of a name or an address, or two devices could own one control point; None: neither."""
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        pass
+    if not text.isprintable() or any(letter.isspace() or letter in "/\\@:" for letter in text):
+        return None
+    try:
+        name = text.encode("idna").decode("ascii")
+    except UnicodeError:
+        return None
+    return name.lower().removesuffix(".") or None if len(name) <= MAX_HOST else None
 
 
 def _serial(device: DeviceConfig, profile: Profile) -> SerialSettings:

@@ -18,6 +18,7 @@ import structlog
 from edge.drivers.registry import DRIVERS, Drivers
 from edge.runtime.clock import Clock, HostClock, SteeredClock, trusts_host
 from edge.runtime.control import Watchers, build_control
+from edge.runtime.database import StoreFailed
 from edge.runtime.garbage import Collector
 from edge.runtime.link import Link
 from edge.runtime.logs import configure_logging
@@ -32,6 +33,7 @@ from edge.wire.topics import NodeTopics
 
 log = structlog.get_logger()
 
+EXIT_FAILED = 1
 EXIT_BUS_TAKEN = 75  # EX_TEMPFAIL: another process may talk to these devices
 # How often a node that waits for the guard looks, and shows that it is alive.
 LOOK_S = 0.05
@@ -217,7 +219,12 @@ def main(argv: Sequence[str]) -> int:
     )
     options = parser.parse_args(argv)
     configure_logging()
-    password = options.password_file.read_text(encoding="utf-8").strip() if options.password_file else None
+    try:
+        password = (
+            options.password_file.read_text(encoding="utf-8").strip() if options.password_file else None
+        )
+    except (OSError, UnicodeDecodeError) as error:
+        parser.error(f"--password-file {options.password_file}: {error}")
     try:
         broker = broker_from_url(
             options.broker,
@@ -234,6 +241,10 @@ def main(argv: Sequence[str]) -> int:
     except BusTaken as error:
         print(f"{error}; stop it first", file=sys.stderr)  # noqa: T201 - said to whoever started us
         return EXIT_BUS_TAKEN
+    except (OSError, StoreFailed) as error:
+        # Of the state directory: what a task of the running node raises comes as a group.
+        log.error("the node cannot work", state=str(options.state), error=str(error))  # noqa: TRY400
+        return EXIT_FAILED
     return 0
 
 

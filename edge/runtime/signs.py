@@ -112,6 +112,7 @@ class SignedLock:
         self._clock = clock
         self._role = role
         self._handle, self.writable = _open(path)
+        self._is_holder = False
         started = process_started_ticks(os.getpid())
         if started is None:
             raise OSError("/proc does not show this process")
@@ -125,6 +126,7 @@ class SignedLock:
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
+        self._is_holder = True
         self.stamp(phase)
         return True
 
@@ -147,6 +149,12 @@ class SignedLock:
 
     def read(self) -> Sign | None:
         """The sign of whoever holds it; None where there is none that can be read."""
+        if not self._is_holder and not self._is_in_place():
+            # A holder signs the file that is there now; the deleted one shows its last sign for ever.
+            try:
+                self._reopen()
+            except OSError:
+                return None
         for _ in range(_READ_TRIES):
             checksum, _, text = os.pread(self._handle, _LINE, 0).strip(b" \n").partition(b" ")
             if checksum == b"%08x" % zlib.crc32(text):
@@ -159,6 +167,7 @@ class SignedLock:
     def release(self) -> None:
         """Give it up, sign first: from then on nobody takes this process for its holder."""
         self._write(_line(b"free"))
+        self._is_holder = False
         fcntl.flock(self._handle, fcntl.LOCK_UN)
 
     def close(self) -> None:
@@ -179,6 +188,7 @@ class SignedLock:
     def _reopen(self) -> None:
         before = self._handle
         self._handle, self.writable = _open(self.path)
+        self._is_holder = False
         os.close(before)
 
     def _write(self, line: bytes) -> None:

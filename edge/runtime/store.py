@@ -127,6 +127,15 @@ class Store:
                 log.error("kept state of a device cannot be read", device=tag, error=str(error))  # noqa: TRY400
         return found
 
+    def device(self, tag: str) -> Kept | None:
+        """What is kept of one device; None where it is nothing, or cannot be read."""
+        for (kept,) in self._db.rows("SELECT kept FROM device WHERE tag = ?", (tag,)):
+            try:
+                return self._kept.decode(kept)
+            except msgspec.DecodeError as error:
+                log.error("kept state of a device cannot be read", device=tag, error=str(error))  # noqa: TRY400
+        return None
+
     def keep(self, devices: Iterable[tuple[str, Kept]]) -> None:
         """Keep these; `StoreFailed` where the disk takes nothing."""
         with self.transaction():

@@ -74,6 +74,10 @@ def test_cyclic_write_timeout_out_of_range_refuses_the_configuration(period):
         ({"host": "two..dots"}, "host"),
         ({"host": "a" * 70}, "host"),
         ({"host": "a\0b"}, "host"),
+        ({"host": "   "}, "host"),
+        ({"host": "http://10.0.0.9:502"}, "host"),
+        ({"host": "10.0.0.9:502"}, "host"),
+        ({"host": "a." * 5000}, "host"),
         ({"port": 0}, "port"),
         ({"port": 65536}, "port"),
         ({"unit": 256}, "unit"),
@@ -83,6 +87,12 @@ def test_cyclic_write_timeout_out_of_range_refuses_the_configuration(period):
         ({"poll_s": 1e400}, "poll_s"),
         ({"lifetime": "for ever"}, "Lifetime"),
         ({"tag": None}, "tag"),
+        ({"tag": ""}, "tag"),
+        ({"tag": " "}, "tag"),
+        ({"tag": "a\nb"}, "tag"),
+        ({"tag": "a\0b"}, "tag"),
+        ({"tag": "A" * 65}, "tag"),
+        ({"tag": "leaving:B"}, "tag"),
         ({"port": "502"}, "port"),
     ],
 )
@@ -92,6 +102,21 @@ def test_device_that_cannot_be_used_is_refused_alone(changes, complaint):
     assert list(plan.devices) == ["B"]
     (reason,) = plan.refused.values()
     assert complaint in reason
+
+
+@pytest.mark.parametrize("tag", ["A", "A" * 64, "Zähler 3", "roof/east", """it's "it\"""", "+"])
+def test_name_that_people_can_read_is_a_tag(tag):
+    assert list(config.plan(body(device(tag))).devices) == [tag]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("pv.example", "PV.Example."), ("::1", "0:0:0:0:0:0:0:1"), ("bücher.example", "xn--bcher-kva.example")],
+)
+def test_two_spellings_of_a_host_are_one_control_point(one, other):
+    plan = config.plan(body(device("A", host=one), device("B", host=other)))
+
+    assert plan.refused == {"B": "its control point is that of A"}
 
 
 def line_device(tag: str = "A", **changes: Any) -> dict[str, Any]:

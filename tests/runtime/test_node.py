@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from edge.runtime.clock import HostClock
-from edge.runtime.node import EXIT_BUS_TAKEN, bus_lock
+from edge.runtime.node import EXIT_BUS_TAKEN, EXIT_FAILED, bus_lock
 from edge.simulators.modbus import Fault
 from edge.wire.messages import Presence
 from edge.wire.topics import NodeTopics
@@ -104,6 +104,36 @@ async def test_stopped_node_ends_with_zero(site):
     process.send_signal(signal.SIGTERM)
 
     assert await asyncio.to_thread(process.wait, 20) == 0
+
+
+@pytest.mark.services
+@pytest.mark.parametrize("place", ["file", "file/below", "full_of_something_else"])
+async def test_node_says_what_is_wrong_with_its_state_directory(site, tmp_path, place):
+    (tmp_path / "file").touch()
+    (tmp_path / "full_of_something_else" / "node.sqlite3").mkdir(parents=True)
+    site.state = tmp_path / place
+    process = site.start("mqtt://127.0.0.1:1")
+
+    assert await asyncio.to_thread(process.wait, 20) == EXIT_FAILED
+    assert process.stderr is not None
+    said = process.stderr.read()
+    assert b"the node cannot work" in said
+    assert b"Traceback" not in said
+
+
+@pytest.mark.services
+@pytest.mark.parametrize("content", [None, b"\xc9\x00"])
+async def test_node_says_what_is_wrong_with_its_password_file(site, tmp_path, content):
+    password = tmp_path / "password"
+    if content is not None:
+        password.write_bytes(content)
+    process = site.start("mqtt://127.0.0.1:1", password_file=password)
+
+    assert await asyncio.to_thread(process.wait, 20) == 2
+    assert process.stderr is not None
+    said = process.stderr.read()
+    assert b"--password-file" in said
+    assert b"Traceback" not in said
 
 
 async def test_dead_device_delays_no_other_and_is_written_soon_after_its_return(site, central, broker):

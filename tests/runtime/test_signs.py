@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -181,6 +182,21 @@ async def test_guard_yields_to_a_node_that_lives_and_to_no_other(tmp_path):
         assert watched.guard_has_the_bus()
 
         wanted.stamp(Phase.WAITING)
+        watched.clock.advance(0.1)
+        await until(lambda: watched.bus.take(Phase.RUNNING))
+        wanted.close()
+
+
+async def test_guard_yields_to_a_node_that_asks_in_a_directory_made_anew(tmp_path):
+    state = tmp_path / "state"
+    async with watching(state) as watched:
+        watched.bus.release()
+        shutil.rmtree(state)
+        await watched.clock.run(1, tasks=1)
+        await until(watched.guard_has_the_bus)
+
+        wanted = SignedLock(state / BUS_WANTED, role=Role.NODE, clock=watched.clock)
+        assert wanted.take(Phase.WAITING)
         watched.clock.advance(0.1)
         await until(lambda: watched.bus.take(Phase.RUNNING))
         wanted.close()
