@@ -364,7 +364,7 @@ def _retire(state: DeviceState, image: ProcessImage) -> tuple[DeviceState, Decis
         looked = image.readback is not None or state.is_met or not settings.readable
         write = WriteReason.RETIRED if looked else None
         asked = state.asked if write is None else leave(state.asked, default, tolerance=settings.tolerance)
-        state = replace(state, hold=None, lapse=None, resolved=None, ramp=None, asked=asked)
+        state = replace(state, hold=None, lapse=None, resolved=None, asked=asked)
         return state, Decision(
             settings.tag,
             default,

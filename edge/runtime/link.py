@@ -220,7 +220,10 @@ class Link:
                 "link is up", broker=f"{self._broker.host}:{self._broker.port}", session=self._session_id
             )
             try:
-                await self._serve(session)
+                # In a task of its own: on Python 3.11 a task group that ends by the error of a member leaves
+                # the task around it marked as cancelled. Who asks for that mark would take a loss of the link
+                # for a request to stop, and never connect again.
+                await asyncio.create_task(self._serve(session), name="link session")
             finally:
                 self._live = None
                 with contextlib.suppress(LinkDown):

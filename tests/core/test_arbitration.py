@@ -17,15 +17,17 @@ from edge.core.arbitration import (
     contact_renewed,
     decide,
     explain,
+    kept_alive,
     reconfigure,
     release,
     resume,
     retire,
     spend,
+    unknown_again,
     written,
 )
-from edge.core.commands import BEFORE_ALL, Refusal, Source, WriteClass
-from edge.core.cyclic import WriteReason
+from edge.core.commands import BEFORE_ALL, Lifetime, Refusal, Source, WriteClass
+from edge.core.cyclic import KeepAlive, KeepAliveDue, WriteReason
 from edge.core.events import (
     FallbackEntered,
     FallbackReached,
@@ -90,6 +92,8 @@ def test_decision_names_the_request_and_when_it_ends(clock):
     state = held(device(), 30.0, clock.now(), sequence=7)
     _, decision = decide(state, EMPTY, clock.now())
     assert decision.request_id == "req-1-7"
+    assert state.hold is not None
+    assert state.hold.category == "inverter"
     assert decision.until_boottime_s == clock.now().boottime_s + 60
     assert decision.until_utc is None
 
@@ -401,10 +405,10 @@ def test_orders_survive_every_restart(clock, same_boot):
     assert refusal is Refusal.SUPERSEDED
 
 
-@pytest.mark.parametrize("unknown_again", [lambda s: resume(s, same_boot=True), contact_renewed])
-def test_device_that_holds_the_resolved_value_is_adopted_unwritten(clock, unknown_again):
+@pytest.mark.parametrize("forget", [lambda s: resume(s, same_boot=True), contact_renewed])
+def test_device_that_holds_the_resolved_value_is_adopted_unwritten(clock, forget):
     state, _ = settled(held(device(), 30.0, clock.now()), clock.now())
-    state, decision = decide(unknown_again(state), ProcessImage(readback=30.2), clock.advance(1))
+    state, decision = decide(forget(state), ProcessImage(readback=30.2), clock.advance(1))
     assert decision.write is None
     assert state.in_force is not None
     assert (state.in_force.value, state.in_force.confirmed) == (30.0, True)
@@ -478,6 +482,43 @@ def test_device_back_under_control_is_judged_by_what_it_holds_now(clock):
     state = reconfigure(state, replace(state.settings, excluded=False))
     _, decision = decide(state, ProcessImage(readback=20.0), clock.advance(1))
     assert (decision.value, decision.write) == (100.0, WriteReason.FOUND)
+
+
+@pytest.mark.parametrize("change", [{"excluded": True}, {"owned_by": "LOGGER_01"}])
+def test_device_never_under_control_is_not_retired_and_owes_nothing(clock, change):
+    state = resume(device(**change), same_boot=True)
+    after, decision = decide(state, ProcessImage(readback=30.0), clock.now())
+    assert (after.retirement, decision.events) == (None, ())
+    held_once = held(device(), 30.0, clock.now())
+    lapse = resume(held_once, same_boot=False).lapse
+    stale = replace(state, hold=held_once.hold, lapse=lapse, resolved=(30.0, Source.DIRECT))
+    assert decide(stale, ProcessImage(readback=30.0), clock.now())[0] == after
+
+
+@pytest.mark.parametrize("change", [{"excluded": True}, {"owned_by": "LOGGER_01"}])
+def test_held_device_never_reached_that_left_control_meanwhile_ends_its_hold(clock, change):
+    state = held(device(), 30.0, clock.now())
+    state = resume(replace(state, settings=replace(state.settings, **change)), same_boot=True)
+    state, decision = decide(state, EMPTY, clock.now())
+    assert [type(event) for event in decision.events] == [FallbackEntered, Retired]
+    assert state.hold is None
+
+
+@pytest.mark.parametrize("change", [{"excluded": True}, {"owned_by": "LOGGER_01"}])
+def test_scheduled_device_that_left_control_while_nobody_was_here_is_retired(clock, change):
+    state, _ = settled(device(schedule=slots({"10:00": 30.0})), clock.now())
+    assert state.hold is None
+    state = resume(replace(state, settings=replace(state.settings, **change)), same_boot=True)
+    _, decision = decide(state, ProcessImage(readback=30.0), clock.advance(1))
+    assert decision.write is WriteReason.RETIRED
+
+
+def test_excluded_device_is_not_retired_again_by_another_change_of_its_settings(clock):
+    state = reconfigure(device(), replace(INVERTER, excluded=True))
+    state, _ = decide(state, EMPTY, clock.now())
+    assert state.retirement is Retirement.DONE
+    state = reconfigure(state, replace(INVERTER, excluded=True, default_value=80.0))
+    assert decide(state, EMPTY, clock.now())[1].events == ()
 
 
 @pytest.mark.parametrize("change", [{"excluded": True}, {"owned_by": "LOGGER_01"}])
@@ -634,6 +675,65 @@ def test_default_asked_at_retirement_is_ours_though_never_confirmed(clock):
     state = replace(state, settings=replace(state.settings, default_value=80.0))
     _, decision = decide(state, ProcessImage(readback=100.0), clock.advance(1))
     assert (decision.value, decision.write) == (80.0, WriteReason.RETIRED)
+
+
+def test_value_that_was_adopted_is_ours_at_retirement(clock):
+    # Found as it should be: whoever wrote it, it stands there by our decision now.
+    state, decision = decide(held(device(), 30.0, clock.now()), ProcessImage(readback=30.2), clock.now())
+    assert decision.write is None
+    _, decision = decide(retire(state), ProcessImage(readback=30.2), clock.advance(1))
+    assert decision.write is WriteReason.RETIRED
+
+
+def test_default_that_could_not_be_asked_yet_is_not_ours(clock):
+    state, decision = decide(retiring(clock), EMPTY, clock.advance(1))
+    assert decision.write is None
+    state = replace(state, settings=replace(state.settings, default_value=80.0))
+    _, decision = decide(state, ProcessImage(readback=100.0), clock.advance(1))
+    assert isinstance(decision.events[-1], Retired)
+    assert decision.events[-1].because is RetiredBecause.NOT_OURS
+
+
+def test_contact_made_before_a_change_lets_the_change_arrive_though_it_is_not_read_again(clock):
+    state, _ = decide(device(), ProcessImage(readback=55.0), clock.now())
+    state = written(state, 100.0, clock.now(), confirmed=False)
+    state, _ = decide(held(state, 30.0, clock.now()), EMPTY, clock.advance(1))
+    assert state.is_ours(30.0)
+
+
+@pytest.mark.parametrize("forget", [lambda s: resume(s, same_boot=True), unknown_again])
+def test_contact_of_former_times_lets_nothing_arrive(clock, forget):
+    state, _ = settled(device(), clock.now(), ProcessImage(readback=55.0))
+    state, _ = decide(held(forget(state), 30.0, clock.now()), EMPTY, clock.advance(1))
+    assert not state.is_ours(30.0)
+
+
+def test_lapse_that_was_owed_ends_with_the_retirement(clock):
+    state, _ = settled(held(device(), 30.0, clock.now()), clock.now())
+    state, _ = decide(state, EMPTY, clock.advance(61))
+    assert state.lapse is not None
+    state, decision = decide(retire(state), FOUND_30, clock.now())
+    assert decision.tag == "INVERTER_01"
+    assert state.lapse is None
+
+
+def test_slot_of_before_is_not_kept_under_an_untrusted_clock_by_a_device_that_comes_back(clock):
+    state = device(schedule=slots({"10:00": 30.0}))
+    state, _ = settled(state, clock.now())
+    state, _ = decide(retire(state), FOUND_30, clock.advance(1))
+    state = reconfigure(state, state.settings)
+    image = ProcessImage(readback=30.0, clock=Clock(untrusted_since_s=clock.now().boottime_s))
+    assert value_of(state, clock.advance(1), image) == 100.0
+
+
+def test_device_that_comes_back_knows_its_schedule_its_orders_and_its_ledger(clock):
+    state = spend(retiring(clock, schedule=slots({"10:00": 70.0}), budgeted=frozenset({"l"})), {"l": 3})
+    state, _ = decide(state, ProcessImage(readback=100.0), clock.advance(1))
+    assert state.retirement is Retirement.DONE
+    state = reconfigure(state, state.settings)
+    assert admit(state, request(40.0), clock.now())[1] is Refusal.SUPERSEDED
+    assert value_of(state, clock.now()) == 70.0
+    assert state.spent_today == 3
 
 
 def test_nobody_holds_or_releases_a_device_that_leaves(clock):
@@ -846,6 +946,58 @@ def test_unconfirmed_write_to_a_register_nobody_can_read_is_made_again_after_a_r
     assert decision.write is WriteReason.FOUND
 
 
+@pytest.mark.parametrize(
+    ("changes", "write"),
+    [
+        ({}, WriteReason.REPEATED),
+        ({"lifetime": Lifetime.SINGULAR}, None),
+        ({"write_class": WriteClass.PERSISTENT}, None),
+        ({"write_class": WriteClass.UNKNOWN}, None),
+        ({"write_class": WriteClass.UNKNOWN, "accept_wear": True}, None),
+        ({"period_s": 400.0}, None),
+    ],
+)
+def test_resolved_value_is_repeated_every_period_where_it_wears_nothing(clock, changes, write):
+    state, _ = settled(device(**changes), clock.now())
+    _, decision = decide(state, ProcessImage(readback=100.0), clock.advance(300))
+    assert (decision.value, decision.write) == (100.0, write)
+
+
+# --- rule 14: the device's own fallback -----------------------------------------------------------
+
+
+FALLBACK = KeepAlive(100.0, timeout_s=60.0)
+
+
+def test_own_fallback_is_armed_after_the_first_contact_and_kept_from_acting(clock):
+    state = device(keep_alive=FALLBACK, lifetime=Lifetime.SINGULAR)
+    state, decision = decide(state, EMPTY, clock.now())
+    assert decision.keep_alive is None
+    state, decision = decide(state, ProcessImage(readback=100.0), clock.now())
+    assert decision.keep_alive is KeepAliveDue.ARM
+    state = kept_alive(state, 100.0, clock.now())
+    state, decision = decide(state, EMPTY, clock.advance(19.9))
+    assert decision.keep_alive is None
+    # Whatever the lifetime of its values, and without a write of them.
+    state, decision = decide(state, EMPTY, clock.advance(0.1))
+    assert (decision.keep_alive, decision.write) == (KeepAliveDue.REFRESH, None)
+
+
+@pytest.mark.parametrize("forget", [lambda s: resume(s, same_boot=True), contact_renewed])
+def test_own_fallback_is_armed_anew_where_the_device_may_have_restarted(clock, forget):
+    state, _ = decide(device(keep_alive=FALLBACK), ProcessImage(readback=100.0), clock.now())
+    state = forget(kept_alive(state, 100.0, clock.now()))
+    _, decision = decide(state, ProcessImage(readback=100.0), clock.advance(1))
+    assert decision.keep_alive is KeepAliveDue.ARM
+
+
+@pytest.mark.parametrize("change", [{"excluded": True}, {"owned_by": "LOGGER_01"}])
+def test_device_nobody_may_write_is_not_kept_alive(clock, change):
+    state = device(keep_alive=FALLBACK, **change)
+    _, decision = decide(state, ProcessImage(readback=100.0), clock.now())
+    assert decision.keep_alive is None
+
+
 # --- rule 15: ramps -------------------------------------------------------------------------------
 
 
@@ -933,6 +1085,16 @@ def test_fallback_is_owed_until_its_ramp_has_arrived(clock):
     state, values = walk(state, clock, seconds=1)
     assert values == [100.0]
     assert state.lapse is None
+
+
+def test_step_made_by_a_bound_is_paid_for_like_any_other(clock):
+    state = reconfigure(ramped(clock), replace(ramped(clock).settings, bounds=(Bound("grid", maximum=40.0),)))
+    state, _ = settled(held(state, 30.0, clock.advance(30)), clock.now())
+    assert value_of(state, clock.now()) == 40.0
+
+
+def test_slow_ramps_are_ramps():
+    assert device(ramp_pct_per_min=0.6).settings.ramp_per_s == 0.01
 
 
 @pytest.mark.parametrize("ramp", [0.0, -1.0, math.nan, math.inf])

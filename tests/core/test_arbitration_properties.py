@@ -83,7 +83,7 @@ def test_lower_source_never_beats_a_higher_one(at, image, value, loop):
     held, refusal = admit(state, replace(request(value), order=order), now)
     if refusal is None:
         _, decision = decide(held, image, now)
-        assert (decision.source, decision.value) == (Source.DIRECT, allowed)
+        assert (decision.source, decision.target) == (Source.DIRECT, allowed)
     vacant, _ = release(state, order)
     with_loop = replace(image, loop_value=loop)
     _, decision = decide(vacant, with_loop, now)

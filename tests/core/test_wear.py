@@ -6,7 +6,7 @@ from datetime import date, timedelta
 
 import pytest
 
-from edge.core.wear import EMPTY_LEDGER, Count, Ledger, begin_day, count
+from edge.core.wear import EMPTY_LEDGER, Count, Ledger, begin_day, count, merged
 
 TODAY = date(2026, 3, 2)
 SPENT = Ledger(TODAY, {"limit": Count(today=7, ever=100), "enable": Count(today=2, ever=3)})
@@ -44,3 +44,22 @@ def test_clock_that_was_a_year_ahead_costs_one_budget_and_not_a_year_of_them():
     ledger = begin_day(SPENT, TODAY - timedelta(days=365))
     assert ledger == Ledger(TODAY - timedelta(days=365), SPENT.registers)
     assert begin_day(ledger, TODAY - timedelta(days=364)).today({"limit"}) == 0
+
+
+@pytest.mark.parametrize(
+    ("other_day", "limit"),
+    [
+        (TODAY, Count(12, 140)),
+        (TODAY - timedelta(days=1), Count(7, 140)),
+        (TODAY + timedelta(days=1), Count(5, 140)),
+        (None, Count(7, 140)),
+    ],
+)
+def test_registers_that_passed_from_one_device_to_another_keep_both_their_writes(other_day, limit):
+    other = Ledger(other_day, {"limit": Count(5, 40), "ramp": Count(1, 1)})
+    for one, two in ((SPENT, other), (other, SPENT)):
+        ledger = merged(one, two)
+        assert ledger.day == max(TODAY, other_day or TODAY)
+        assert ledger.registers["limit"] == limit
+        assert ledger.registers["ramp"].ever == 1
+    assert merged(EMPTY_LEDGER, EMPTY_LEDGER) == EMPTY_LEDGER
