@@ -14,7 +14,7 @@ PYTEST := $(RUN) -m pytest
 DJANGO := SGM_SECRET_KEY=only-for-checks SGM_DATABASE_URL=sqlite:///:memory: $(RUN) manage.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-reset test test-quick test-all lint types migrations-check check services bench-latency bench-edge bench-lines bench-backlog
+.PHONY: help demo demo-reset test test-quick test-all coverage mutation lint types migrations-check check services bench-latency bench-edge bench-lines bench-backlog
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
@@ -30,11 +30,21 @@ test: $(VENV)/.dev-installed services ## the suite with real services on SQLite,
 	$(PYTEST)
 
 test-quick: $(VENV)/.dev-installed ## what needs no service, in about a minute
-	$(PYTEST) -m "not services and not system and not long" --simulation-steps 100
+	HYPOTHESIS_PROFILE=quick $(PYTEST) -m "not services and not system and not long" --simulation-steps 100 \
+		-n 2 --dist loadfile
 
 test-all: test ## `make test` and the long runs
+	HYPOTHESIS_PROFILE=long $(PYTEST) -q tests/core
 	$(PYTEST) -q -s tests/simulation/test_machine.py --simulation-steps 10000
+	$(PYTEST) -q -s tests/runtime/test_crash_points.py --every-crash-point
 	$(RUN) -m tests.servers postgres $(PYTEST) --only-database
+
+coverage: $(VENV)/.dev-installed ## that no branch of edge/core goes untested
+	HYPOTHESIS_PROFILE=quick $(RUN) -m coverage run -m pytest -q tests/core
+	$(RUN) -m coverage report
+
+mutation: $(VENV)/.dev-installed ## whether the core's tests notice a changed core, in a quarter of an hour
+	@.ci/mutation $(RUN)
 
 lint: $(VENV)/.dev-installed ## style, format, and who may import whom
 	$(RUN) -m ruff check
@@ -48,7 +58,7 @@ migrations-check: $(VENV)/.dev-installed ## Django's checks, and that no migrati
 	$(DJANGO) check
 	$(DJANGO) makemigrations --check --dry-run
 
-check: lint types migrations-check test ## exactly what CI runs
+check: lint types migrations-check coverage test ## exactly what CI runs
 
 bench-latency: $(VENV)/.dev-installed services ## from a PUT to the register, beside the floor of the same run
 	@exec $(RUN) -m bench.latency

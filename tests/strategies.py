@@ -72,6 +72,10 @@ def settings(draw: st.DrawFn, *, controlled: bool | None = None) -> DeviceSettin
         write_class=draw(st.sampled_from(WriteClass)),
         period_s=draw(st.floats(10, 86400)),
         tolerance=draw(st.floats(0, 5)),
+        ramp_pct_per_min=draw(st.one_of(st.none(), st.floats(0.1, 6000))),
+        writes_per_day=draw(st.one_of(st.none(), st.integers(2, 100))),
+        accept_wear=draw(st.booleans()),
+        readable=draw(st.booleans()),
     )
 
 

@@ -47,6 +47,7 @@ from edge.core.instant import Instant
 from edge.core.quantities import Bound, apply_bounds
 from edge.core.ramp import Ramp, move
 from edge.core.schedule import NO_SCHEDULE, Schedule, slot_end, value_at
+from edge.core.traces import Traces, contain, leave
 from edge.core.watchdog import MAX_TIME_LIMIT_S, MIN_TIME_LIMIT_S, has_lapsed, is_time_limit, shorten
 from edge.core.wear import EMPTY_LEDGER, Ledger, begin_day, count
 
@@ -153,10 +154,11 @@ class Retirement(StrEnum):
 class DeviceState:
     """The priority array of one device, and what is known of the device itself.
 
-    `in_force` is None until something is known: then the read-back decides whether to write at all. `asked`
-    and `confirmed` are the value last asked of the line and the one last confirmed by the device, by whatever
-    process and boot: what stands in the device is ours if it is one of them. `ramp` is None until a value is
-    known to start from.
+    `in_force` is None until something is known: then the read-back decides whether to write at all. `is_met`
+    tells that the device was in contact since, and a write may have been carried out.
+    `confirmed` is the value the device last confirmed, `asked` what has been asked of its line since, both by
+    whatever process and boot: what stands in the device is ours if it is one of them. `ramp` is None until a
+    value is known to start from.
     """
 
     settings: DeviceSettings
@@ -164,9 +166,10 @@ class DeviceState:
     hold: Hold | None = None
     last_order: Order = BEFORE_ALL
     in_force: InForce | None = None
+    is_met: bool = False
     lapse: Lapse | None = None
     resolved: tuple[float, Source] | None = None
-    asked: float | None = None
+    asked: Traces = ()
     confirmed: float | None = None
     ramp: Ramp | None = None
     ledger: Ledger = EMPTY_LEDGER
@@ -184,12 +187,17 @@ class DeviceState:
         per_day = self.settings.writes_per_day
         return per_day is not None and self.spent_today >= WEAR_ALARM * per_day
 
+    @property
+    def was_written(self) -> bool:
+        """Tell whether anything in the device may be this node's."""
+        return self.confirmed is not None or bool(self.asked)
+
     def is_ours(self, readback: float) -> bool:
-        """Tell whether a value found in the device is one this node has put there."""
-        return any(
-            value is not None and abs(readback - value) <= self.settings.tolerance
-            for value in (self.asked, self.confirmed)
-        )
+        """Tell whether a value found in the device is one this node has put there, or may have."""
+        tolerance = self.settings.tolerance
+        if self.confirmed is not None and abs(readback - self.confirmed) <= tolerance:
+            return True
+        return contain(self.asked, readback, tolerance=tolerance)
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,8 +235,11 @@ def decide(state: DeviceState, image: ProcessImage, now: Instant) -> tuple[Devic
     if state.retirement is Retirement.OWED:
         return _retire(state, image)
     settings = state.settings
-    if not settings.is_controlled:
+    if not settings.is_controlled or state.retirement is Retirement.DONE:
         return replace(state, hold=None, lapse=None, resolved=None), Decision(settings.tag, None)
+    # Until a device has been read what stands in it is older than anything asked for now, and is not ours
+    # because we meanwhile came to want the same.
+    is_met = state.is_met or image.readback is not None or not settings.readable
     events: list[Event] = []
     hold, lapse = state.hold, state.lapse
     if hold is not None and has_lapsed(hold, now=now):
@@ -249,9 +260,12 @@ def decide(state: DeviceState, image: ProcessImage, now: Instant) -> tuple[Devic
     )
     if ramp is not None and value != ramp.value:
         ramp = replace(ramp, value=value)
+    in_force = state.in_force
+    if in_force is None and state.confirmed is not None and _keeps_what_it_confirmed(state):
+        in_force = InForce(state.confirmed, now.boottime_s, confirmed=True)
     write = write_due(
         value,
-        in_force=state.in_force,
+        in_force=in_force,
         readback=image.readback,
         tolerance=settings.tolerance,
         lifetime=settings.lifetime,
@@ -260,14 +274,13 @@ def decide(state: DeviceState, image: ProcessImage, now: Instant) -> tuple[Devic
         period_s=settings.period_s,
         now_boottime_s=now.boottime_s,
     )
-    in_force, asked, confirmed = state.in_force, state.asked, state.confirmed
+    asked, confirmed = state.asked, state.confirmed
     if in_force is None and write is None:
         # The device holds the resolved value already: adopted, not written.
         in_force = InForce(value, now.boottime_s, confirmed=True)
-        confirmed = value
-    if write is not None and (in_force is not None or image.readback is not None):
-        # (Before the first contact nothing is written, and what stands in the device may be older than that.)
-        asked = value
+        confirmed, asked = value, ()
+    if write is not None and is_met:
+        asked = leave(asked, value, tolerance=settings.tolerance)
     if lapse is not None and write is None and value == target:
         # A request for what the device falls back to lapses like any other, but leaves nothing to write: no
         # write will ever confirm it, so it ends here.
@@ -295,18 +308,20 @@ def decide(state: DeviceState, image: ProcessImage, now: Instant) -> tuple[Devic
     before = (
         state.hold,
         state.lapse,
+        state.is_met,
         state.in_force,
         state.resolved,
         state.asked,
         state.confirmed,
         state.ramp,
     )
-    if (hold, lapse, in_force, resolved, asked, confirmed, ramp) != before:
+    if (hold, lapse, is_met, in_force, resolved, asked, confirmed, ramp) != before:
         # Of most devices nothing changes in most turns, and a copy is half of what a turn costs.
         state = replace(
             state,
             hold=hold,
             lapse=lapse,
+            is_met=is_met,
             in_force=in_force,
             resolved=resolved,
             asked=asked,
@@ -314,6 +329,12 @@ def decide(state: DeviceState, image: ProcessImage, now: Instant) -> tuple[Devic
             ramp=ramp,
         )
     return state, decision
+
+
+def _keeps_what_it_confirmed(state: DeviceState) -> bool:
+    """Tell whether a device nobody can read holds what it last confirmed, whatever happened since."""
+    settings = state.settings
+    return not settings.readable and settings.write_class is WriteClass.PERSISTENT and not state.asked
 
 
 def _ramp(state: DeviceState, target: float, image: ProcessImage, now: Instant) -> Ramp | None:
@@ -340,8 +361,11 @@ def _retire(state: DeviceState, image: ProcessImage) -> tuple[DeviceState, Decis
     because = _left_because(state, image.readback, default)
     if because is None:
         # What stands in the device is read before it is touched.
-        write = WriteReason.RETIRED if image.readback is not None or not settings.readable else None
-        return replace(state, hold=None, lapse=None, resolved=None, ramp=None), Decision(
+        looked = image.readback is not None or state.is_met or not settings.readable
+        write = WriteReason.RETIRED if looked else None
+        asked = state.asked if write is None else leave(state.asked, default, tolerance=settings.tolerance)
+        state = replace(state, hold=None, lapse=None, resolved=None, asked=asked)
+        return state, Decision(
             settings.tag,
             default,
             target=default,
@@ -369,7 +393,7 @@ def _left_because(state: DeviceState, found: float | None, default: float) -> Re
     in_force = state.in_force
     if in_force is not None and in_force.confirmed and in_force.value == default:
         return RetiredBecause.BACK_AT_DEFAULT
-    if state.asked is None and state.confirmed is None:
+    if not state.was_written:
         return RetiredBecause.NEVER_WRITTEN
     if found is not None and not state.is_ours(found):
         return RetiredBecause.NOT_OURS
@@ -413,16 +437,16 @@ def admit(state: DeviceState, request: DirectRequest, now: Instant) -> tuple[Dev
     is superseded, whatever arrived first.
     """
     settings = state.settings
-    if settings.owned_by is not None:
-        return state, Refusal.OWNED_BY
-    if settings.excluded:
-        return state, Refusal.EXCLUDED
+    if (refusal := _not_ours_to_hold(state)) is not None:
+        return state, refusal
     if request.order <= state.last_order:
         return state, Refusal.SUPERSEDED
     in_range = settings.minimum <= request.value <= settings.maximum
     if not (in_range and math.isfinite(request.hold_s) and request.hold_s > 0):
         return state, Refusal.RANGE
-    if not _covers(state, _cost(state, request.value)):
+    cost = _cost(state, request.value)
+    # What costs nothing is not refused either, not even where retries have spent more than the day's budget.
+    if cost > 0 and not _covers(state, cost):
         return state, Refusal.WEAR
     hold = Hold(
         order=request.order,
@@ -436,6 +460,13 @@ def admit(state: DeviceState, request: DirectRequest, now: Instant) -> tuple[Dev
     return replace(state, hold=hold, last_order=request.order, lapse=None), None
 
 
+def _not_ours_to_hold(state: DeviceState) -> Refusal | None:
+    """Why nobody may hold this device: it is another's, or none's, or leaves this node."""
+    if state.settings.owned_by is not None:
+        return Refusal.OWNED_BY
+    return Refusal.EXCLUDED if state.settings.excluded or state.retirement is not None else None
+
+
 def _covers(state: DeviceState, writes: int) -> bool:
     """Tell whether the day's budget has this many writes left; without a budget it always has."""
     per_day = state.settings.writes_per_day
@@ -447,18 +478,17 @@ def _cost(state: DeviceState, value: float) -> int:
 
     The same value again takes none: it stands in the device, and its release is reserved.
     """
-    allowed = apply_bounds(value, state.settings.bounds, device=state.settings.own_range).value
-    if state.hold is not None and state.resolved is not None and allowed == state.resolved[0]:
-        return 0
-    return HOLD_WRITES
+    if state.hold is None:
+        return HOLD_WRITES
+    bounds, own_range = state.settings.bounds, state.settings.own_range
+    now, then = (apply_bounds(wish, bounds, device=own_range) for wish in (state.hold.value, value))
+    return 0 if now.value == then.value else HOLD_WRITES
 
 
 def release(state: DeviceState, order: Order) -> tuple[DeviceState, Refusal | None]:
     """Empty slot 1 at once, unless a later request was admitted meanwhile."""
-    if state.settings.owned_by is not None:
-        return state, Refusal.OWNED_BY
-    if state.settings.excluded:
-        return state, Refusal.EXCLUDED
+    if (refusal := _not_ours_to_hold(state)) is not None:
+        return state, refusal
     if order <= state.last_order:
         return state, Refusal.SUPERSEDED
     return replace(state, hold=None, last_order=order), None
@@ -476,7 +506,7 @@ def reconfigure(state: DeviceState, settings: DeviceSettings) -> DeviceState:
         return retire(state) if was_controlled else state
     if not was_controlled or state.retirement is not None:
         # Meanwhile it was somebody else's to write.
-        state = contact_renewed(replace(state, retirement=None))
+        state = unknown_again(replace(state, retirement=None))
     if state.hold is not None:
         state = replace(state, hold=shorten(state.hold, time_limit_s=settings.time_limit_s))
     return state
@@ -487,7 +517,7 @@ def retire(state: DeviceState) -> DeviceState:
 
     What it holds is to be read anew: a reading may be older than the last write.
     """
-    return replace(state, retirement=Retirement.OWED, in_force=None)
+    return replace(unknown_again(state), retirement=Retirement.OWED)
 
 
 def resume(state: DeviceState, *, same_boot: bool) -> DeviceState:
@@ -496,20 +526,25 @@ def resume(state: DeviceState, *, same_boot: bool) -> DeviceState:
     What is in force is unknown after either; the device is read before it is written. One that left control
     while nobody was here is retired.
     """
-    state = replace(state, in_force=None, resolved=None, ramp=None, armed=None)
-    if state.retirement is Retirement.OWED:
-        return state
-    left_behind = (state.hold, state.asked, state.confirmed) != (None, None, None)
+    state = replace(unknown_again(state), resolved=None)
+    if state.hold is not None and not same_boot:
+        # Its end counts on a clock that is no more: it must not come to life again, whatever becomes of the
+        # device.
+        state = replace(state, hold=None, lapse=Lapse(state.hold, LapseCause.REBOOT))
+    left_behind = state.hold is not None or state.was_written
     if not state.settings.is_controlled and state.retirement is None and left_behind:
         return retire(state)
-    if same_boot or state.hold is None:
-        return state
-    return replace(state, hold=None, lapse=Lapse(state.hold, LapseCause.REBOOT))
+    return state
+
+
+def unknown_again(state: DeviceState) -> DeviceState:
+    """Nothing is known of the device any more: it is to be read before it is written."""
+    return replace(state, in_force=None, is_met=False, ramp=None, armed=None)
 
 
 def contact_renewed(state: DeviceState) -> DeviceState:
-    """The device was out of reach, and may have restarted: what it holds is to be read anew."""
-    return replace(state, in_force=None, ramp=None, armed=None)
+    """The device is in reach, and may have restarted while it was not: what it holds has been read anew."""
+    return replace(unknown_again(state), is_met=True)
 
 
 def written(state: DeviceState, value: float, now: Instant, *, confirmed: bool) -> DeviceState:
@@ -517,7 +552,10 @@ def written(state: DeviceState, value: float, now: Instant, *, confirmed: bool) 
     in_force = InForce(value, now.boottime_s, confirmed)
     if not confirmed:
         return replace(state, in_force=in_force)
-    return replace(state, in_force=in_force, lapse=None, confirmed=value)
+    # A step of a ramp is not yet what a hold that ended falls back to.
+    is_reached = state.resolved is None or state.resolved[0] == value
+    lapse = None if is_reached else state.lapse
+    return replace(state, in_force=in_force, is_met=True, lapse=lapse, confirmed=value, asked=())
 
 
 def kept_alive(state: DeviceState, value: float, now: Instant) -> DeviceState:

@@ -73,7 +73,7 @@ def sentence(reason: Reason) -> str:
 
 def _rungs(state: DeviceState, decision: Decision, image: ProcessImage, now: Instant) -> Iterator[Rung]:
     schedule = state.schedule
-    for _ in Source:
+    while True:
         yield Rung(decision, _until(decision, schedule, now))
         match decision.source:
             case Source.DIRECT:
@@ -130,8 +130,9 @@ def _because(state: DeviceState, decision: Decision) -> str:
 
 def _rung(rung: Rung) -> str:
     decision = rung.decision
-    if decision.source is None or decision.target is None:
-        return "nothing"
+    # Only one who holds the device has somebody under it.
+    assert decision.source is not None
+    assert decision.target is not None
     text = f"{decision.source.label} {decision.wish:g}"
     if decision.bounded_by is not None:
         text += f" (bounded to {decision.target:g} by {decision.bounded_by})"

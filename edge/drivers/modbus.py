@@ -63,7 +63,7 @@ _RECEIVED = bytearray(1024)
 class _Connection(asyncio.BufferedProtocol):
     """One TCP connection with at most one request under way. Answers to anything else are not heard."""
 
-    __slots__ = ("_answer", "_lost", "_rest", "_transaction", "_transport")
+    __slots__ = ("_answer", "_given_up", "_lost", "_rest", "_transaction", "_transport")
 
     def __init__(self, lost: Callable[[_Connection], None]) -> None:
         self._lost = lost
@@ -71,6 +71,7 @@ class _Connection(asyncio.BufferedProtocol):
         self._rest = b""
         self._transaction = -1
         self._answer: asyncio.Future[Frame | OSError] | None = None
+        self._given_up = False
 
     async def ask(self, request: bytes, *, transaction: int, timeout_s: float) -> Frame:
         """Send a request and wait for the answer of this transaction.
@@ -83,6 +84,7 @@ class _Connection(asyncio.BufferedProtocol):
         # An error comes as a result: of an exception that meets a cancellation, asyncio would complain.
         waiter: asyncio.Future[Frame | OSError] = loop.create_future()
         self._transaction, self._answer = transaction, waiter
+        self._given_up = True
         self._transport.write(request)
         timer = loop.call_later(timeout_s, _give_up, waiter)
         try:
@@ -92,15 +94,19 @@ class _Connection(asyncio.BufferedProtocol):
             self._answer = None
         if isinstance(answer, OSError):
             raise answer
+        self._given_up = False
         return answer
 
     def close(self) -> None:
-        if self._transport is not None:
-            # Not close(): that waits for what the device does not take. And that is discarded, or the system
-            # would deliver an old value after a newer one, once a pulled cable is back.
+        """End the connection; a command that was given up is not delivered any more."""
+        if self._transport is None:
+            return
+        if self._given_up:
+            # The system would deliver it once a pulled cable is back: an old value after a newer one.
             connection = self._transport.get_extra_info("socket")
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, DISCARD)
-            self._transport.abort()
+        # Not close(): that waits for what the device does not take.
+        self._transport.abort()
 
     # --- asyncio.BufferedProtocol
 

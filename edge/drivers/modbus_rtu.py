@@ -2,7 +2,7 @@
 
 Frames as in "Modbus over Serial Line" V1.02. Of pymodbus only the checksum is used: its serial client has one
 timeout for all requests, takes any answer of the unit for the one that is awaited, and leaves what came late
-in the buffer (docs/adr/0008-serial-lines.md).
+in the buffer (docs/adr/0013-serial-lines.md).
 """
 
 from __future__ import annotations

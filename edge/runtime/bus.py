@@ -145,14 +145,19 @@ class _Member:
     def write_is_due(self, now: float) -> bool:
         return self.write is not None and self.write.not_before <= now
 
-    def next_poll_due(self, now: float) -> float:
+    def next_poll_due(self, now: float, *, shares: bool) -> float:
         """The moment of this device's own grid that follows the poll that starts now.
 
-        A line that cannot carry all its polls is late with each: the moment that has passed meanwhile is the
-        next one, so that all of them have their turn and none is left out for being late.
+        A line that cannot carry all its polls is late with each. On a line that it `shares`, the moment that
+        has passed meanwhile is therefore the next one: all of them have their turn, the line is never idle,
+        and none is left out for being late.
         """
-        begun = self.phase_s + math.floor((now - self.phase_s) / self.poll_s) * self.poll_s
-        return begun if 0 < self.poll_due < begun else begun + self.poll_s
+        turn = math.floor((now - self.phase_s) / self.poll_s) + 1
+        if self.phase_s + turn * self.poll_s <= now:
+            # Rounding names the moment that has just come.
+            turn += 1
+        begun = self.phase_s + (turn - 1) * self.poll_s
+        return begun if shares and 0 < self.poll_due < begun else self.phase_s + turn * self.poll_s
 
 
 def _tried_at(member: _Member) -> float:
@@ -695,7 +700,7 @@ class Bus:
 
     async def _poll(self, member: _Member) -> None:
         now = self._clock.boottime_s()
-        member.poll_due = member.next_poll_due(now)
+        member.poll_due = member.next_poll_due(now, shares=len(self._members) > 1)
         looked_at, member.looked_at = member.looked_at, now
         self._polling = True
         try:

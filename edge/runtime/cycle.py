@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
@@ -31,7 +31,7 @@ from edge.runtime.clock import Clock, wall
 from edge.runtime.database import StoreFailed
 from edge.runtime.reasons import Outcome, Reasons
 from edge.runtime.store import Kept, Store
-from edge.wire.messages import Code, DeviceResult, LogEntry, ReleaseCommand, SetpointCommand, Stream
+from edge.wire.messages import Code, DeviceResult, LogEntry, ReleaseCommand, SetpointCommand, Stream, Writes
 
 log = structlog.get_logger()
 
@@ -42,6 +42,7 @@ LEDGER_PERIOD_S = 60.0
 AFTER_END_S = 0.002
 
 
+NO_SUCH_DEVICE = DeviceResult(code=Code.UNKNOWN_DEVICE, detail="this node has no such device")
 OUT_OF_CONTROL = "the device was taken out of control meanwhile"
 RECONFIGURED = DeviceResult(
     code=Code.WRITE_FAILED, detail="the device's configuration changed before it was confirmed"
@@ -84,7 +85,7 @@ class Unit:
     decision: Decision | None = None
     ticket: int | None = None
     ticket_value: float = 0.0
-    ticket_told: bool = False  # its first failure was told; it is still tried
+    ticket_told: WriteOutcome | None = None  # its first failure, which was told; it is still tried
     look_at: float = math.inf  # when its array changes by itself, on the boot-time clock
     keep_alive_from: float = 0.0  # no sign of life is asked for before
     waiters: list[tuple[Order, asyncio.Future[DeviceResult]]] = field(default_factory=list)
@@ -119,8 +120,9 @@ class Cycle:
     `units` are the devices of the configuration by tag, `leaving` those that left it and are not back at
     their default, by key. `alive` is called once a turn, after every device was evaluated: who watches the
     process judges by it. `written_by` names the process in the reason of watchdog entries where that is not
-    the node itself. `left` hears of a leaving device that nothing is owed to any more. `reasons` takes note
-    of every decision and outcome.
+    the node itself. `waiting` are devices of the configuration that are not under control yet, and what their
+    requests are answered; `left` hears of a device that is retired. `reasons` takes note of every decision
+    and outcome.
     """
 
     def __init__(
@@ -136,6 +138,7 @@ class Cycle:
     ) -> None:
         self.units: dict[str, Unit] = {}
         self.leaving: dict[str, Unit] = {}
+        self.waiting: Mapping[str, DeviceResult] = {}
         self.left: Callable[[Unit], None] = lambda _: None
         self.alarms = alarms
         self._alive = alive
@@ -195,7 +198,11 @@ class Cycle:
         for unit in units:
             if unit.image.clock is not quality:
                 unit.image = replace(unit.image, clock=quality)
+            day = unit.state.ledger.day
             unit.state, unit.decision = arbitration.decide(unit.state, unit.image, now)
+            if unit.state.ledger.day != day:
+                # A new day: yesterday's alarm is over.
+                self._judge_wear(unit)
             decided.append(unit)
             for event in unit.decision.events:
                 if isinstance(event, FallbackEntered):
@@ -207,7 +214,14 @@ class Cycle:
         self._enter_fallbacks(fallbacks)
         for unit, event in reached:
             self._lapse_result(unit, DeviceResult(value=event.value, readback=unit.image.readback))
-        self._keep(decided)
+        # Together: a device is logged as retired once, wherever this process ends.
+        with (
+            contextlib.suppress(StoreFailed),
+            self._store.transaction() if retired else contextlib.nullcontext(),
+        ):
+            self._keep(decided)
+            for unit, left in retired:
+                self._log_retired(unit, left)
         for unit in decided:
             self._ask_line(unit, now)
             unit.look_at = _changes_at(unit.decision, now)
@@ -220,8 +234,8 @@ class Cycle:
                     self._reasons.note(
                         name, unit.state, unit.decision, image=unit.image, quality=quality, now=now
                     )
-        for unit, left in retired:
-            self._retired(unit, left)
+        for unit, _ in retired:
+            self.left(unit)
         self._wake.set()
 
     def _ask_line(self, unit: Unit, now: Instant) -> None:
@@ -235,10 +249,16 @@ class Cycle:
             self._answer_waiters(unit, DeviceResult(code=Code.EXCLUDED, detail=OUT_OF_CONTROL))
             return
         if unit.ticket is not None:
-            # A failure is told once a ticket: whoever asks again for a value that is still being tried
-            # would never hear of it.
-            if unit.ticket_value != decision.value or (unit.ticket_told and unit.waiters):
+            if unit.ticket_value != decision.value:
                 self._submit(unit, decision.value, verify=False)
+            elif unit.ticket_told is not None and unit.waiters:
+                # A failure is told once a ticket: whoever asks again for a value that is still being tried
+                # would never hear of it.
+                if unit.settings.wears:
+                    # To begin anew would be three more writes, for each who asks.
+                    self._answer_waiters(unit, self._result(unit, unit.ticket_told, now))
+                else:
+                    self._submit(unit, decision.value, verify=False)
         elif decision.write is not None:
             self._submit(unit, decision.value, verify=False)
         elif unit.waiters:
@@ -258,7 +278,7 @@ class Cycle:
         unit.bus.keep_alive(unit.key, KeepAliveJob(fallback=own.value, setpoint=decision.value, arm=arm))
 
     def _submit(self, unit: Unit, value: float, *, verify: bool) -> None:
-        unit.ticket_value, unit.ticket_told = value, False
+        unit.ticket_value, unit.ticket_told = value, None
         unit.ticket = unit.bus.write(unit.key, value, verify=verify)
 
     @staticmethod
@@ -376,9 +396,7 @@ class Cycle:
         for tag in tags:
             unit = self.units.get(tag)
             if unit is None:
-                accepted.refused[tag] = DeviceResult(
-                    code=Code.UNKNOWN_DEVICE, detail="this node has no such device"
-                )
+                accepted.refused[tag] = self.waiting.get(tag, NO_SUCH_DEVICE)
                 continue
             before = unit.state
             refusal = apply(unit, tag)
@@ -520,8 +538,10 @@ class Cycle:
             return
         now = self._clock.now()
         confirmed = outcome.code is None
-        unit.state = arbitration.written(unit.state, outcome.value, now, confirmed=confirmed)
-        unit.ticket_told = not confirmed
+        if confirmed or unit.state.is_met:
+            # (Nothing has left for a device that was never reached.)
+            unit.state = arbitration.written(unit.state, outcome.value, now, confirmed=confirmed)
+        unit.ticket_told = None if confirmed else outcome
         if confirmed:
             unit.ticket = None
             if outcome.readback is not None:
@@ -533,7 +553,9 @@ class Cycle:
         if not confirmed:
             log.error("write is not confirmed", device=tag, value=outcome.value, reason=result.reason)
             self._device_error(unit, result.reason)
-        self._lapse_result(unit, result)
+        if not confirmed or unit.state.lapse is None:
+            # (A confirmed step of a ramp is on its way there only.)
+            self._lapse_result(unit, result)
         self._answer_waiters(unit, result)
         self._keep([unit])
         if unit.state.retirement is Retirement.OWED:
@@ -590,6 +612,7 @@ class Cycle:
     def _take_up_lapses(self) -> None:
         """After a restart: fallbacks that were owed when the process ended are owed still, and are logged."""
         now = self._clock.now()
+        quality = self._clock.quality()
         owing = [
             unit
             for unit in self.units.values()
@@ -599,7 +622,8 @@ class Cycle:
         for unit in owing:
             lapse = unit.state.lapse
             assert lapse is not None
-            unit.state, unit.decision = arbitration.decide(unit.state, unit.image, now)
+            image = replace(unit.image, clock=quality)
+            unit.state, unit.decision = arbitration.decide(unit.state, image, now)
             events.append((unit, FallbackEntered(unit.settings.tag, lapse.hold, lapse.cause)))
         self._enter_fallbacks(events)
 
@@ -658,9 +682,11 @@ class Cycle:
 
     def reconfigure(self, unit: Unit, settings: DeviceSettings) -> None:
         """Take new settings; a device that leaves control by them is retired in place."""
-        was = unit.state.retirement
+        was, was_controlled = unit.state.retirement, unit.settings.is_controlled
         unit.state = arbitration.reconfigure(unit.state, settings)
-        if unit.state.retirement is Retirement.OWED and was is not Retirement.OWED:
+        leaves = unit.state.retirement is Retirement.OWED and was is not Retirement.OWED
+        if leaves or (settings.is_controlled and (was is not None or not was_controlled)):
+            # What it was last seen to hold may be older than the last write, its own or somebody else's.
             unit.bus.withdraw(unit.key)
             unit.bus.look(unit.key)
             self._read_anew(unit, DeviceResult(code=Code.EXCLUDED, detail=OUT_OF_CONTROL))
@@ -673,6 +699,8 @@ class Cycle:
     def add(self, unit: Unit, *, leaving: bool) -> None:
         """Take a device over; it is evaluated with the next turn."""
         if leaving:
+            # Even where it died before this was kept, or before it forgot the device.
+            unit.state = arbitration.retire(unit.state)
             self.leaving[unit.key] = unit
             return
         schedule = self._schedules.get(unit.settings.category, Schedule())
@@ -683,7 +711,7 @@ class Cycle:
         """A device is on another line, or known anew to its own: it is read before it is written."""
         unit.bus, unit.ticket = bus, None
         unit.image = replace(unit.image, readback=None)
-        unit.state = arbitration.contact_renewed(unit.state)
+        unit.state = arbitration.unknown_again(unit.state)
 
     def leave(self, tag: str, *, key: str) -> None:
         """A device left the configuration: it goes on under another key until nothing is owed to it."""
@@ -719,7 +747,7 @@ class Cycle:
             self._lapse_result(unit, told)
         unit.fallback_owed = None
 
-    def _retired(self, unit: Unit, event: Retired) -> None:
+    def _log_retired(self, unit: Unit, event: Retired) -> None:
         log.info("device is retired", device=event.tag, because=event.because.value, value=event.value)
         if event.because is not RetiredBecause.NEVER_WRITTEN:
             self._append(
@@ -733,8 +761,6 @@ class Cycle:
                     devices={event.tag: DeviceResult(value=event.value)},
                 )
             )
-        if unit.key in self.leaving:
-            self.left(unit)
 
     def set_schedules(self, schedules: dict[str, Schedule]) -> None:
         """Give every device its category's days; what they change shows at the next evaluation."""
@@ -744,6 +770,18 @@ class Cycle:
             unit.state = replace(unit.state, schedule=schedule)
         self._take_up_lapses()
         self.turn()
+
+    @property
+    def wear(self) -> dict[str, dict[str, Writes]]:
+        """How often the registers were written that wear, or may, by tag."""
+        return {
+            tag: {
+                name: Writes(today=count.today, ever=count.ever)
+                for name, count in sorted(unit.state.ledger.registers.items())
+            }
+            for tag, unit in self.units.items()
+            if unit.settings.wears and unit.state.ledger.registers
+        }
 
     @property
     def sequences(self) -> dict[str, int]:

@@ -4,27 +4,37 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain
 
 import msgspec
 import structlog
 
 from edge.core import arbitration
 from edge.core.arbitration import DeviceState, Retirement
+from edge.core.wear import Ledger, merged
 from edge.drivers.base import Session
 from edge.drivers.registry import DRIVERS, Drivers
 from edge.profiles.model import profile_to_builtins
 from edge.runtime.bus import Bus
 from edge.runtime.clock import Clock
-from edge.runtime.config import LEAVING, Endpoint, Plan, Planned, Profiles, planned_device
+from edge.runtime.config import (
+    LEAVING,
+    ControlPoint,
+    Endpoint,
+    Plan,
+    Planned,
+    Profiles,
+    planned_device,
+)
 from edge.runtime.cycle import Cycle, Unit
 from edge.runtime.database import StoreFailed
 from edge.runtime.documents import DocumentRefused
 from edge.runtime.store import Kept, Leaving, Store
-from edge.wire.messages import SiteConfig
+from edge.wire.messages import Code, DeviceResult, SiteConfig
 
 log = structlog.get_logger()
 
@@ -55,7 +65,7 @@ class Fleet:
     """Builds buses and units from a plan, in the task group of the node.
 
     `plan` is what the configuration asks for; `waiting` tells of its devices that have to wait, because
-    another one is still being retired at their control point.
+    another one still has their control point: it is being retired there, or goes on there as it was.
     """
 
     cycle: Cycle
@@ -65,26 +75,30 @@ class Fleet:
     drivers: Drivers = field(default_factory=lambda: DRIVERS)
     changed: Callable[[], None] = lambda: None
     plan: Plan | None = None
-    waiting: dict[str, str] = field(default_factory=dict)
+    waiting: dict[str, DeviceResult] = field(default_factory=dict)
     _leaving: dict[str, Planned] = field(default_factory=dict)
     _as_before: dict[str, Planned] = field(default_factory=dict)
     _active: dict[str, Planned] = field(default_factory=dict)
     _lines: dict[Endpoint, _Line] = field(default_factory=dict)
     _ending: list[_Line] = field(default_factory=list)
+    # Devices that left and that this software cannot reach: by id their key, and what to tell of them.
+    _unusable: dict[str, tuple[str, str]] = field(default_factory=dict)
 
     @property
     def refused(self) -> dict[str, str]:
         """Devices of the configuration that are not controlled as it says, and why."""
-        return {} if self.plan is None else self.plan.refused | self.waiting
+        if self.plan is None:
+            return {}
+        return self.plan.refused | {tag: result.reason for tag, result in self.waiting.items()}
 
     @property
     def retiring(self) -> dict[str, str]:
         """Devices that left and are still owed their default, by id, and what keeps them."""
-        told = {}
+        told = {device_id: text for device_id, (_, text) in self._unusable.items()}
         for key, planned in self._leaving.items():
-            unit = self.cycle.leaving[key]
+            unit = self.cycle.leaving.get(key)
             state = "not back at its default yet"
-            if unit.reachable is False:
+            if unit is not None and unit.reachable is False:
                 state = f"out of reach at {planned.endpoint}"
             told[planned.config.id] = f"{planned.config.tag}: {state}"
         return told
@@ -100,22 +114,26 @@ class Fleet:
         known = self._as_before | self._active
         before = {tag: known[tag] for tag in plan.refused.keys() & known.keys()}
         self.plan = plan = replace(plan, devices=before | plan.devices)
-        for key, planned in list(self._leaving.items()):
-            if planned.config.id in plan.abandoned:
-                log.warning("device is abandoned", device=planned.config.tag, id=planned.config.id)
-                self._forget(key)
         keep: list[Callable[[], None]] = []
-        self._come_back(plan, keep)
+        # First who leaves: whoever comes back may find another one under its tag.
         self._part(plan, keep)
+        self._come_back(plan, keep)
         self._go_on_as_before(before, plan.site, keep)
         self._keep(keep)
+        self._abandon(plan)
         self._build(plan)
 
     def retired(self, unit: Unit) -> None:
-        """Nothing is owed any more to a device that left: forget it, and let in who waited for it."""
-        self._forget(unit.key)
-        if self.plan is not None:
-            self._build(self.plan)
+        """Nothing is owed any more to a device that was retired: let in who waited for its control point.
+
+        One that left the configuration is forgotten.
+        """
+        planned = self._leaving.get(unit.key) or self._active.get(unit.key)
+        if planned is None or self.plan is None:
+            return
+        if unit.key in self._leaving:
+            self._forget(unit.key, heirs=self._heirs(planned))
+        self._build(self.plan, at=planned.endpoint)
         self.changed()
 
     async def finish(self, *, within_s: float) -> None:
@@ -139,6 +157,9 @@ class Fleet:
                 )
             except DocumentRefused as error:
                 log.error("a leaving device cannot be used", device=leaving.device.tag, error=str(error))  # noqa: TRY400
+                if not key.startswith(AS_BEFORE):
+                    text = f"{leaving.device.tag}: this software cannot reach it: {error}"
+                    self._unusable[leaving.device.id] = (key, text)
                 continue
             if key.startswith(AS_BEFORE):
                 self._as_before[planned.config.tag] = planned
@@ -177,8 +198,8 @@ class Fleet:
                 continue
             unit = self.cycle.leaving.get(key)
             if unit is not None:
-                self.cycle.come_back(unit)
                 self._take_off(key, planned)
+                self.cycle.come_back(unit)
                 self._active[unit.key] = planned
             keep.append(partial(self.store.rename_device, key, planned.config.tag))
             keep.append(partial(self.store.forget_leaving, key))
@@ -205,12 +226,28 @@ class Fleet:
             self.cycle.leave(tag, key=key)
             keep.append(partial(self.store.keep_leaving, key, _leaving(planned, plan.site)))
             keep.append(partial(self.store.rename_device, tag, key))
+            if new is not None:
+                # Its successor under this tag: central counts what it accepted by the tag.
+                successor = Kept(boot=self.clock.boot_id, last_order=unit.state.last_order)
+                keep.append(partial(self.store.keep, [(tag, successor)]))
             self._leaving[key] = planned
+
+    def _abandon(self, plan: Plan) -> None:
+        """Let go of those whom somebody has named, whatever they still hold."""
+        for key, planned in list(self._leaving.items()):
+            if planned.config.id in plan.abandoned:
+                log.warning("device is abandoned", device=planned.config.tag, id=planned.config.id)
+                self._forget(key)
+        for device_id in self._unusable.keys() & plan.abandoned:
+            key, _ = self._unusable.pop(device_id)
+            log.warning("device is abandoned", key=key, id=device_id)
+            self._keep([partial(self.store.forget_leaving, key), partial(self.store.forget_device, key)])
 
     def _leaving_key(self, device_id: str) -> str:
         """What lines, cycle and store call a device that left."""
         key = f"{LEAVING}{device_id}"
-        while key in self._leaving:
+        unusable = {key for key, _ in self._unusable.values()}
+        while key in self._leaving or key in unusable:
             key += "+"
         return key
 
@@ -219,42 +256,51 @@ class Fleet:
         if line is not None and line.planned.pop(key, None) is not None:
             line.bus.remove(key)
 
-    def _forget(self, key: str) -> None:
-        """Let a leaving device go for good."""
+    def _forget(self, key: str, *, heirs: Iterable[str] = ()) -> None:
+        """Let a leaving device go for good; `heirs` take over what its registers have been written."""
         planned = self._leaving.pop(key)
         self._take_off(key, planned)
-        if key in self.cycle.leaving:
+        unit = self.cycle.leaving.get(key)
+        changes: list[Callable[[], None]] = []
+        if unit is not None:
+            changes = [partial(self._bequeath, unit.state.ledger, tag) for tag in heirs]
             self.cycle.forget(key)
-        self._keep([partial(self.store.forget_leaving, key), partial(self.store.forget_device, key)])
+        changes += [partial(self.store.forget_leaving, key), partial(self.store.forget_device, key)]
+        self._keep(changes)
+
+    def _heirs(self, planned: Planned) -> list[str]:
+        """Those who wait for the control point of a device."""
+        assert self.plan is not None
+        return [tag for tag in self.waiting if self.plan.devices[tag].control_point == planned.control_point]
+
+    def _bequeath(self, ledger: Ledger, tag: str) -> None:
+        """A register is worn by whoever writes it: what was spent on it is not forgotten with its device."""
+        kept = self.store.device(tag) or Kept(boot=self.clock.boot_id)
+        self.store.keep([(tag, msgspec.structs.replace(kept, ledger=merged(kept.ledger, ledger)))])
 
     # --- lines and units ----------------------------------------------------------------------------
 
-    def _build(self, plan: Plan) -> None:
-        """Bring lines and units to the plan and to those who leave."""
-        taken = {planned.control_point: planned.config.tag for planned in self._leaving.values()}
-        self.waiting = {
-            tag: f"retiring: {taken[planned.control_point]}, which had its control point, is not yet back at"
-            " its default"
-            for tag, planned in plan.devices.items()
-            if planned.settings.is_controlled and planned.control_point in taken
-        }
+    def _build(self, plan: Plan, *, at: Endpoint | None = None) -> None:
+        """Bring lines and units to the plan and to those who leave; where given, only `at` this endpoint."""
+        kept = self._kept(plan) if at is None else {}
+        self.waiting = self._who_waits(plan, kept)
+        self.cycle.waiting = self.waiting
         wanted: dict[Endpoint, dict[str, Planned]] = {}
         # One that has to wait and is there already, measured only until now, goes on as it was.
         before = {tag: self._active[tag] for tag in self.waiting.keys() & self._active.keys()}
         self._active = {
             tag: planned for tag, planned in plan.devices.items() if tag not in self.waiting
         } | before
-        for tag, planned in self._active.items():
-            wanted.setdefault(planned.endpoint, {})[tag] = planned
-        for key, planned in self._leaving.items():
-            wanted.setdefault(planned.endpoint, {})[key] = planned
+        for key, planned in chain(self._active.items(), self._leaving.items()):
+            if at is None or planned.endpoint == at:
+                wanted.setdefault(planned.endpoint, {})[key] = planned
         self._ending = [line for line in self._ending if not line.task.done()]
-        for endpoint, line in list(self._lines.items()):
+        for endpoint in list(self._lines) if at is None else self._lines.keys() & {at}:
+            line = self._lines[endpoint]
             if endpoint not in wanted or _pace(wanted[endpoint]) != (line.gap_s, line.timeout_s):
                 line.task.cancel()
                 self._ending.append(line)
                 del self._lines[endpoint]
-        kept = self.store.devices()
         opened = 0
         for endpoint, devices in wanted.items():
             if endpoint not in self._lines:
@@ -263,6 +309,56 @@ class Fleet:
             line = self._lines[endpoint]
             for key, planned in devices.items():
                 self._put(line, key, planned, kept)
+
+    def _kept(self, plan: Plan) -> dict[str, Kept]:
+        """What is on disk of the devices that are not under control yet."""
+        wanted = plan.devices.keys() | self._leaving.keys()
+        if all(self.cycle.unit(key) is not None for key in wanted):
+            return {}
+        return self.store.devices()
+
+    def _who_waits(self, plan: Plan, kept: dict[str, Kept]) -> dict[str, DeviceResult]:
+        """The devices of the plan whose control point another one has still."""
+        taken: dict[ControlPoint | None, tuple[str, DeviceResult]] = {}
+        for tag, planned in plan.devices.items():
+            if tag in plan.refused and planned.settings.is_controlled:
+                detail = f"{tag}, which cannot be used as it is configured, goes on as it was"
+                taken[planned.control_point] = (tag, DeviceResult(code=Code.OWNED_BY, detail=detail))
+            elif self._is_owed(tag, planned, kept):
+                taken[planned.control_point] = (tag, _retiring(tag))
+        for key, planned in self._leaving.items():
+            taken[planned.control_point] = (key, _retiring(planned.config.tag))
+        taken.pop(None, None)
+        waiting = {}
+        for tag, planned in plan.devices.items():
+            if taken and planned.settings.is_controlled and planned.control_point in taken:
+                by, result = taken[planned.control_point]
+                if by != tag:
+                    waiting[tag] = result
+        return waiting
+
+    def _is_owed(self, tag: str, planned: Planned, kept: dict[str, Kept]) -> bool:
+        """Tell whether a device of the plan is, or is about to be, retired in place."""
+        if planned.settings.is_controlled:
+            return False
+        unit = self.cycle.units.get(tag)
+        if unit is None:
+            return self._resumed(planned, kept.get(tag, Kept())).retirement is Retirement.OWED
+        return unit.settings.is_controlled or unit.state.retirement is Retirement.OWED
+
+    def _resumed(self, planned: Planned, found: Kept) -> DeviceState:
+        """A device's state as this process finds it."""
+        state = DeviceState(
+            settings=planned.settings,
+            hold=found.hold,
+            last_order=found.last_order,
+            lapse=found.lapse,
+            asked=found.asked,
+            confirmed=found.confirmed,
+            ledger=found.ledger,
+            retirement=found.retirement,
+        )
+        return arbitration.resume(state, same_boot=found.boot == self.clock.boot_id)
 
     def _open(self, endpoint: Endpoint, devices: dict[str, Planned], *, connect_in_s: float) -> _Line:
         gap_s, timeout_s = _pace(devices)
@@ -310,22 +406,28 @@ class Fleet:
             if unit is not None:
                 self.cycle.moved(unit, line.bus)
         if unit is None:
-            found = kept.get(key, Kept())
-            state = DeviceState(
-                settings=planned.settings,
-                hold=found.hold,
-                last_order=found.last_order,
-                lapse=found.lapse,
-                asked=found.asked,
-                confirmed=found.confirmed,
-                ledger=found.ledger,
-                retirement=found.retirement,
-            )
-            state = arbitration.resume(state, same_boot=found.boot == self.clock.boot_id)
+            found = kept.get(key) or self._kept_of(key)
+            state = self._resumed(planned, found)
+            if key in self._leaving and state.retirement is not Retirement.OWED:
+                # The process ended before it had written down more than that the device leaves.
+                state = arbitration.retire(state)
             unit = Unit(state, line.bus, can_write=planned.profile.controllable, key=key, kept=found)
             self.cycle.add(unit, leaving=key in self._leaving)
         if key not in self._leaving:
             self.cycle.reconfigure(unit, planned.settings)
+
+    def _kept_of(self, key: str) -> Kept:
+        try:
+            return self.store.device(key) or Kept()
+        except StoreFailed as error:
+            log.error("kept state of a device cannot be read", device=key, error=str(error))  # noqa: TRY400
+            return Kept()
+
+
+def _retiring(tag: str) -> DeviceResult:
+    return DeviceResult(
+        code=Code.RETIRING, detail=f"{tag}, which had its control point, is not yet back at its default"
+    )
 
 
 def _leaving(planned: Planned, site: SiteConfig) -> Leaving:

@@ -22,6 +22,7 @@ import structlog
 from edge.core.arbitration import Lapse, Retirement
 from edge.core.clock import Reference
 from edge.core.commands import Hold, Order
+from edge.core.traces import Traces
 from edge.core.wear import EMPTY_LEDGER, Ledger
 from edge.runtime.database import Database, StoreFailed
 from edge.runtime.outbox import SLICE, Outbox
@@ -33,6 +34,8 @@ log = structlog.get_logger()
 
 M = TypeVar("M", bound=Message)
 
+# Before the name of a file that is not whole yet.
+UNFINISHED = ".new-"
 REMEMBER_COMMANDS = timedelta(hours=24)
 
 
@@ -43,7 +46,7 @@ class Kept(msgspec.Struct, frozen=True, omit_defaults=True):
     hold: Hold | None = None
     last_order: Order = (0, 0)
     lapse: Lapse | None = None
-    asked: float | None = None
+    asked: Traces = ()
     confirmed: float | None = None
     ledger: Ledger = EMPTY_LEDGER
     retirement: Retirement | None = None
@@ -72,6 +75,10 @@ class Store:
         self.directory = directory
         self._documents = directory / "documents"
         self._documents.mkdir(exist_ok=True)
+        for folder in (directory, self._documents):
+            # What a process left that ended while it wrote a file.
+            for leftover in folder.glob(f"{UNFINISHED}*"):
+                leftover.unlink(missing_ok=True)
         self._db = Database(directory / "node.sqlite3")
         self.store_id = self._meta("store_id") or self._set_meta("store_id", uuid.uuid4().hex)
         self.outbox = Outbox(self._db)
@@ -125,6 +132,15 @@ class Store:
                 # One row that cannot be read must not keep the node from its other devices.
                 log.error("kept state of a device cannot be read", device=tag, error=str(error))  # noqa: TRY400
         return found
+
+    def device(self, tag: str) -> Kept | None:
+        """What is kept of one device; None where it is nothing, or cannot be read."""
+        for (kept,) in self._db.rows("SELECT kept FROM device WHERE tag = ?", (tag,)):
+            try:
+                return self._kept.decode(kept)
+            except msgspec.DecodeError as error:
+                log.error("kept state of a device cannot be read", device=tag, error=str(error))  # noqa: TRY400
+        return None
 
     def keep(self, devices: Iterable[tuple[str, Kept]]) -> None:
         """Keep these; `StoreFailed` where the disk takes nothing."""
@@ -181,10 +197,28 @@ class Store:
         rows = self._db.rows("SELECT answer FROM command WHERE id = ?", (command_id,))
         return (True, rows[0][0]) if rows else (False, None)
 
-    def remember(self, command_id: str, *, at: datetime, answer: bytes) -> None:
-        self._db.execute(
-            "INSERT OR REPLACE INTO command VALUES (?, ?, ?)", (command_id, at.isoformat(), answer)
-        )
+    def remember(
+        self, command_id: str, *, at: datetime, answer: bytes, unsettled: LogEntry | None = None
+    ) -> None:
+        """Remember a command and its answer so far.
+
+        `unsettled`: what is to be logged of it if this process ends before its outcome is known; None: it is
+        known now.
+        """
+        with self.transaction():
+            self._db.execute(
+                "INSERT OR REPLACE INTO command VALUES (?, ?, ?)", (command_id, at.isoformat(), answer)
+            )
+            if unsettled is None:
+                self._db.execute("DELETE FROM unsettled WHERE id = ?", (command_id,))
+            else:
+                row = (command_id, self._encode(unsettled))
+                self._db.execute("INSERT OR REPLACE INTO unsettled VALUES (?, ?)", row)
+
+    def unsettled(self) -> list[LogEntry]:
+        """The commands that a process accepted and ended before it knew what became of them, in order."""
+        entries = [self._entry.decode(entry) for (entry,) in self._db.rows("SELECT entry FROM unsettled")]
+        return sorted(entries, key=lambda entry: entry.sequence or 0)
 
     def forget_old_commands(self, now: datetime) -> bool:
         """Forget a slice of the commands older than a day; whether there may be more."""
@@ -249,7 +283,7 @@ def _read(path: Path, kind: type[M]) -> M | None:
 
 def _replace(path: Path, content: bytes) -> None:
     """Write a file whole or not at all, also across a power cut."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".new-")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=UNFINISHED)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)

@@ -5,28 +5,42 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 
 from edge.core.arbitration import (
     UNTRUSTED_CLOCK_GRACE_S,
     DeviceState,
+    Retirement,
     admit,
     contact_renewed,
     decide,
     explain,
+    kept_alive,
     reconfigure,
     release,
     resume,
+    retire,
+    spend,
+    unknown_again,
     written,
 )
-from edge.core.commands import BEFORE_ALL, Refusal, Source
-from edge.core.cyclic import WriteReason
-from edge.core.events import FallbackEntered, FallbackReached, LapseCause, SetpointChanged
+from edge.core.commands import BEFORE_ALL, Lifetime, Refusal, Source, WriteClass
+from edge.core.cyclic import KeepAlive, KeepAliveDue, WriteReason
+from edge.core.events import (
+    FallbackEntered,
+    FallbackReached,
+    LapseCause,
+    Retired,
+    RetiredBecause,
+    SetpointChanged,
+)
 from edge.core.image import EMPTY, Clock, ProcessImage
 from edge.core.instant import Instant
 from edge.core.quantities import Bound
 from edge.core.schedule import Schedule
+from edge.core.wear import Ledger
 from tests.clock import ManualClock
 from tests.core.devices import (
     INVERTER,
@@ -78,6 +92,8 @@ def test_decision_names_the_request_and_when_it_ends(clock):
     state = held(device(), 30.0, clock.now(), sequence=7)
     _, decision = decide(state, EMPTY, clock.now())
     assert decision.request_id == "req-1-7"
+    assert state.hold is not None
+    assert state.hold.category == "inverter"
     assert decision.until_boottime_s == clock.now().boottime_s + 60
     assert decision.until_utc is None
 
@@ -389,10 +405,10 @@ def test_orders_survive_every_restart(clock, same_boot):
     assert refusal is Refusal.SUPERSEDED
 
 
-@pytest.mark.parametrize("unknown_again", [lambda s: resume(s, same_boot=True), contact_renewed])
-def test_device_that_holds_the_resolved_value_is_adopted_unwritten(clock, unknown_again):
+@pytest.mark.parametrize("forget", [lambda s: resume(s, same_boot=True), contact_renewed])
+def test_device_that_holds_the_resolved_value_is_adopted_unwritten(clock, forget):
     state, _ = settled(held(device(), 30.0, clock.now()), clock.now())
-    state, decision = decide(unknown_again(state), ProcessImage(readback=30.2), clock.advance(1))
+    state, decision = decide(forget(state), ProcessImage(readback=30.2), clock.advance(1))
     assert decision.write is None
     assert state.in_force is not None
     assert (state.in_force.value, state.in_force.confirmed) == (30.0, True)
@@ -468,6 +484,296 @@ def test_device_back_under_control_is_judged_by_what_it_holds_now(clock):
     assert (decision.value, decision.write) == (100.0, WriteReason.FOUND)
 
 
+@pytest.mark.parametrize("change", [{"excluded": True}, {"owned_by": "LOGGER_01"}])
+def test_device_never_under_control_is_not_retired_and_owes_nothing(clock, change):
+    state = resume(device(**change), same_boot=True)
+    after, decision = decide(state, ProcessImage(readback=30.0), clock.now())
+    assert (after.retirement, decision.events) == (None, ())
+    held_once = held(device(), 30.0, clock.now())
+    lapse = resume(held_once, same_boot=False).lapse
+    stale = replace(state, hold=held_once.hold, lapse=lapse, resolved=(30.0, Source.DIRECT))
+    assert decide(stale, ProcessImage(readback=30.0), clock.now())[0] == after
+
+
+@pytest.mark.parametrize("change", [{"excluded": True}, {"owned_by": "LOGGER_01"}])
+def test_held_device_never_reached_that_left_control_meanwhile_ends_its_hold(clock, change):
+    state = held(device(), 30.0, clock.now())
+    state = resume(replace(state, settings=replace(state.settings, **change)), same_boot=True)
+    state, decision = decide(state, EMPTY, clock.now())
+    assert [type(event) for event in decision.events] == [FallbackEntered, Retired]
+    assert state.hold is None
+
+
+@pytest.mark.parametrize("change", [{"excluded": True}, {"owned_by": "LOGGER_01"}])
+def test_scheduled_device_that_left_control_while_nobody_was_here_is_retired(clock, change):
+    state, _ = settled(device(schedule=slots({"10:00": 30.0})), clock.now())
+    assert state.hold is None
+    state = resume(replace(state, settings=replace(state.settings, **change)), same_boot=True)
+    _, decision = decide(state, ProcessImage(readback=30.0), clock.advance(1))
+    assert decision.write is WriteReason.RETIRED
+
+
+def test_excluded_device_is_not_retired_again_by_another_change_of_its_settings(clock):
+    state = reconfigure(device(), replace(INVERTER, excluded=True))
+    state, _ = decide(state, EMPTY, clock.now())
+    assert state.retirement is Retirement.DONE
+    state = reconfigure(state, replace(INVERTER, excluded=True, default_value=80.0))
+    assert decide(state, EMPTY, clock.now())[1].events == ()
+
+
+@pytest.mark.parametrize("change", [{"excluded": True}, {"owned_by": "LOGGER_01"}])
+def test_device_that_left_control_while_nobody_was_here_is_retired(clock, change):
+    state, _ = settled(held(device(), 30.0, clock.now()), clock.now())
+    state = resume(replace(state, settings=replace(state.settings, **change)), same_boot=True)
+    _, decision = decide(state, ProcessImage(readback=30.0), clock.advance(1))
+    assert (decision.value, decision.write) == (100.0, WriteReason.RETIRED)
+
+
+# --- rule 20: retirement --------------------------------------------------------------------------
+
+
+FOUND_30 = ProcessImage(readback=30.0)
+
+
+def retiring(clock: ManualClock, **changes: Any) -> DeviceState:
+    """A device on which 30 was written and confirmed, and which is to be left."""
+    state, decision = settled(held(device(**changes), 30.0, clock.now()), clock.now())
+    assert decision.value == 30.0
+    return retire(state)
+
+
+def test_retired_device_gets_its_default_once_and_is_left(clock):
+    state = retiring(clock)
+    hold = state.hold
+    assert hold is not None
+    state, decision = decide(state, FOUND_30, clock.advance(1))
+    assert (decision.value, decision.source, decision.write) == (100.0, Source.DEFAULT, WriteReason.RETIRED)
+    assert (decision.target, decision.wish, decision.until_utc) == (100.0, 100.0, None)
+    assert decision.events == (FallbackEntered("INVERTER_01", hold, LapseCause.EXCLUDED),)
+    assert state.hold is None
+    state = written(state, 100.0, clock.now(), confirmed=True)
+    state, decision = decide(state, ProcessImage(readback=100.0), clock.advance(1))
+    assert (decision.value, decision.write) == (None, None)
+    assert decision.events == (Retired("INVERTER_01", RetiredBecause.BACK_AT_DEFAULT, 100.0),)
+    assert state.retirement is Retirement.DONE
+    _, decision = decide(state, FOUND_30, clock.advance(1))
+    assert (decision.value, decision.write, decision.events) == (None, None, ())
+
+
+def test_default_of_a_retired_device_stays_owed_until_it_is_confirmed(clock):
+    state = retiring(clock)
+    for _ in range(3):
+        state, decision = decide(state, FOUND_30, clock.advance(1))
+        assert (decision.value, decision.write) == (100.0, WriteReason.RETIRED)
+        state = written(state, 100.0, clock.now(), confirmed=False)
+    assert state.retirement is Retirement.OWED
+
+
+def test_default_of_a_retired_device_is_within_its_bounds(clock):
+    state = retiring(clock, bounds=(Bound("grid", maximum=70.0),))
+    _, decision = decide(state, FOUND_30, clock.advance(1))
+    assert (decision.value, decision.wish) == (70.0, 100.0)
+
+
+def test_device_out_of_reach_is_read_before_it_is_retired(clock):
+    state, decision = decide(retiring(clock), EMPTY, clock.advance(1))
+    assert (decision.value, decision.write) == (100.0, None)
+    _, decision = decide(state, FOUND_30, clock.advance(1))
+    assert decision.write is WriteReason.RETIRED
+
+
+@pytest.mark.parametrize("found", [20.0, 29.4, 30.6, 99.4])
+def test_value_another_has_written_is_left_alone_at_retirement(clock, found):
+    state, decision = decide(retiring(clock), ProcessImage(readback=found), clock.advance(1))
+    assert (decision.value, decision.write) == (None, None)
+    assert decision.events[-1] == Retired("INVERTER_01", RetiredBecause.NOT_OURS, found)
+    assert state.retirement is Retirement.DONE
+
+
+@pytest.mark.parametrize("found", [29.5, 30.0, 30.5])
+def test_value_within_the_tolerance_of_ours_is_ours_at_retirement(clock, found):
+    _, decision = decide(retiring(clock), ProcessImage(readback=found), clock.advance(1))
+    assert decision.write is WriteReason.RETIRED
+
+
+@pytest.mark.parametrize("found", [99.5, 100.0, 100.5])
+def test_device_found_at_its_default_is_retired_unwritten(clock, found):
+    _, decision = decide(retiring(clock), ProcessImage(readback=found), clock.advance(1))
+    assert decision.write is None
+    assert decision.events[-1] == Retired("INVERTER_01", RetiredBecause.BACK_AT_DEFAULT, found)
+
+
+def test_device_never_written_is_retired_without_a_look(clock):
+    state, decision = decide(retire(device()), EMPTY, clock.now())
+    assert decision.events == (Retired("INVERTER_01", RetiredBecause.NEVER_WRITTEN, 100.0),)
+    assert state.retirement is Retirement.DONE
+
+
+def test_device_nobody_can_read_is_retired_by_one_confirmed_write(clock):
+    state, decision = decide(retiring(clock, readable=False), EMPTY, clock.advance(1))
+    assert decision.write is WriteReason.RETIRED
+    state = written(state, 100.0, clock.now(), confirmed=True)
+    _, decision = decide(state, EMPTY, clock.advance(1))
+    assert decision.events == (Retired("INVERTER_01", RetiredBecause.BACK_AT_DEFAULT, 100.0),)
+
+
+def test_confirmed_default_that_has_changed_since_is_owed_anew(clock):
+    state, _ = decide(retiring(clock, readable=False), EMPTY, clock.advance(1))
+    state = written(state, 100.0, clock.now(), confirmed=True)
+    state = reconfigure(state, replace(state.settings, excluded=True))
+    state = reconfigure(state, replace(state.settings, default_value=80.0))
+    _, decision = decide(state, EMPTY, clock.advance(1))
+    assert (decision.value, decision.write) == (80.0, WriteReason.RETIRED)
+
+
+def test_write_whose_answer_was_lost_is_not_left_behind_though_another_was_asked_since(clock):
+    # 50 was carried out, 70 never arrived.
+    state, _ = settled(device(), clock.now())
+    for value, sequence in ((50.0, 1), (70.0, 2)):
+        state, decision = decide(held(state, value, clock.now(), sequence=sequence), EMPTY, clock.now())
+        assert decision.value == value
+        state = written(state, value, clock.now(), confirmed=False)
+    _, decision = decide(retire(state), ProcessImage(readback=50.0), clock.advance(1))
+    assert (decision.value, decision.write) == (100.0, WriteReason.RETIRED)
+
+
+def test_confirmed_value_ends_the_doubt_about_those_asked_before_it(clock):
+    state, _ = settled(device(), clock.now())
+    state, _ = decide(held(state, 50.0, clock.now()), EMPTY, clock.now())
+    state = written(state, 50.0, clock.now(), confirmed=False)
+    state, _ = settled(held(state, 70.0, clock.now(), sequence=2), clock.now())
+    _, decision = decide(retire(state), ProcessImage(readback=50.0), clock.advance(1))
+    assert isinstance(decision.events[-1], Retired)
+    assert decision.events[-1].because is RetiredBecause.NOT_OURS
+
+
+def test_value_asked_before_the_first_contact_is_not_ours(clock):
+    # It stood in the device before anything could be written.
+    state, decision = decide(held(device(), 30.0, clock.now()), EMPTY, clock.now())
+    assert decision.write is WriteReason.FOUND
+    state = written(state, 30.0, clock.now(), confirmed=False)
+    state, decision = decide(state, EMPTY, clock.advance(1))
+    assert decision.write is WriteReason.OWED
+    assert not state.is_ours(30.0)
+    _, decision = decide(retire(state), FOUND_30, clock.advance(1))
+    assert decision.write is None
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_value_asked_after_the_first_contact_may_be_ours_before_it_is_confirmed(clock, reads):
+    state = device(readable=reads)
+    if reads:
+        state = contact_renewed(state)
+    state, decision = decide(held(state, 30.0, clock.now()), EMPTY, clock.now())
+    assert decision.write is WriteReason.FOUND
+    assert state.is_ours(30.0)
+
+
+def test_default_asked_at_retirement_is_ours_though_never_confirmed(clock):
+    state, _ = decide(retiring(clock, excluded=False), FOUND_30, clock.advance(1))
+    state = written(state, 100.0, clock.now(), confirmed=False)
+    state = replace(state, settings=replace(state.settings, default_value=80.0))
+    _, decision = decide(state, ProcessImage(readback=100.0), clock.advance(1))
+    assert (decision.value, decision.write) == (80.0, WriteReason.RETIRED)
+
+
+def test_value_that_was_adopted_is_ours_at_retirement(clock):
+    # Found as it should be: whoever wrote it, it stands there by our decision now.
+    state, decision = decide(held(device(), 30.0, clock.now()), ProcessImage(readback=30.2), clock.now())
+    assert decision.write is None
+    _, decision = decide(retire(state), ProcessImage(readback=30.2), clock.advance(1))
+    assert decision.write is WriteReason.RETIRED
+
+
+def test_default_that_could_not_be_asked_yet_is_not_ours(clock):
+    state, decision = decide(retiring(clock), EMPTY, clock.advance(1))
+    assert decision.write is None
+    state = replace(state, settings=replace(state.settings, default_value=80.0))
+    _, decision = decide(state, ProcessImage(readback=100.0), clock.advance(1))
+    assert isinstance(decision.events[-1], Retired)
+    assert decision.events[-1].because is RetiredBecause.NOT_OURS
+
+
+def test_contact_made_before_a_change_lets_the_change_arrive_though_it_is_not_read_again(clock):
+    state, _ = decide(device(), ProcessImage(readback=55.0), clock.now())
+    state = written(state, 100.0, clock.now(), confirmed=False)
+    state, _ = decide(held(state, 30.0, clock.now()), EMPTY, clock.advance(1))
+    assert state.is_ours(30.0)
+
+
+@pytest.mark.parametrize("forget", [lambda s: resume(s, same_boot=True), unknown_again])
+def test_contact_of_former_times_lets_nothing_arrive(clock, forget):
+    state, _ = settled(device(), clock.now(), ProcessImage(readback=55.0))
+    state, _ = decide(held(forget(state), 30.0, clock.now()), EMPTY, clock.advance(1))
+    assert not state.is_ours(30.0)
+
+
+def test_lapse_that_was_owed_ends_with_the_retirement(clock):
+    state, _ = settled(held(device(), 30.0, clock.now()), clock.now())
+    state, _ = decide(state, EMPTY, clock.advance(61))
+    assert state.lapse is not None
+    state, decision = decide(retire(state), FOUND_30, clock.now())
+    assert decision.tag == "INVERTER_01"
+    assert state.lapse is None
+
+
+def test_slot_of_before_is_not_kept_under_an_untrusted_clock_by_a_device_that_comes_back(clock):
+    state = device(schedule=slots({"10:00": 30.0}))
+    state, _ = settled(state, clock.now())
+    state, _ = decide(retire(state), FOUND_30, clock.advance(1))
+    state = reconfigure(state, state.settings)
+    image = ProcessImage(readback=30.0, clock=Clock(untrusted_since_s=clock.now().boottime_s))
+    assert value_of(state, clock.advance(1), image) == 100.0
+
+
+def test_device_that_comes_back_knows_its_schedule_its_orders_and_its_ledger(clock):
+    state = spend(retiring(clock, schedule=slots({"10:00": 70.0}), budgeted=frozenset({"l"})), {"l": 3})
+    state, _ = decide(state, ProcessImage(readback=100.0), clock.advance(1))
+    assert state.retirement is Retirement.DONE
+    state = reconfigure(state, state.settings)
+    assert admit(state, request(40.0), clock.now())[1] is Refusal.SUPERSEDED
+    assert value_of(state, clock.now()) == 70.0
+    assert state.spent_today == 3
+
+
+def test_nobody_holds_or_releases_a_device_that_leaves(clock):
+    state = retiring(clock)
+    assert admit(state, request(40.0, sequence=2), clock.now()) == (state, Refusal.EXCLUDED)
+    assert release(state, (1, 2)) == (state, Refusal.EXCLUDED)
+
+
+def test_retired_device_gets_nothing_even_where_its_settings_would_have_it_controlled(clock):
+    state, _ = decide(retire(device(schedule=slots({"10:00": 40.0}))), EMPTY, clock.now())
+    assert state.settings.is_controlled
+    _, decision = decide(state, FOUND_30, clock.advance(1))
+    assert (decision.value, decision.write) == (None, None)
+
+
+def test_device_that_comes_back_is_controlled_again_and_read_first(clock):
+    state = retiring(clock)
+    state, _ = decide(state, FOUND_30, clock.advance(1))
+    state = reconfigure(state, state.settings)
+    _, decision = decide(state, FOUND_30, clock.advance(1))
+    assert (decision.value, decision.source, decision.write) == (100.0, Source.DEFAULT, WriteReason.FOUND)
+
+
+@pytest.mark.parametrize("same_boot", [True, False])
+def test_retirement_survives_every_restart(clock, same_boot):
+    state, _ = decide(retiring(clock), FOUND_30, clock.advance(1))
+    state = resume(state, same_boot=same_boot)
+    _, decision = decide(state, FOUND_30, clock.advance(1))
+    assert (decision.value, decision.write) == (100.0, WriteReason.RETIRED)
+
+
+def test_hold_of_another_boot_never_comes_to_life_again_by_a_device_that_comes_back(clock):
+    # The process died between leaving the device and ending its hold; the boot-time clock began anew.
+    state = resume(retiring(clock), same_boot=False)
+    assert state.hold is None
+    state = reconfigure(state, state.settings)
+    _, decision = decide(state, FOUND_30, clock.reboot())
+    assert decision.source is Source.DEFAULT
+
+
 # --- rule 11: what failed stays owed --------------------------------------------------------------
 
 
@@ -514,6 +820,287 @@ def test_bounds_of_others_do_not_refuse_a_request_but_bound_it(clock):
 def test_default_outside_the_range_is_bounded_by_the_device(clock):
     _, decision = decide(device(default_value=120.0), EMPTY, clock.now())
     assert (decision.value, decision.bounded_by) == (100.0, "device")
+
+
+# --- rule 13: wear --------------------------------------------------------------------------------
+
+
+def worn(writes: int, **changes: Any) -> DeviceState:
+    """A device with a budget of 5 writes a day, some of them spent."""
+    changes = {"write_class": WriteClass.PERSISTENT, "writes_per_day": 5, **changes}
+    state = device(budgeted=frozenset({"limit"}), **changes)
+    state = replace(state, ledger=Ledger(datetime(2026, 3, 2, tzinfo=UTC).date()))
+    return spend(state, {"limit": writes, "enable": 99})
+
+
+@pytest.mark.parametrize(("spent", "refusal"), [(3, None), (4, Refusal.WEAR), (5, Refusal.WEAR)])
+def test_hold_is_accepted_only_if_its_set_and_its_release_are_covered(clock, spent, refusal):
+    state = worn(spent)
+    after, refused = admit(state, request(30.0), clock.now())
+    assert refused is refusal
+    assert (after == state) is (refusal is not None)
+
+
+def test_register_without_a_budget_is_only_counted(clock):
+    state = worn(10_000, writes_per_day=None)
+    assert admit(state, request(30.0), clock.now())[1] is None
+    assert state.spent_today == 10_000
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_renewal_of_the_same_value_is_never_refused_for_wear(clock, resumed):
+    state = spend(held(worn(3), 30.0, clock.now()), {"limit": 9})
+    if resumed:
+        # Nothing is resolved yet.
+        state = resume(state, same_boot=True)
+    assert admit(state, request(30.0, sequence=2), clock.advance(1))[1] is None
+    assert admit(state, request(31.0, sequence=2), clock.now())[1] is Refusal.WEAR
+
+
+def test_request_that_bounds_make_the_same_value_is_a_renewal(clock):
+    state = held(worn(3, bounds=(Bound("grid", maximum=50.0),)), 80.0, clock.now())
+    state = spend(state, {"limit": 2})
+    assert admit(state, request(90.0, sequence=2), clock.now())[1] is None
+    assert admit(state, request(40.0, sequence=2), clock.now())[1] is Refusal.WEAR
+
+
+def test_release_lapse_bound_and_schedule_are_written_whatever_is_spent(clock):
+    state = worn(3, schedule=slots({"10:00": 80.0, "10:15": 60.0}))
+    state, _ = settled(held(state, 30.0, clock.now()), clock.now())
+    state = spend(state, {"limit": 99})
+    released, refusal = release(state, (1, 2))
+    assert refusal is None
+    assert decide(released, EMPTY, clock.now())[1].write is WriteReason.CHANGED
+    bounded = reconfigure(state, replace(state.settings, bounds=(Bound("grid", maximum=10.0),)))
+    assert decide(bounded, EMPTY, clock.now())[1].write is WriteReason.CHANGED
+    state, lapsed = decide(state, EMPTY, clock.advance(61))
+    assert (lapsed.value, lapsed.write) == (80.0, WriteReason.CHANGED)
+    state = written(state, 80.0, clock.now(), confirmed=True)
+    _, slot = decide(state, EMPTY, clock.advance(900))
+    assert (slot.value, slot.write) == (60.0, WriteReason.CHANGED)
+
+
+@pytest.mark.parametrize(("spent", "write"), [(3, WriteReason.DRIFTED), (4, None)])
+def test_drift_is_put_right_only_while_a_hold_could_still_be_accepted(clock, spent, write):
+    state, _ = settled(worn(spent), clock.now())
+    _, decision = decide(state, ProcessImage(readback=60.0), clock.advance(400))
+    assert decision.write is write
+
+
+@pytest.mark.parametrize(("spent", "alarming"), [(3, False), (4, True), (5, True)])
+def test_four_fifths_of_the_budget_are_worth_an_alarm(spent, alarming):
+    assert worn(spent).is_wearing is alarming
+    assert not worn(spent, writes_per_day=None).is_wearing
+
+
+def test_new_day_gives_a_new_budget_and_forgets_no_write(clock):
+    state, _ = decide(worn(5), EMPTY, clock.now())
+    state, _ = decide(state, EMPTY, clock.jump_wall(86400))
+    assert state.spent_today == 0
+    assert state.ledger.registers["limit"].ever == 5
+
+
+def test_clock_nobody_trusts_begins_no_day(clock):
+    state, _ = decide(worn(5), EMPTY, clock.now())
+    image = ProcessImage(clock=Clock(untrusted_since_s=clock.now().boottime_s))
+    state, _ = decide(state, image, clock.jump_wall(86400))
+    assert state.spent_today == 5
+
+
+def test_budget_that_carries_no_request_is_refused():
+    with pytest.raises(ValueError, match="1 writes a day carries no request"):
+        replace(INVERTER, writes_per_day=1)
+    assert replace(INVERTER, writes_per_day=2).writes_per_day == 2
+
+
+@pytest.mark.parametrize("readback", [None, 30.0])
+def test_persistent_register_nobody_can_read_is_not_written_again_by_a_restart(clock, readback):
+    state = device(write_class=WriteClass.PERSISTENT, readable=False)
+    state, _ = settled(held(state, 30.0, clock.now()), clock.now())
+    for again in (resume(state, same_boot=True), contact_renewed(state)):
+        kept, decision = decide(again, EMPTY, clock.advance(1))
+        assert (decision.value, decision.write) == (30.0, None)
+        assert kept.in_force is not None
+        assert kept.in_force.confirmed
+    _, decision = decide(resume(state, same_boot=True), EMPTY, clock.advance(60))
+    assert (decision.value, decision.write) == (100.0, WriteReason.CHANGED)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"write_class": WriteClass.UNKNOWN}, {"write_class": WriteClass.VOLATILE}, {"readable": True}]
+)
+def test_any_other_register_is_written_after_a_restart_that_could_not_read_it(clock, changes):
+    state = device(**{"write_class": WriteClass.PERSISTENT, "readable": False, **changes})
+    state, _ = settled(held(state, 30.0, clock.now()), clock.now())
+    _, decision = decide(resume(state, same_boot=True), EMPTY, clock.advance(1))
+    assert decision.write is WriteReason.FOUND
+
+
+def test_unconfirmed_write_to_a_register_nobody_can_read_is_made_again_after_a_restart(clock):
+    state = device(write_class=WriteClass.PERSISTENT, readable=False)
+    state, _ = settled(held(state, 30.0, clock.now()), clock.now())
+    state, _ = decide(held(state, 40.0, clock.now(), sequence=2), EMPTY, clock.now())
+    state, _ = release(state, (1, 3))
+    state = held(state, 30.0, clock.now(), sequence=4)
+    _, decision = decide(resume(state, same_boot=True), EMPTY, clock.advance(1))
+    assert decision.write is WriteReason.FOUND
+
+
+@pytest.mark.parametrize(
+    ("changes", "write"),
+    [
+        ({}, WriteReason.REPEATED),
+        ({"lifetime": Lifetime.SINGULAR}, None),
+        ({"write_class": WriteClass.PERSISTENT}, None),
+        ({"write_class": WriteClass.UNKNOWN}, None),
+        ({"write_class": WriteClass.UNKNOWN, "accept_wear": True}, None),
+        ({"period_s": 400.0}, None),
+    ],
+)
+def test_resolved_value_is_repeated_every_period_where_it_wears_nothing(clock, changes, write):
+    state, _ = settled(device(**changes), clock.now())
+    _, decision = decide(state, ProcessImage(readback=100.0), clock.advance(300))
+    assert (decision.value, decision.write) == (100.0, write)
+
+
+# --- rule 14: the device's own fallback -----------------------------------------------------------
+
+
+FALLBACK = KeepAlive(100.0, timeout_s=60.0)
+
+
+def test_own_fallback_is_armed_after_the_first_contact_and_kept_from_acting(clock):
+    state = device(keep_alive=FALLBACK, lifetime=Lifetime.SINGULAR)
+    state, decision = decide(state, EMPTY, clock.now())
+    assert decision.keep_alive is None
+    state, decision = decide(state, ProcessImage(readback=100.0), clock.now())
+    assert decision.keep_alive is KeepAliveDue.ARM
+    state = kept_alive(state, 100.0, clock.now())
+    state, decision = decide(state, EMPTY, clock.advance(19.9))
+    assert decision.keep_alive is None
+    # Whatever the lifetime of its values, and without a write of them.
+    state, decision = decide(state, EMPTY, clock.advance(0.1))
+    assert (decision.keep_alive, decision.write) == (KeepAliveDue.REFRESH, None)
+
+
+@pytest.mark.parametrize("forget", [lambda s: resume(s, same_boot=True), contact_renewed])
+def test_own_fallback_is_armed_anew_where_the_device_may_have_restarted(clock, forget):
+    state, _ = decide(device(keep_alive=FALLBACK), ProcessImage(readback=100.0), clock.now())
+    state = forget(kept_alive(state, 100.0, clock.now()))
+    _, decision = decide(state, ProcessImage(readback=100.0), clock.advance(1))
+    assert decision.keep_alive is KeepAliveDue.ARM
+
+
+@pytest.mark.parametrize("change", [{"excluded": True}, {"owned_by": "LOGGER_01"}])
+def test_device_nobody_may_write_is_not_kept_alive(clock, change):
+    state = device(keep_alive=FALLBACK, **change)
+    _, decision = decide(state, ProcessImage(readback=100.0), clock.now())
+    assert decision.keep_alive is None
+
+
+# --- rule 15: ramps -------------------------------------------------------------------------------
+
+
+def ramped(clock: ManualClock, **changes: Any) -> DeviceState:
+    """A device at 100 that may move 1 % of nameplate a second."""
+    state, decision = settled(device(**{"ramp_pct_per_min": 60.0, **changes}), clock.now())
+    assert decision.value == 100.0
+    return state
+
+
+def walk(state: DeviceState, clock: ManualClock, *, seconds: int) -> tuple[DeviceState, list[float | None]]:
+    values = []
+    for _ in range(seconds):
+        state, decision = settled(state, clock.advance(1))
+        values.append(decision.value)
+    return state, values
+
+
+def test_first_step_of_a_ramp_leaves_at_once_and_the_others_follow(clock):
+    state = held(ramped(clock), 96.5, clock.advance(30))
+    state, decision = settled(state, clock.now())
+    assert (decision.value, decision.target, decision.write) == (99.0, 96.5, WriteReason.CHANGED)
+    assert explain(decision) == "INVERTER_01 at 99 by direct request req-1-1, on its ramp to 96.5"
+    _, values = walk(state, clock, seconds=4)
+    assert values == [98.0, 97.0, 96.5, 96.5]
+
+
+@pytest.mark.parametrize("source", ["direct", "loop", "schedule", "default"])
+def test_ramp_shapes_every_source(clock, source):
+    state, image = ramped(clock), EMPTY
+    clock.advance(30)
+    match source:
+        case "direct":
+            state = held(state, 30.0, clock.now())
+        case "loop":
+            image = ProcessImage(loop_value=30.0)
+        case "schedule":
+            state = replace(state, schedule=slots({"10:00": 30.0}))
+        case "default":
+            state = reconfigure(state, replace(state.settings, default_value=30.0))
+    assert value_of(state, clock.now(), image) == 99.0
+
+
+def test_bound_is_obeyed_at_once_and_the_ramp_goes_on_from_it(clock):
+    state = reconfigure(ramped(clock), replace(ramped(clock).settings, bounds=(Bound("grid", maximum=40.0),)))
+    state, decision = settled(held(state, 30.0, clock.advance(30)), clock.now())
+    assert (decision.value, decision.target) == (40.0, 30.0)
+    _, values = walk(state, clock, seconds=2)
+    assert values == [39.0, 38.0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "value"),
+    [
+        ({"write_class": WriteClass.PERSISTENT}, 30.0),
+        ({"write_class": WriteClass.PERSISTENT, "accept_wear": True}, 30.0),
+        ({"write_class": WriteClass.UNKNOWN}, 30.0),
+        ({"write_class": WriteClass.UNKNOWN, "accept_wear": True}, 99.0),
+        ({"write_class": WriteClass.VOLATILE}, 99.0),
+        ({"ramp_pct_per_min": None}, 30.0),
+    ],
+)
+def test_register_that_wears_takes_no_ramp(clock, changes, value):
+    state = held(ramped(clock, **changes), 30.0, clock.advance(30))
+    assert value_of(state, clock.now()) == value
+
+
+def test_ramp_starts_from_what_the_device_is_found_to_hold(clock):
+    state = device(ramp_pct_per_min=60.0, default_value=30.0)
+    assert value_of(state, clock.now(), ProcessImage(readback=50.0)) == 49.0
+    state = contact_renewed(settled(state, clock.now(), ProcessImage(readback=50.0))[0])
+    assert value_of(state, clock.now(), ProcessImage(readback=80.0)) == 79.0
+
+
+def test_without_a_value_to_start_from_there_is_no_ramp(clock):
+    assert value_of(device(ramp_pct_per_min=60.0, default_value=30.0), clock.now()) == 30.0
+
+
+def test_fallback_is_owed_until_its_ramp_has_arrived(clock):
+    state, _ = settled(held(ramped(clock), 97.5, clock.now()), clock.now())
+    state, values = walk(state, clock, seconds=60)
+    assert values[-1] == 97.5
+    state, _ = walk(state, clock, seconds=2)
+    assert state.lapse is not None
+    state, values = walk(state, clock, seconds=1)
+    assert values == [100.0]
+    assert state.lapse is None
+
+
+def test_step_made_by_a_bound_is_paid_for_like_any_other(clock):
+    state = reconfigure(ramped(clock), replace(ramped(clock).settings, bounds=(Bound("grid", maximum=40.0),)))
+    state, _ = settled(held(state, 30.0, clock.advance(30)), clock.now())
+    assert value_of(state, clock.now()) == 40.0
+
+
+def test_slow_ramps_are_ramps():
+    assert device(ramp_pct_per_min=0.6).settings.ramp_per_s == 0.01
+
+
+@pytest.mark.parametrize("ramp", [0.0, -1.0, math.nan, math.inf])
+def test_ramp_that_would_never_arrive_is_refused(ramp):
+    with pytest.raises(ValueError, match="is not above 0"):
+        replace(INVERTER, ramp_pct_per_min=ramp)
 
 
 # --- rule 17: a clock nobody trusts ---------------------------------------------------------------
@@ -578,6 +1165,15 @@ def test_grace_without_an_end_is_no_grace(clock, since):
 
 
 # --- missing and broken values --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("readback", [math.nan, math.inf, -math.inf])
+def test_reading_that_is_no_number_is_no_reading(clock, readback):
+    # NaN would compare as if it agreed with every value.
+    state = device()
+    image = ProcessImage(readback=readback)
+    assert decide(state, image, clock.now()) == decide(state, EMPTY, clock.now())
+    assert decide(state, image, clock.now())[1].write is WriteReason.FOUND
 
 
 @pytest.mark.parametrize("slot", [math.nan, math.inf, -math.inf])

@@ -97,15 +97,18 @@ class TurnedClock(ManualClock):
         self._sleepers = [(end, wake) for end, wake in self._sleepers if not wake.done()]
         return self._sleepers
 
-    async def idle(self, tasks: int) -> None:
+    async def idle(self, tasks: int | Callable[[], int]) -> None:
         """Wait, in real time, until this many tasks have nothing to do but to sleep."""
+        wanted = (lambda: tasks) if isinstance(tasks, int) else tasks
         async with asyncio.timeout(20):
             passes = 0
             while passes < IDLE_PASSES:
                 await asyncio.sleep(0)
-                passes = passes + 1 if len(self._awaited()) >= tasks else 0
+                passes = passes + 1 if len(self._awaited()) >= wanted() else 0
 
-    async def run(self, seconds: float, *, tasks: int, until: Callable[[], object] | None = None) -> float:
+    async def run(
+        self, seconds: float, *, tasks: int | Callable[[], int], until: Callable[[], object] | None = None
+    ) -> float:
         """Let time pass from one sleeper's end to the next; the seconds it took until `until` held."""
         begin = self.boottime_s()
         while True:
@@ -132,6 +135,7 @@ class Plant:
     profiles: dict[str, Profile] = field(default_factory=dict)
     site: dict[str, Any] = field(default_factory=lambda: dict(SITE))
     schedules: dict[str, Schedule] = field(default_factory=dict)
+    abandoned: list[str] = field(default_factory=list)
     sequence: int = 0
     reasons: Reasons | None = None
 
@@ -162,7 +166,12 @@ class Plant:
     @property
     def body(self) -> dict[str, Any]:
         profiles = {name: profile_to_builtins(kind) for name, kind in self.profiles.items()}
-        return {"site": self.site, "devices": list(self.raw.values()), "profiles": profiles}
+        return {
+            "site": self.site,
+            "devices": list(self.raw.values()),
+            "profiles": profiles,
+            "abandoned": self.abandoned,
+        }
 
     def apply(self) -> None:
         self.fleet.apply(config.plan(self.body))
@@ -172,6 +181,9 @@ class Plant:
         self, *, hold_s: float = 60.0, sequence: int | None = None, **values: float
     ) -> dict[str, asyncio.Future[DeviceResult]]:
         return self.command(hold_s=hold_s, sequence=sequence, **values).waiting
+
+    def hold(self, values: dict[str, float]) -> dict[str, asyncio.Future[DeviceResult]]:
+        return self.setpoint(hold_s=60.0, sequence=None, **values)
 
     def command(self, *, hold_s: float = 60.0, sequence: int | None = None, **values: float) -> Accepted:
         command = SetpointCommand(
@@ -200,6 +212,12 @@ class Plant:
         with self.store.transaction():
             return self.cycle.accept_release(command).waiting
 
+    def outlive(self) -> Site:
+        """Let the devices go on when this process ends, for the next one to find."""
+        site = Site(dict(self.simulated), self.raw, self.profiles, self.schedules, self.sequence)
+        self.simulated.clear()
+        return site
+
     def _number(self, sequence: int | None) -> int:
         self.sequence = max(self.sequence, sequence or self.sequence + 1)
         return sequence or self.sequence
@@ -208,13 +226,33 @@ class Plant:
         entries = self.store.waiting(CONTROL_STREAM, limit=1000, max_bytes=1_000_000)
         return [entry for entry in entries if entry.kind == kind]
 
+    def set_by_another(self, tag: str, value: float) -> None:
+        """Another controller writes a limit to a device."""
+        device = self.simulated[tag]
+        device.registers.set("limit_target", value)
+        device._take_limit()
+
     def limit(self, tag: str) -> float:
         return self.simulated[tag].limit_in_force
 
     async def run(self, seconds: float, until: Callable[[], object] | None = None) -> float:
         """Let time pass; the cycle and each line are one task."""
-        lines = {unit.bus.name for unit in self.cycle.units.values()}
-        return await self.clock.run(seconds, tasks=1 + len(lines), until=until)
+        return await self.clock.run(seconds, tasks=self._tasks, until=until)
+
+    def _tasks(self) -> int:
+        units = [*self.cycle.units.values(), *self.cycle.leaving.values()]
+        return 1 + len({unit.bus.name for unit in units})
+
+
+@dataclass
+class Site:
+    """What outlives a node's process: its devices, and what it is to have of documents."""
+
+    simulated: dict[str, SimulatedDevice]
+    raw: dict[str, dict[str, Any]]
+    profiles: dict[str, Profile]
+    schedules: dict[str, Schedule]
+    sequence: int
 
 
 class _Over(Exception):  # noqa: N818 - ends the task group, nothing is wrong
@@ -223,9 +261,13 @@ class _Over(Exception):  # noqa: N818 - ends the task group, nothing is wrong
 
 @asynccontextmanager
 async def running_plant(
-    directory: Path, *, clock: TurnedClock | None = None, keeps_reasons: bool = False
+    directory: Path,
+    *,
+    clock: TurnedClock | None = None,
+    keeps_reasons: bool = False,
+    site: Site | None = None,
 ) -> AsyncIterator[Plant]:
-    """A node's control over the state in this directory, until the block ends."""
+    """A node's control over the state in this directory, until the block ends; `site`: what it finds there."""
     clock = clock or TurnedClock()
     store = Store(directory)
     reasons = Reasons(directory, clock=clock, who="node") if keeps_reasons else None
@@ -238,6 +280,11 @@ async def running_plant(
             fleet = Fleet(cycle=cycle, clock=clock, store=store, tasks=tasks)
             cycle.left = fleet.retired
             plant = Plant(clock, store, cycle, fleet, reasons=reasons)
+            if site is not None:
+                plant.simulated, plant.raw, plant.profiles = site.simulated, site.raw, site.profiles
+                plant.schedules, plant.sequence = site.schedules, site.sequence
+                for device in site.simulated.values():
+                    device.clock = clock.boottime_s
             tasks.create_task(cycle.run())
             try:
                 yield plant

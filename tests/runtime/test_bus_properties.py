@@ -14,7 +14,7 @@ from edge.drivers.modbus import ModbusDriver
 from edge.drivers.modbus_rtu import SerialSession
 from edge.drivers.serial_line import SerialSettings
 from edge.profiles.model import Protocol
-from edge.runtime.bus import Bus, WriteOutcome
+from edge.runtime.bus import Bus, WriteOutcome, _Member
 from edge.simulators.modbus import Fault, SimulatedDevice
 from edge.simulators.modbus_rtu import SimulatedLine
 from tests.runtime.plant import NAMEPLATE_KW, TurnedClock, profile
@@ -212,3 +212,22 @@ async def live(steps: list[tuple], *, min_gap_ms: int) -> None:  # type: ignore[
 )
 def test_every_owed_write_is_confirmed_in_the_end_and_no_other_is_ever_told(steps, min_gap_ms):
     asyncio.run(live(steps, min_gap_ms=min_gap_ms))
+
+
+@given(
+    phase_s=st.floats(0, 900),
+    poll_s=st.floats(0.1, 900),
+    now=st.floats(1000, 1e7),
+    shares=st.booleans(),
+)
+@example(phase_s=0.95, poll_s=1.0, now=2048.95, shares=False)
+def test_line_does_not_spin_on_a_poll_that_is_due_when_it_has_just_been(phase_s, poll_s, now, shares):
+    member = _Member("D1", None, poll_s, phase_s, 0.1, settable=True)  # type: ignore[arg-type]
+    dues = []
+    for _ in range(3):
+        member.poll_due = member.next_poll_due(now, shares=shares)
+        dues.append(member.poll_due)
+
+    # A poll that is late may be followed by another at once, but not by one more.
+    assert dues[1] > now
+    assert dues[2] == dues[1] <= now + 2 * poll_s

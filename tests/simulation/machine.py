@@ -41,6 +41,8 @@ tags = st.sampled_from(TAGS)
 some_tags = st.lists(tags, min_size=1, max_size=3, unique=True)
 # From "in the middle of an exchange" to "longer than any hold".
 moments = st.sampled_from([0.001, 0.003, 0.006, 0.3, 1.0, 1.1, 2.5, 10.0, 31.0, 61.0])
+# Around the end of a hold: before it, at it, within the second it may take, after it.
+beyonds = st.sampled_from([-0.3, 0.0, 0.004, 0.5, 1.02, 1.5])
 blinks = st.sampled_from([0.0, 0.001, 0.003, 0.005, 0.007, 0.012, 0.3])
 
 
@@ -72,12 +74,7 @@ class Site(RuleBasedStateMachine):
         """Everything heals, nobody asks for anything: within minutes all is as the rules have it."""
         world = self.world
         world.check()
-        for device in world.devices.values():
-            device.fall_ill(Trouble.NONE)
-        world.broker.mend()
-        world.broker.down = world.broker.up = FINE
-        if not world.is_up:
-            world.start()
+        self.heal()
         world.run(1.0)
         world.publish_anew()
         world.run(320.0)
@@ -89,6 +86,19 @@ class Site(RuleBasedStateMachine):
             if found is not None and not found.was_set_by_hand and world.oracle.unchanged_for_s(tag) > 10:
                 assert world.is_settled(tag), f"{tag} should be judged by now"
         world.check()
+        self.request_is_kept_and_ends()
+
+    def request_is_kept_and_ends(self) -> None:
+        """After all that happened: a request is carried out, and over within a second of its end."""
+        world = self.world
+        world.site["curtailment_time_limit_s"] = 30.0
+        world.configure()
+        world.run(6.0)
+        world.check()
+        world.setpoint(hold_s=200.0, **dict.fromkeys(TAGS, 33.0))
+        for seconds in (3.0, 26.9, 0.2, 1.0, 1.5):
+            world.run(seconds)
+            world.check()
 
     @initialize(
         slots=st.lists(st.one_of(st.none(), values), min_size=3, max_size=3),
@@ -99,6 +109,8 @@ class Site(RuleBasedStateMachine):
         world.rng.seed(seed)
         for tag in TAGS:
             world.add(tag, KINDS[tag], **PLACES[tag])
+        # Nothing but read-backs and changes is ever written there: what went wrong once stays.
+        world.raw[SLOW_2]["lifetime"] = "singular"
         world.build(QUICK, port=SPARE_PORT)
         world.configure()
         self.put_schedule("inverter", slots)
@@ -121,6 +133,63 @@ class Site(RuleBasedStateMachine):
     def request(self, tags: list[str], value: float, hold_s: float, later: float) -> None:
         self.world.setpoint(hold_s=hold_s, **dict.fromkeys(tags, value))
         self.world.run(later)
+
+    @rule(tags=some_tags, value=values, hold_s=st.sampled_from([1.0, 4.0, 20.0]), beyond=beyonds)
+    def request_that_nobody_renews(self, tags: list[str], value: float, hold_s: float, beyond: float) -> None:
+        self.world.setpoint(hold_s=hold_s, **dict.fromkeys(tags, value))
+        self.world.run(hold_s + beyond)
+
+    @rule(tags=some_tags, value=values, hold_s=st.sampled_from([4.0, 20.0]), beyond=beyonds)
+    def request_that_is_renewed_in_time(
+        self, tags: list[str], value: float, hold_s: float, beyond: float
+    ) -> None:
+        for _ in range(3):
+            self.world.setpoint(hold_s=hold_s, **dict.fromkeys(tags, value))
+            self.world.run(hold_s - 1.0)
+        self.world.check()
+        self.world.run(1.0 + beyond)
+
+    @rule(tags=some_tags, first=values, second=values, back=st.integers(1, 3), later=blinks)
+    def request_is_overtaken_by_a_later_one(
+        self, tags: list[str], first: float, second: float, back: int, later: float
+    ) -> None:
+        """Two requests on their way: the one sent first arrives last."""
+        number = self.world.central.sequence + back + 1
+        self.world.central.sequence = number
+        self.world.command(dict.fromkeys(tags, second), hold_s=30.0, sequence=number)
+        self.world.run(later)
+        self.world.command(dict.fromkeys(tags, first), hold_s=60.0, sequence=number - back)
+        self.world.run(0.02)
+
+    @rule(tags=some_tags, value=values, limit_s=st.sampled_from([2.0, 5.0]))
+    def time_limit_is_lowered_under_a_hold(self, tags: list[str], value: float, limit_s: float) -> None:
+        self.world.setpoint(hold_s=60.0, **dict.fromkeys(tags, value))
+        self.world.run(1.0)
+        self.world.site["curtailment_time_limit_s"] = limit_s
+        self.world.configure()
+        self.world.run(limit_s + 1.1)
+        self.world.check()
+        self.world.site["curtailment_time_limit_s"] = 60.0
+        self.world.configure()
+
+    @rule(tag=tags, value=values, leaves=st.sampled_from(["removed", "excluded"]))
+    def device_leaves_under_a_hold(self, tag: str, value: float, leaves: str) -> None:
+        self.world.setpoint(hold_s=60.0, **{tag: value})
+        self.world.run(1.5)
+        if leaves == "excluded":
+            self.edit(tag, {"excluded": True})
+        elif tag in self.world.raw:
+            self.was_removed[tag] = self.world.raw.pop(tag)
+            self.world.configure()
+        self.world.run(12.0)
+
+    @rule(tag=tags, value=values)
+    def retained_request_is_found_at_the_next_connect(self, tag: str, value: float) -> None:
+        self.world.broker.cut()
+        self.world.command({tag: value}, hold_s=60.0, retain=True)
+        self.world.run(0.1)
+        self.world.broker.mend()
+        self.world.run(3.0)
 
     @rule(tag=tags, value=st.sampled_from([-5.0, 100.5, 101.0]))
     def request_beyond_the_range(self, tag: str, value: float) -> None:
@@ -156,9 +225,33 @@ class Site(RuleBasedStateMachine):
     def wait(self, seconds: float) -> None:
         self.world.run(seconds)
 
-    @rule(seconds=moments)
-    def wait_once_more(self, seconds: float) -> None:
-        self.world.run(seconds)
+    @rule()
+    def all_is_well_for_a_while(self) -> None:
+        """Or nothing would ever get through: most of what may happen is bad."""
+        self.heal()
+        self.world.kernel_knows_time(vouches=True)
+        self.world.run(12.0)
+
+    def heal(self) -> None:
+        world = self.world
+        for device in world.devices.values():
+            device.fall_ill(Trouble.NONE)
+        world.broker.mend()
+        world.broker.down = world.broker.up = FINE
+        for tag in list(self.was_removed):
+            world.raw[tag] = self.was_removed.pop(tag)
+        for raw in world.raw.values():
+            raw["excluded"] = False
+        world.configure()
+
+    @rule()
+    def clock_is_stepped_while_nobody_vouches_for_it(self) -> None:
+        self.world.kernel_knows_time(vouches=False)
+        self.world.run(1.2)
+        self.world.set_wall_clock(450.0)
+        self.world.run(870.0)
+        self.world.check()
+        self.world.run(60.0)
 
     @rule(beyond=st.sampled_from([-0.5, 0.0, 0.01, 1.2]))
     def wait_for_the_quarter_hour(self, beyond: float) -> None:
