@@ -36,6 +36,7 @@ test-quick: $(VENV)/.dev-installed ## what needs no service, in about a minute
 test-all: test ## `make test` and the long runs
 	HYPOTHESIS_PROFILE=long $(PYTEST) -q tests/core
 	$(PYTEST) -q -s tests/simulation/test_machine.py --simulation-steps 10000
+	$(PYTEST) -q -s tests/runtime/test_crash_points.py --every-crash-point
 	$(RUN) -m tests.servers postgres $(PYTEST) --only-database
 
 coverage: $(VENV)/.dev-installed ## that no branch of edge/core goes untested

@@ -20,6 +20,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="run only tests which use Django's database (once more, on another database)",
     )
     parser.addoption(
+        "--every-crash-point",
+        action="store_true",
+        help="kill a process at every durable step instead of every eighth (tests/runtime/test_crash_points)",
+    )
+    parser.addoption(
         "--simulation-steps",
         type=int,
         default=1000,

@@ -31,7 +31,7 @@ from edge.runtime.clock import Clock, wall
 from edge.runtime.database import StoreFailed
 from edge.runtime.reasons import Outcome, Reasons
 from edge.runtime.store import Kept, Store
-from edge.wire.messages import Code, DeviceResult, LogEntry, ReleaseCommand, SetpointCommand, Stream
+from edge.wire.messages import Code, DeviceResult, LogEntry, ReleaseCommand, SetpointCommand, Stream, Writes
 
 log = structlog.get_logger()
 
@@ -770,6 +770,18 @@ class Cycle:
             unit.state = replace(unit.state, schedule=schedule)
         self._take_up_lapses()
         self.turn()
+
+    @property
+    def wear(self) -> dict[str, dict[str, Writes]]:
+        """How often the registers were written that wear, or may, by tag."""
+        return {
+            tag: {
+                name: Writes(today=count.today, ever=count.ever)
+                for name, count in sorted(unit.state.ledger.registers.items())
+            }
+            for tag, unit in self.units.items()
+            if unit.settings.wears and unit.state.ledger.registers
+        }
 
     @property
     def sequences(self) -> dict[str, int]:

@@ -68,9 +68,10 @@ def parse_at(text: str, *, now: datetime) -> datetime:
     `ValueError` where it is neither.
     """
     ago = re.fullmatch(r"-(\d{1,6}(?:\.\d{1,3})?)([smhd])", text)
-    if ago is not None:
-        return now - timedelta(seconds=float(ago[1]) * _UNITS_S[ago[2]])
     try:
+        if ago is not None:
+            # (More than 2,000 years ago is no time, as far as datetime goes.)
+            return now - timedelta(seconds=float(ago[1]) * _UNITS_S[ago[2]])
         at = datetime.fromisoformat(text)
         return at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
     except (ValueError, OverflowError) as error:

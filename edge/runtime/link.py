@@ -15,6 +15,7 @@ from datetime import datetime, timedelta
 from functools import partial
 from itertools import islice
 
+import msgspec
 import structlog
 
 from edge.runtime import explain
@@ -173,6 +174,7 @@ class Link:
 
     async def run(self) -> None:
         """Keep the link, and what must be kept while there is none, for the life of the node."""
+        self._settle()
         async with asyncio.TaskGroup() as group:
             group.create_task(self._keep_connected())
             group.create_task(self._tend())
@@ -218,7 +220,10 @@ class Link:
                 "link is up", broker=f"{self._broker.host}:{self._broker.port}", session=self._session_id
             )
             try:
-                await self._serve(session)
+                # In a task of its own: on Python 3.11 a task group that ends by the error of a member leaves
+                # the task around it marked as cancelled. Who asks for that mark would take a loss of the link
+                # for a request to stop, and never connect again.
+                await asyncio.create_task(self._serve(session), name="link session")
             finally:
                 self._live = None
                 with contextlib.suppress(LinkDown):
@@ -280,6 +285,7 @@ class Link:
                 documents=self._desired.reported(),
                 devices_refused=self._fleet.refused,
                 retiring=self._fleet.retiring,
+                wear=self._cycle.wear,
                 alarms=self._alarms.standing,
             )
             await session.publish(self._topics.reported, codec.encode(report), retain=True)
@@ -453,7 +459,9 @@ class Link:
                 first = codec.encode(
                     CommandAnswer(id=command.id, stage=Stage.ACCEPTED, devices=accepted.refused)
                 )
-                self._store.remember(command.id, at=received, answer=first)
+                self._store.remember(
+                    command.id, at=received, answer=first, unsettled=_unsettled(command, accepted, received)
+                )
         except StoreFailed as error:
             if is_setpoint:
                 self._cycle.take_back(accepted)
@@ -483,6 +491,49 @@ class Link:
             self._store.remember(command.id, at=now, answer=last)
         self.logged()
         self.changed()
+
+    def _settle(self) -> None:
+        """Log what became of commands whose outcome the process before this one did not live to know.
+
+        Nothing else would ever tell central: their answers died with that process.
+        """
+        now = self._clock.now()
+        try:
+            unsettled = self._store.unsettled()
+        except StoreFailed:
+            return
+        for entry in unsettled:
+            results = {
+                tag: result if result.code != Code.UNKNOWN else self._unknown(tag, entry)
+                for tag, result in entry.devices.items()
+            }
+            settled = msgspec.structs.replace(entry, at=wall(now.utc), devices=results)
+            assert entry.command_id is not None
+            last = codec.encode(CommandAnswer(id=entry.command_id, stage=Stage.DONE, devices=results))
+            with contextlib.suppress(StoreFailed), self._store.transaction():
+                self._store.append(Stream.CONTROL, settled)
+                self._store.remember(entry.command_id, at=now.utc, answer=last)
+        if unsettled:
+            log.warning("commands from before the restart are settled", count=len(unsettled))
+            self.logged()
+
+    def _unknown(self, tag: str, entry: LogEntry) -> DeviceResult:
+        now = self._clock.now()
+        unit = self._cycle.units.get(tag)
+        hold = unit.state.hold if unit is not None else None
+        detail = "the node restarted before the device had confirmed it"
+        if unit is None or unit.state.last_order[1] != entry.sequence:
+            return DeviceResult(code=Code.UNKNOWN, detail=f"{detail}; another one has taken its place")
+        if hold is None:
+            return DeviceResult(code=Code.UNKNOWN, detail=f"{detail}; nothing holds the device any more")
+        left = max(0.0, hold.ends_boottime_s - now.boottime_s)
+        ends = now.utc + timedelta(seconds=left)
+        return DeviceResult(
+            code=Code.UNKNOWN,
+            detail=f"{detail}; its hold goes on until {ends:%H:%M:%S}Z, release to cancel",
+            value=hold.value,
+            holds_s=left,
+        )
 
     async def answer(self, topic: str, payload: bytes, correlation: bytes | None) -> None:
         """Send an answer if there is a link; without one the outbox carries the result."""
@@ -543,6 +594,11 @@ def _log_entry(
         reason=command.reason,
         devices=results,
     )
+
+
+def _unsettled(command: SetpointCommand | ReleaseCommand, accepted: Accepted, received: datetime) -> LogEntry:
+    open_ones = dict.fromkeys(accepted.waiting, DeviceResult(code=Code.UNKNOWN))
+    return _log_entry(command, accepted.refused | open_ones, received)
 
 
 async def _in_slices(slice_of_it: Callable[[], bool]) -> None:

@@ -34,6 +34,8 @@ log = structlog.get_logger()
 
 M = TypeVar("M", bound=Message)
 
+# Before the name of a file that is not whole yet.
+UNFINISHED = ".new-"
 REMEMBER_COMMANDS = timedelta(hours=24)
 
 
@@ -73,6 +75,10 @@ class Store:
         self.directory = directory
         self._documents = directory / "documents"
         self._documents.mkdir(exist_ok=True)
+        for folder in (directory, self._documents):
+            # What a process left that ended while it wrote a file.
+            for leftover in folder.glob(f"{UNFINISHED}*"):
+                leftover.unlink(missing_ok=True)
         self._db = Database(directory / "node.sqlite3")
         self.store_id = self._meta("store_id") or self._set_meta("store_id", uuid.uuid4().hex)
         self.outbox = Outbox(self._db)
@@ -191,10 +197,28 @@ class Store:
         rows = self._db.rows("SELECT answer FROM command WHERE id = ?", (command_id,))
         return (True, rows[0][0]) if rows else (False, None)
 
-    def remember(self, command_id: str, *, at: datetime, answer: bytes) -> None:
-        self._db.execute(
-            "INSERT OR REPLACE INTO command VALUES (?, ?, ?)", (command_id, at.isoformat(), answer)
-        )
+    def remember(
+        self, command_id: str, *, at: datetime, answer: bytes, unsettled: LogEntry | None = None
+    ) -> None:
+        """Remember a command and its answer so far.
+
+        `unsettled`: what is to be logged of it if this process ends before its outcome is known; None: it is
+        known now.
+        """
+        with self.transaction():
+            self._db.execute(
+                "INSERT OR REPLACE INTO command VALUES (?, ?, ?)", (command_id, at.isoformat(), answer)
+            )
+            if unsettled is None:
+                self._db.execute("DELETE FROM unsettled WHERE id = ?", (command_id,))
+            else:
+                row = (command_id, self._encode(unsettled))
+                self._db.execute("INSERT OR REPLACE INTO unsettled VALUES (?, ?)", row)
+
+    def unsettled(self) -> list[LogEntry]:
+        """The commands that a process accepted and ended before it knew what became of them, in order."""
+        entries = [self._entry.decode(entry) for (entry,) in self._db.rows("SELECT entry FROM unsettled")]
+        return sorted(entries, key=lambda entry: entry.sequence or 0)
 
     def forget_old_commands(self, now: datetime) -> bool:
         """Forget a slice of the commands older than a day; whether there may be more."""
@@ -259,7 +283,7 @@ def _read(path: Path, kind: type[M]) -> M | None:
 
 def _replace(path: Path, content: bytes) -> None:
     """Write a file whole or not at all, also across a power cut."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".new-")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=UNFINISHED)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)

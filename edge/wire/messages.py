@@ -264,6 +264,13 @@ class Alarm(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     device: str = ""
 
 
+class Writes(msgspec.Struct, frozen=True, kw_only=True):
+    """How often a register was written: since the UTC day began, and ever."""
+
+    today: int
+    ever: int
+
+
 class Reported(Message, frozen=True, kw_only=True):
     """What this node runs: its session and boot, the last sequence each device accepted, its documents.
 
@@ -273,6 +280,8 @@ class Reported(Message, frozen=True, kw_only=True):
     `retiring` names, by id, the devices that left the configuration and still hold a value of this node's,
     with what keeps them: until a device is gone from here and the configuration without it is applied, its
     place is taken (design, rule 20).
+
+    `wear` tells, by tag and register, how often registers that wear, or may, were written.
     """
 
     session: str
@@ -287,6 +296,7 @@ class Reported(Message, frozen=True, kw_only=True):
     documents: dict[str, AppliedDocument] = {}
     devices_refused: dict[str, str] = {}
     retiring: dict[str, str] = {}
+    wear: dict[str, dict[str, Writes]] = {}
     alarms: tuple[Alarm, ...] = ()
 
 

@@ -29,8 +29,8 @@ TURNAROUND_S = 0.01
 
 
 TCP_PROFILE = load_all()["generic_modbus"]
-# The same device on a serial line, which thinks for 200 ms at most.
-RTU_PROFILE = msgspec.structs.replace(TCP_PROFILE, protocol=Protocol.MODBUS_RTU, timeout_ms=200)
+# The same device on a serial line, which thinks for 400 ms at most.
+RTU_PROFILE = msgspec.structs.replace(TCP_PROFILE, protocol=Protocol.MODBUS_RTU, timeout_ms=400)
 
 
 @dataclass

@@ -295,7 +295,7 @@ def test_time_is_understood_as_people_give_it(text, seconds):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "yesterday", "10m", "-10", "-10w", "2026-13-01", "25:00", "-" + "9" * 99 + "d"]
+    "text", ["", "yesterday", "10m", "-10", "-10w", "2026-13-01", "25:00", "-" + "9" * 99 + "d", "-999999d"]
 )
 def test_time_that_is_none_is_refused_with_what_is_expected(text):
     with pytest.raises(ValueError, match="expected a time like"):
@@ -445,6 +445,7 @@ async def test_question_without_an_answer_is_refused_and_ends_nothing(rig):
     unknown = await explained(rig, stage="refused", device="INVERTER_77")
     assert (unknown.code, A in unknown.detail) == (Code.UNKNOWN_DEVICE, True)
     assert (await explained(rig, stage="refused", at="yesterday")).code == Code.RANGE
+    assert (await explained(rig, stage="refused", at="-999999d")).code == Code.RANGE
     assert (await explained(rig, stage="refused", at="2001-01-01T00:00:00Z")).code == Code.RANGE
     assert (await explained(rig, stage="refused", epoch=0)).code == Code.OLD_EPOCH
     assert (await explained(rig)).explanation is not None

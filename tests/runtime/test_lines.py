@@ -29,6 +29,9 @@ from tests.runtime.lines import (
     tcp_fleet,
 )
 
+# In real time, on real lines: not for a suite that shares its machine with others.
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture
 async def stage() -> AsyncIterator[tuple[Lines, AsyncExitStack]]:
@@ -164,7 +167,7 @@ async def test_dead_unit_of_a_serial_line_delays_no_write_by_more_than_its_timeo
     polls = sum(lines.polls.values())
     began = time.monotonic()
 
-    took = await lines.write_in_turn(live, every_s=0.25, for_s=3)
+    took = await lines.write_in_turn(live, every_s=0.25, for_s=6)
 
     lasted = time.monotonic() - began
     assert len(took) > 8

@@ -7,7 +7,7 @@ import random
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -68,6 +68,7 @@ class SimulatedBroker:
         *,
         topics: NodeTopics,
         rng: random.Random,
+        now: Callable[[], float],
         heard: Callable[[str, bytes], None],
         sent: Callable[[str, str, bytes], None],
         read: Callable[[str, Incoming], None],
@@ -76,9 +77,11 @@ class SimulatedBroker:
         self.down = FINE
         self.up = FINE
         self.is_cut = False
-        self.retained: dict[str, bytes] = {}
+        self.retained: dict[str, Incoming] = {}
         self.sessions: list[SimulatedLinkSession] = []
         self.dead: set[str] = set()
+        self.mended_s = 0.0
+        self._now = now
         self._rng = rng
         self._heard = heard
         self._sent = sent
@@ -120,7 +123,8 @@ class SimulatedBroker:
             session.hang_up("the line was cut")
 
     def mend(self) -> None:
-        self.is_cut = False
+        if self.is_cut:
+            self.is_cut, self.mended_s = False, self._now()
 
     def bury(self, who: str) -> None:
         self.dead.add(who)
@@ -138,12 +142,12 @@ class SimulatedBroker:
         unreliable: bool = True,
     ) -> None:
         """Publish to the node. Retained messages come through at last, commands may not."""
+        message = Incoming(topic, payload, retain=False, response_topic=response_topic, correlation=None)
         if retain:
             if payload:
-                self.retained[topic] = payload
+                self.retained[topic] = replace(message, retain=True)
             else:
                 self.retained.pop(topic, None)
-        message = Incoming(topic, payload, retain=False, response_topic=response_topic, correlation=None)
         for session in self.sessions:
             if not session.subscribed:
                 continue
@@ -151,10 +155,9 @@ class SimulatedBroker:
                 session.arrive_in(delay_s, message)
 
     def on_subscribe(self, session: SimulatedLinkSession) -> None:
-        retained = list(self.retained.items())
+        retained = list(self.retained.values())
         self._rng.shuffle(retained)
-        for topic, payload in retained:
-            message = Incoming(topic, payload, retain=True, response_topic=None, correlation=None)
+        for message in retained:
             for delay_s in self._fate(self.down, may_lose=False):
                 session.arrive_in(delay_s, message)
 

@@ -139,3 +139,34 @@ def test_wall_clock_that_jumps_moves_no_hold_and_no_slot_of_a_confirmed_clock(wo
     assert world.limit(A) == 30
     settle(world, 15.0)
     assert world.limit(A) != 30
+
+
+def test_node_connects_again_after_each_loss_of_its_link(world):
+    # It never did: the loss left its task marked as cancelled, and it took that for a request to stop.
+    world.add(A, port=1)
+    world.configure()
+    world.start()
+    settle(world)
+    for value in (30.0, 40.0, 50.0):
+        world.broker.cut()
+        world.run(30.0)
+        world.broker.mend()
+        settle(world, 20.0)
+        world.setpoint(hold_s=10.0, INVERTER_01=value)
+        world.run(1.0)
+
+        assert world.limit(A) == value
+
+
+def test_request_that_a_broker_retained_is_refused_by_whoever_finds_it(world):
+    world.add(A, port=1)
+    world.configure()
+    world.start()
+    settle(world)
+    world.broker.cut()
+    command = world.command({A: 30.0}, hold_s=60.0, retain=True)
+    world.broker.mend()
+    settle(world, 3.0)
+
+    assert [answer.code for answer in world.central.answers[command]] == ["retained"]
+    assert world.limit(A) == 100

@@ -151,8 +151,8 @@ def test_device_left_behind_at_a_limit_is_noticed(site):
     del site.raw[A]
     site.configure()
     # The node hears nothing of it; the rules do.
-    for topic, payload in site.broker.retained.items():
-        site.hear(topic, payload)
+    for message in site.broker.retained.values():
+        site.hear(message)
     site.run(15.0)
 
     with pytest.raises(AssertionError, match="was left at 30"):

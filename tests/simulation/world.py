@@ -44,6 +44,8 @@ WITHIN_S = 1.0
 START_S = 2.0
 A_MOMENT_S = 0.001
 # Without the jitter by which thousands of nodes spread their coming back: it is drawn at random.
+# A node tries to connect at least every 15 s.
+RECONNECTED_S = 16.0
 PACE = Pace(jitter_s=0.0)
 # Names that are drawn at random: two runs of the same world differ in these alone.
 IDENTIFIER = re.compile(rb'"(session|fresh|store|boot)":"[^"]*"')
@@ -132,7 +134,12 @@ class World:
         self.plant = SimulatedPlant(connect_s=0.002)
         self.oracle = Oracle(topics=TOPICS, now=self.loop.time, utc=self.utc)
         self.broker = SimulatedBroker(
-            topics=TOPICS, rng=self.rng, heard=self._heard, sent=self._node_sent, read=self._node_read
+            topics=TOPICS,
+            rng=self.rng,
+            now=self.loop.time,
+            heard=self._heard,
+            sent=self._node_sent,
+            read=self._node_read,
         )
         self.central = Central(topics=TOPICS, broker=self.broker, now=self.loop.time)
         self._yield = asyncio.Event()
@@ -197,9 +204,9 @@ class World:
         lines = "\n".join(f"{event.at_s:.6f} {event.what} {event.detail}" for event in self.diary)
         return hashlib.sha256(lines.encode()).hexdigest()
 
-    def hear(self, topic: str, payload: bytes) -> None:
+    def hear(self, message: Incoming) -> None:
         """Let the rules know a message that the node does not get."""
-        self.oracle.read(Incoming(topic, payload, retain=True, response_topic=None, correlation=None))
+        self.oracle.read(message)
 
     def _heard(self, topic: str, payload: bytes) -> None:
         self.central.hear(topic, payload)
@@ -479,6 +486,14 @@ class World:
         for place, leaving in self.oracle.leaving.items():
             self._check_left(place, leaving)
         self._check_answers()
+        self._check_link()
+
+    def _check_link(self) -> None:
+        """A node that has a line to the broker is there: it tries again at least every quarter of a minute."""
+        may_be_there_s = max(self.broker.mended_s, self.since_s)
+        if self.is_up and not self.is_guarded and not self.broker.is_cut:
+            is_late = self.now_s - may_be_there_s > RECONNECTED_S
+            assert self.broker.sessions or not is_late, f"{self.who} has no link, and could have one"
 
     def _check_device(self, tag: str) -> None:
         """A device that is there and honest holds what the rules say, a second after they began to say so.

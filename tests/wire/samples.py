@@ -32,6 +32,7 @@ from edge.wire.messages import (
     Stage,
     TelemetryBatch,
     TelemetryPoint,
+    Writes,
 )
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -197,6 +198,7 @@ SAMPLES: dict[str, Message] = {
         },
         devices_refused={"SMA_STP60_09": "profile sma_stp99 is not known"},
         retiring={"0b6d9a51-6c1f-4a43-9d3f-5a1c7e2b8f90": "SMA_STP60_07: no answer"},
+        wear={"SMA_STP60_01": {"power_limit": Writes(today=16, ever=2040)}},
         alarms=(
             Alarm(
                 code="wear",
