@@ -31,6 +31,8 @@ def move(target: float, *, ramp: Ramp, rate_per_s: float, now_boottime_s: float)
     if distance == 0 or seconds <= 0:
         return Ramp(ramp.value, target, paid_until_s)
     if abs(distance) <= rate_per_s * seconds:
-        return Ramp(target, target, paid_until_s + abs(distance) / rate_per_s)
+        # From here on it stands still: what it did not use of the time before is lost.
+        return Ramp(target, target, max(paid_until_s + abs(distance) / rate_per_s, now_boottime_s))
     value = ramp.value + math.copysign(rate_per_s * seconds, distance)
-    return Ramp(value, target, paid_until_s + seconds)
+    # Not the sum of what was paid: its rounding would leave a moment unpaid, and a second look would move.
+    return Ramp(value, target, now_boottime_s + ADVANCE_S)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import example, given, strategies as st
 
 from edge.core.ramp import Ramp, move
 
@@ -26,6 +26,20 @@ def test_each_moment_is_paid_for_once():
     ramp = at(30.0, 1000.25, ramp=ramp)
     assert ramp.value == 97.5
     assert at(30.0, 1003.25, ramp=ramp).value == 91.5
+
+
+@given(
+    target=st.floats(-100, 200),
+    paid_until=st.floats(0, 1e8),
+    later=st.floats(0, 1e6),
+    rate=st.floats(1e-3, 100),
+)
+@example(target=122.0, paid_until=56241113.0, later=4709.9, rate=23.0)  # came back with more time to spend
+@example(target=200.0, paid_until=0.1, later=0.2, rate=1e-3)
+def test_second_look_at_the_same_moment_changes_nothing(target, paid_until, later, rate):
+    now = paid_until + later
+    first = at(target, now, ramp=Ramp(50.0, 60.0, paid_until), rate_per_s=rate)
+    assert at(target, now, ramp=first, rate_per_s=rate) == first
 
 
 def test_small_step_leaves_the_rest_of_its_second_for_the_next():
