@@ -121,8 +121,8 @@ class Cycle:
     their default, by key. `alive` is called once a turn, after every device was evaluated: who watches the
     process judges by it. `written_by` names the process in the reason of watchdog entries where that is not
     the node itself. `waiting` are devices of the configuration that are not under control yet, and what their
-    requests are answered; `left` hears of a device that is retired. `reasons` takes note of every decision
-    and outcome.
+    requests are answered; `left` hears of the devices that a turn found retired. `reasons` takes note of
+    every decision and outcome.
     """
 
     def __init__(
@@ -139,7 +139,7 @@ class Cycle:
         self.units: dict[str, Unit] = {}
         self.leaving: dict[str, Unit] = {}
         self.waiting: Mapping[str, DeviceResult] = {}
-        self.left: Callable[[Unit], None] = lambda _: None
+        self.left: Callable[[list[Unit]], None] = lambda _: None
         self.alarms = alarms
         self._alive = alive
         self._written_by = written_by
@@ -234,8 +234,8 @@ class Cycle:
                     self._reasons.note(
                         name, unit.state, unit.decision, image=unit.image, quality=quality, now=now
                     )
-        for unit, _ in retired:
-            self.left(unit)
+        if retired:
+            self.left([unit for unit, _ in retired])
         self._wake.set()
 
     def _ask_line(self, unit: Unit, now: Instant) -> None:
@@ -805,7 +805,7 @@ def _why_refused(refusal: Refusal, unit: Unit) -> str:
     settings = unit.settings
     match refusal:
         case Refusal.RANGE:
-            return f"allowed is {settings.minimum:g} to {settings.maximum:g}"
+            return f"allowed is {settings.minimum:g} to {settings.maximum:g}, for more than 0 s"
         case Refusal.EXCLUDED:
             return "include_in_curtailment is off for this device"
         case Refusal.OWNED_BY:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set as AbstractSet
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -123,18 +123,26 @@ class Fleet:
         self._abandon(plan)
         self._build(plan)
 
-    def retired(self, unit: Unit) -> None:
-        """Nothing is owed any more to a device that was retired: let in who waited for its control point.
+    def retired(self, units: Iterable[Unit]) -> None:
+        """Nothing is owed any more to devices that were retired: let in who waited for their control points.
 
-        One that left the configuration is forgotten.
+        Those that left the configuration are forgotten. All of one turn come together: a configuration that
+        takes thousands away must not look at all the lines for each.
         """
-        planned = self._leaving.get(unit.key) or self._active.get(unit.key)
-        if planned is None or self.plan is None:
+        if self.plan is None:
             return
-        if unit.key in self._leaving:
-            self._forget(unit.key, heirs=self._heirs(planned))
-        self._build(self.plan, at=planned.endpoint)
-        self.changed()
+        endpoints = set()
+        with suppress(StoreFailed), self.store.transaction():
+            for unit in units:
+                planned = self._leaving.get(unit.key) or self._active.get(unit.key)
+                if planned is None:
+                    continue
+                endpoints.add(planned.endpoint)
+                if unit.key in self._leaving:
+                    self._forget(unit.key, heirs=self._heirs(planned))
+        if endpoints:
+            self._build(self.plan, at=endpoints)
+            self.changed()
 
     async def finish(self, *, within_s: float) -> None:
         """Let go of every line between two writes, so that another process can take over.
@@ -280,8 +288,8 @@ class Fleet:
 
     # --- lines and units ----------------------------------------------------------------------------
 
-    def _build(self, plan: Plan, *, at: Endpoint | None = None) -> None:
-        """Bring lines and units to the plan and to those who leave; where given, only `at` this endpoint."""
+    def _build(self, plan: Plan, *, at: AbstractSet[Endpoint] | None = None) -> None:
+        """Bring lines and units to the plan and to those who leave, all or only `at` these endpoints."""
         kept = self._kept(plan) if at is None else {}
         self.waiting = self._who_waits(plan, kept)
         self.cycle.waiting = self.waiting
@@ -292,10 +300,10 @@ class Fleet:
             tag: planned for tag, planned in plan.devices.items() if tag not in self.waiting
         } | before
         for key, planned in chain(self._active.items(), self._leaving.items()):
-            if at is None or planned.endpoint == at:
+            if at is None or planned.endpoint in at:
                 wanted.setdefault(planned.endpoint, {})[key] = planned
         self._ending = [line for line in self._ending if not line.task.done()]
-        for endpoint in list(self._lines) if at is None else self._lines.keys() & {at}:
+        for endpoint in list(self._lines) if at is None else self._lines.keys() & at:
             line = self._lines[endpoint]
             if endpoint not in wanted or _pace(wanted[endpoint]) != (line.gap_s, line.timeout_s):
                 line.task.cancel()

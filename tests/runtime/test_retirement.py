@@ -633,3 +633,17 @@ async def test_whole_fleet_is_replaced_by_another(tmp_path):
         assert plant.fleet.refused == {}
         assert not plant.cycle.leaving
         assert not plant.store.leaving()
+
+
+async def test_devices_that_a_configuration_takes_away_together_are_forgotten_together(tmp_path):
+    async with running_plant(tmp_path) as plant:
+        for n in range(300):
+            # Nobody is there: what was never written is retired in the very next turn.
+            plant.configure(f"INVERTER_{n:03}", profile(), host=f"127.9.{n // 250}.{n % 250 + 1}", port=9)
+        plant.apply()
+        rebuilt: list[int] = []
+        plant.fleet.changed = lambda: rebuilt.append(len(plant.cycle.leaving))
+        plant.raw.clear()
+        plant.apply()
+        assert (plant.cycle.leaving, plant.fleet.retiring) == ({}, {})
+        assert rebuilt == [0]

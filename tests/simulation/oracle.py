@@ -93,7 +93,7 @@ class Oracle:
     # Whether a device that comes back remembers its requests depends on how far its retirement had come.
     _unsure: dict[str, Order] = field(default_factory=dict)
     _unsure_until_s: dict[str, float] = field(default_factory=dict)
-    _left_orders: dict[tuple[str, Place], Order] = field(default_factory=dict)
+    _left_orders: dict[str, Order] = field(default_factory=dict)
     _waiting: dict[str, Document] = field(default_factory=dict)
     _issued: dict[str, float] = field(default_factory=dict)
     shift_s: float = 0.0
@@ -409,10 +409,15 @@ class Oracle:
         if not old.excluded:
             self.leaving[old.place] = Leaving(old.tag, self.now(), before, {_within(old.default, old)})
         self._forget_requests(old.tag)
-        order = max(self.orders.pop(old.tag, (0, 0)), self._unsure.pop(old.tag, (0, 0)))
-        self._left_orders[old.tag, old.place] = order
         if new is not None:
+            # What it accepted is counted by its tag, wherever that leads; a device that was not gone yet goes
+            # on with what it had accepted itself.
+            if new.place in self.leaving and old.tag in self.orders:
+                self._unsure[old.tag] = self.orders.pop(old.tag)
             self._join(new)
+            return
+        order = max(self.orders.pop(old.tag, (0, 0)), self._unsure.pop(old.tag, (0, 0)))
+        self._left_orders[old.tag] = order
 
     def _join(self, new: Spec) -> None:
         """It comes, or comes back: then it goes on from where its retirement stands."""
@@ -423,7 +428,7 @@ class Oracle:
                 leaving.defaults.add(_within(new.default, new))
             else:
                 del self.leaving[new.place]
-        left = self._left_orders.pop((new.tag, new.place), None)
+        left = self._left_orders.pop(new.tag, None)
         if left is not None:
             self._unsure[new.tag] = left
 
