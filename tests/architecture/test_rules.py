@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ def listed() -> dict[int, list[str]]:
     return {int(rule): re.findall(r"`([^`]+)`", tests) for rule, tests in rows}
 
 
+@cache
 def collected(path: str) -> set[str]:
     """What pytest collects by name from a module: test functions, and the cases of state machines."""
     found = set()
