@@ -24,8 +24,9 @@ class Ramp:
 
 def move(target: float, *, ramp: Ramp, rate_per_s: float, now_boottime_s: float) -> Ramp:
     """Go towards the target as far as the rate (unit of the value a second) allows."""
-    stood_still = ramp.value == ramp.target
-    paid_until_s = max(ramp.paid_until_s, now_boottime_s) if stood_still else ramp.paid_until_s
+    # It stood still, or does so now: its target came to where it is.
+    rests = ramp.value in (ramp.target, target)
+    paid_until_s = max(ramp.paid_until_s, now_boottime_s) if rests else ramp.paid_until_s
     distance = target - ramp.value
     seconds = now_boottime_s + ADVANCE_S - paid_until_s
     if distance == 0 or seconds <= 0:

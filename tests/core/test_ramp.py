@@ -28,6 +28,12 @@ def test_each_moment_is_paid_for_once():
     assert at(30.0, 1003.25, ramp=ramp).value == 91.5
 
 
+def test_ramp_whose_target_comes_to_where_it_is_saves_nothing_up():
+    ramp = at(98.0, 1060.0, ramp=at(30.0, 1000.0))
+    assert ramp == Ramp(98.0, 98.0, 1060.0)
+    assert at(30.0, 1060.0, ramp=ramp).value == 96.0
+
+
 @given(
     target=st.floats(-100, 200),
     paid_until=st.floats(0, 1e8),
@@ -35,6 +41,7 @@ def test_each_moment_is_paid_for_once():
     rate=st.floats(1e-3, 100),
 )
 @example(target=122.0, paid_until=56241113.0, later=4709.9, rate=23.0)  # came back with more time to spend
+@example(target=50.0, paid_until=0.0, later=2.0, rate=1.0)  # its target came to where it was
 @example(target=200.0, paid_until=0.1, later=0.2, rate=1e-3)
 def test_second_look_at_the_same_moment_changes_nothing(target, paid_until, later, rate):
     now = paid_until + later
