@@ -87,6 +87,7 @@ class Unit:
     ticket_value: float = 0.0
     ticket_told: WriteOutcome | None = None  # its first failure, which was told; it is still tried
     look_at: float = math.inf  # when its array changes by itself, on the boot-time clock
+    failing: Code | None = None  # why its writes are not confirmed, as it was last told
     keep_alive_from: float = 0.0  # no sign of life is asked for before
     waiters: list[tuple[Order, asyncio.Future[DeviceResult]]] = field(default_factory=list)
     lapse_group: _LapseGroup | None = None
@@ -550,7 +551,11 @@ class Cycle:
             told = Outcome(outcome.value, outcome.code, outcome.detail, outcome.readback)
             self._reasons.wrote(self._noted_as(unit), told, now=now)
         result = self._result(unit, outcome, now)
-        if not confirmed:
+        if confirmed:
+            unit.failing = None
+        elif outcome.code is not unit.failing:
+            # Once, until it is confirmed: a ramp asks for a new value each second.
+            unit.failing = outcome.code
             log.error("write is not confirmed", device=tag, value=outcome.value, reason=result.reason)
             self._device_error(unit, result.reason)
         if not confirmed or unit.state.lapse is None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
+from edge.simulators.modbus import Fault
 from edge.wire.messages import Code
 from tests.runtime.plant import profile, running_plant
 
@@ -56,3 +57,15 @@ async def test_hold_that_the_days_budget_does_not_cover_is_refused_and_a_running
         assert renewal.result().ok
         await plant.run(61, lambda: plant.limit(A) == 100)
         assert device.writes["limit_target"] == 3
+
+
+async def test_ramp_of_a_device_out_of_reach_is_told_once_and_not_every_second(tmp_path):
+    async with running_plant(tmp_path) as plant:
+        device = await plant.add(A, ramp_pct_per_min=60.0)
+        plant.apply()
+        await plant.run(2)
+        await device.set_fault(Fault.REFUSE)
+        plant.setpoint(INVERTER_01=40)
+        await plant.run(30)
+        errors = plant.logged("device_error")
+        assert 1 <= len(errors) <= 2  # that it is gone, and that a write to it failed
