@@ -389,9 +389,10 @@ class Outcome:
 @pytest.fixture(autouse=True)
 def quiet() -> Iterator[None]:
     """Hundreds of lives would fill the log with what nobody reads."""
+    before = structlog.get_config()
     structlog.configure(processors=[_drop])
     yield
-    structlog.reset_defaults()
+    structlog.configure(**before)
 
 
 def _drop(_logger: object, _method: str, _event: object) -> NoReturn:

@@ -15,9 +15,10 @@ from tests.simulation.world import World, world as a_world
 @pytest.fixture(autouse=True)
 def quiet() -> Iterator[None]:
     """A simulated day would fill the log with what nobody reads."""
+    before = structlog.get_config()
     silence()
     yield
-    structlog.reset_defaults()
+    structlog.configure(**before)
 
 
 @pytest.fixture
