@@ -200,6 +200,7 @@ class Oracle:
             # What has lapsed just now, and may be forgotten by what comes.
             if held.ends_s < now < held.ends_s + 5 and tag in self.specs:
                 self._displaced.setdefault(tag, []).append((held.ends_s, self.resolved(tag, held.ends_s)))
+                self._changed_s[tag] = max(held.ends_s, self._changed_s.get(tag, 0.0))
         return {tag: self.resolved(tag) for tag in self.specs}
 
     # --- processes and clocks -----------------------------------------------------------------------
