@@ -727,9 +727,14 @@ class Cycle:
         self.leaving[key] = unit
 
     def come_back(self, unit: Unit) -> None:
-        """A device that left is in the configuration again, under its tag."""
+        """A device that left is in the configuration again, under its tag.
+
+        Central counts what it accepted by the tag: also what another one accepted under it meanwhile.
+        """
         del self.leaving[unit.key]
         unit.key = unit.settings.tag
+        since = [other.state.last_order for other in self.leaving.values() if other.settings.tag == unit.key]
+        unit.state = replace(unit.state, last_order=max([unit.state.last_order, *since]))
         self.units[unit.key] = unit
 
     def forget(self, key: str) -> None:

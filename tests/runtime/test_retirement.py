@@ -314,6 +314,21 @@ async def test_address_changed_there_and_back_leaves_nothing_behind_at_either(tm
         assert plant.fleet.retiring == {}
 
 
+async def test_older_request_is_superseded_at_the_former_address_after_the_way_there_and_back(tmp_path):
+    async with running_plant(tmp_path) as plant:
+        here = await held(plant)
+        home = plant.raw[A]
+        plant.simulated["here"] = plant.simulated.pop(A)
+        await here.set_fault(Fault.REFUSE)
+        await plant.add(A, id=home["id"])
+        plant.apply()
+        plant.setpoint(INVERTER_01=60, sequence=9)
+
+        plant.raw[A] = home
+        plant.apply()
+        assert plant.command(INVERTER_01=70, sequence=5).refused[A].code == Code.SUPERSEDED
+
+
 async def test_older_request_is_superseded_at_the_new_address_too(tmp_path):
     async with running_plant(tmp_path) as plant:
         await held(plant)
