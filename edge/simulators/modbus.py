@@ -519,8 +519,10 @@ class _ModbusConnection(asyncio.Protocol):
             return
         response.transaction_id = transaction_id
         response.dev_id = unit
-        self._transport.write(self._framer.buildFrame(response))
+        # Before it leaves: the controller counts its pause from when it hears this, and on another core that
+        # may be before this process comes to look at its clock.
         self._last_answer_at = self._device.clock()
+        self._transport.write(self._framer.buildFrame(response))
 
 
 class FleetDevice(msgspec.Struct, frozen=True, kw_only=True):
