@@ -213,13 +213,13 @@ class Cycle:
                 elif isinstance(event, Retired):
                     retired.append((unit, event))
         self._enter_fallbacks(fallbacks)
-        for unit, event in reached:
-            self._lapse_result(unit, DeviceResult(value=event.value, readback=unit.image.readback))
-        # Together: a device is logged as retired once, wherever this process ends.
+        # Together: a lapse or a retirement is logged once, wherever this process ends.
         with (
             contextlib.suppress(StoreFailed),
-            self._store.transaction() if retired else contextlib.nullcontext(),
+            self._store.transaction() if reached or retired else contextlib.nullcontext(),
         ):
+            for unit, event in reached:
+                self._lapse_result(unit, DeviceResult(value=event.value, readback=unit.image.readback))
             self._keep(decided)
             for unit, left in retired:
                 self._log_retired(unit, left)
@@ -558,11 +558,13 @@ class Cycle:
             unit.failing = outcome.code
             log.error("write is not confirmed", device=tag, value=outcome.value, reason=result.reason)
             self._device_error(unit, result.reason)
-        if not confirmed or unit.state.lapse is None:
-            # (A confirmed step of a ramp is on its way there only.)
-            self._lapse_result(unit, result)
         self._answer_waiters(unit, result)
-        self._keep([unit])
+        # Together: a lapse is logged once, wherever this process ends.
+        with contextlib.suppress(StoreFailed), self._store.transaction():
+            if not confirmed or unit.state.lapse is None:
+                # (A confirmed step of a ramp is on its way there only.)
+                self._lapse_result(unit, result)
+            self._keep([unit])
         if unit.state.retirement is Retirement.OWED:
             self.evaluate([unit])
 
