@@ -115,6 +115,12 @@ class Node(models.Model):
     presence_changed_at = models.DateTimeField(null=True, editable=False)
     last_reported = models.JSONField(null=True, editable=False)
     last_reported_at = models.DateTimeField(null=True, editable=False)
+    # What the broker holds of its manifest, as far as this was recorded: (0, 0) where nothing was.
+    published_epoch = models.PositiveIntegerField(default=0, editable=False)
+    published_version = models.PositiveBigIntegerField(default=0, editable=False)
+    published_at = models.DateTimeField(null=True, editable=False)
+    # Since when it has not had what it should have; null where its last report said that it had.
+    out_of_sync_since = models.DateTimeField(null=True, default=timezone.now, editable=False)
 
     class Meta:
         constraints = [
@@ -135,16 +141,49 @@ class Node(models.Model):
         return NodeTopics(self.tenant_tag, str(self.pk))
 
 
+class DocumentStatus(models.TextChoices):
+    """What is known of a document at its node; ADR 0014."""
+
+    # The node has not answered for this version yet.
+    PENDING = "pending"
+    APPLIED = "applied"
+    # It cannot use it, says why, and goes on with what it had.
+    FAILED = "failed"
+    # It runs something else under this name than this database knows of: central was restored.
+    CONFLICT = "conflict"
+
+
 class NodeDocument(models.Model):
-    """One document a node should have; `sites_app.documents` alone writes these."""
+    """One document of a node; `sites_app.documents` and `sites_app.reports` alone write these."""
 
     node = models.ForeignKey(Node, on_delete=models.CASCADE, related_name="documents")
     name = models.CharField(max_length=200)
     version = models.PositiveBigIntegerField()
     sha256 = models.CharField(max_length=64)
     body = models.JSONField()
+    changed_at = models.DateTimeField(default=timezone.now)
+    # When the broker may forget it; null: never.
+    expires_at = models.DateTimeField(null=True)
+    # In no manifest any longer. The row stays until the broker was told.
+    dropped = models.BooleanField(default=False)
+    # What the broker holds of it, as far as this was recorded: (0, 0) where nothing was.
+    published_epoch = models.PositiveIntegerField(default=0)
+    published_version = models.PositiveBigIntegerField(default=0)
+    # The node's last word about it. `answered_version` is 0 where it has said nothing about this content.
+    status = models.CharField(max_length=16, choices=DocumentStatus.choices, default=DocumentStatus.PENDING)
+    answered_version = models.PositiveBigIntegerField(default=0)
+    answered_at = models.DateTimeField(null=True)
+    error = models.TextField(blank=True, default="")
 
     class Meta:
+        indexes = [
+            # What waits, which is little, and must be found among millions that do not.
+            models.Index(
+                fields=["node"],
+                name="node_document_not_settled",
+                condition=~Q(status="applied") | Q(dropped=True),
+            ),
+        ]
         constraints = [
             models.UniqueConstraint(fields=["node", "name"], name="node_document_name_unique"),
             models.CheckConstraint(condition=Q(version__gte=1), name="node_document_version_positive"),

@@ -11,22 +11,26 @@ import asyncio
 import atexit
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import CancelledError, TimeoutError as FutureTimeoutError
+from dataclasses import dataclass
 from functools import cache
-from typing import Protocol
+from typing import Any, Protocol
 
 import structlog
 from django.conf import settings
 
 from edge.wire.session import Broker, Incoming, LinkDown, Session, open_session
 from edge.wire.topics import NodeTopics, owner, responses_to
+from sites_app.publishing import DesiredMessage
 from smartgrid.errors import Unavailable
 
 log = structlog.stdlib.get_logger(__name__)
 
 RECONNECT_S = 0.5
 PUBLISH_TIMEOUT_S = 2.0
+# What each message of many adds to it.
+PUBLISH_EACH_S = 0.005
 FIRST_CONNECT_TIMEOUT_S = 0.6
 
 
@@ -48,8 +52,24 @@ class NodeLink(Protocol):
     def send(self, topics: NodeTopics, op: str, payload: bytes, *, command_id: str, ttl_s: float) -> None:
         """Send a command that is worthless after `ttl_s`; its answers come to the link's `results`."""
 
-    def put_desired(self, topics: NodeTopics, name: str, payload: bytes) -> None:
-        """Leave a desired document for the node, replacing the one of that name; empty: take it away."""
+    def put_desired(self, messages: Sequence[DesiredMessage]) -> None:
+        """Leave these for their nodes, in this order, each replacing the one of that name.
+
+        Returns when the broker has taken over all of them; where it raises, any of them may have arrived.
+        """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outgoing:
+    """One message to publish."""
+
+    topic: str
+    payload: bytes
+    qos: int = 1
+    retain: bool = False
+    expiry_s: int | None = None
+    response_topic: str | None = None
+    correlation: bytes | None = None
 
 
 class BrokerConnection:
@@ -109,29 +129,42 @@ class BrokerConnection:
         `LinkUnavailable`: nothing was sent. `SendUnconfirmed`: the session died, or the broker took longer
         than two seconds, with the message on its way.
         """
-        session = self._session
-        if session is None:
-            raise LinkUnavailable("There is no connection to the message broker.")
-        sending = session.publish(
-            topic,
-            payload,
+        message = Outgoing(
+            topic=topic,
+            payload=payload,
             qos=qos,
             retain=retain,
             expiry_s=expiry_s,
             response_topic=response_topic,
             correlation=correlation,
         )
+        self._wait_for(_publish_all(self._open_session(), [message]), PUBLISH_TIMEOUT_S)
+
+    def publish_all(self, messages: Sequence[Outgoing]) -> None:
+        """Publish these in this order and return when the broker has taken over all of them.
+
+        None waits for the one before it, so a thousand take little longer than one. Errors as of `publish`;
+        any of the messages may have arrived then.
+        """
+        if messages:
+            timeout_s = PUBLISH_TIMEOUT_S + len(messages) * PUBLISH_EACH_S
+            self._wait_for(_publish_all(self._open_session(), messages), timeout_s)
+
+    def _open_session(self) -> Session:
+        if self._session is None:
+            raise LinkUnavailable("There is no connection to the message broker.")
+        return self._session
+
+    def _wait_for(self, sending: Coroutine[Any, Any, None], timeout_s: float) -> None:
         try:
             future = asyncio.run_coroutine_threadsafe(sending, self._loop)
         except RuntimeError as error:  # the loop is closed: the process ends
             sending.close()
             raise LinkUnavailable("The connection to the message broker is closed.") from error
         try:
-            future.result(PUBLISH_TIMEOUT_S)
+            future.result(timeout_s)
         except FutureTimeoutError as error:
-            raise SendUnconfirmed(
-                f"The message broker did not confirm within {PUBLISH_TIMEOUT_S:g} s."
-            ) from error
+            raise SendUnconfirmed(f"The message broker did not confirm within {timeout_s:g} s.") from error
         except (LinkDown, CancelledError) as error:
             raise SendUnconfirmed(f"The connection to the message broker broke: {error}") from error
 
@@ -174,6 +207,24 @@ class BrokerConnection:
             finally:
                 self._session = None
                 self._connected.clear()
+
+
+async def _publish_all(session: Session, messages: Sequence[Outgoing]) -> None:
+    """Hand over each before any is waited for: they leave in this order."""
+    await asyncio.gather(
+        *(
+            session.publish(
+                message.topic,
+                message.payload,
+                qos=message.qos,
+                retain=message.retain,
+                expiry_s=message.expiry_s,
+                response_topic=message.response_topic,
+                correlation=message.correlation,
+            )
+            for message in messages
+        )
+    )
 
 
 def broker_for(username: str, password: str) -> Broker:
@@ -222,10 +273,20 @@ class MqttNodeLink:
             correlation=command_id.encode(),
         )
 
-    def put_desired(self, topics: NodeTopics, name: str, payload: bytes) -> None:
+    def put_desired(self, messages: Sequence[DesiredMessage]) -> None:
         if not self.is_up:
             raise LinkUnavailable("There is no connection to the message broker.")
-        self._connection.publish(topics.document(name), payload, retain=True)
+        self._connection.publish_all(
+            [
+                Outgoing(
+                    topic=message.topics.document(message.name),
+                    payload=message.payload,
+                    retain=True,
+                    expiry_s=message.expiry_s,
+                )
+                for message in messages
+            ]
+        )
 
     def _message(self, message: Incoming) -> None:
         found = owner(message.topic)

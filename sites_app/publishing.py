@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import structlog
@@ -17,10 +18,23 @@ from sites_app.models import Node, NodeDocument
 log = structlog.stdlib.get_logger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class DesiredMessage:
+    """One retained message of a node's desired state; an empty payload takes the one of that name away.
+
+    `expiry_s`: when the broker may forget it; None: never.
+    """
+
+    topics: NodeTopics
+    name: str
+    payload: bytes
+    expiry_s: int | None = None
+
+
 class DesiredStateLink(Protocol):
     """As much of the node link as is needed here."""
 
-    def put_desired(self, topics: NodeTopics, name: str, payload: bytes) -> None: ...
+    def put_desired(self, messages: Sequence[DesiredMessage]) -> None: ...
 
 
 def node_publish(*, node_id: str, link: DesiredStateLink, names: list[str] | None = None) -> None:
@@ -41,12 +55,13 @@ def node_publish(*, node_id: str, link: DesiredStateLink, names: list[str] | Non
             document.name: document
             for document in (documents if names is None else documents.filter(name__in=names))
         }
+        messages = []
         for name in stored if names is None else names:
             document = stored.get(name)
             payload = b"" if document is None else _bytes(document, epoch=manifest.epoch)
-            link.put_desired(topics, name, payload)
-        # Last, so that a node which reads the manifest finds what it lists.
-        link.put_desired(topics, MANIFEST, encode(manifest))
+            messages.append(DesiredMessage(topics, name, payload))
+        # The manifest last, so that a node which reads it finds what it lists.
+        link.put_desired([*messages, DesiredMessage(topics, MANIFEST, encode(manifest))])
         latest = manifest_for(node)
         if (latest.epoch, latest.version) == (manifest.epoch, manifest.version):
             return
@@ -88,8 +103,7 @@ def messages_publish(
 ) -> None:
     """Publish these documents (name -> JSON) in this order, of a node that need not exist any longer."""
     topics = NodeTopics(tenant, node_id)
-    for name, text in messages.items():
-        link.put_desired(topics, name, text.encode())
+    link.put_desired([DesiredMessage(topics, name, text.encode()) for name, text in messages.items()])
 
 
 def _bytes(document: NodeDocument, *, epoch: int) -> bytes:

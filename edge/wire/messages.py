@@ -244,10 +244,21 @@ class Heartbeat(Message, frozen=True, kw_only=True):
     fresh: str
 
 
+# As much of a document's SHA-256 as a report repeats of it, in hex digits.
+DIGEST_LENGTH = 16
+
+
 class AppliedDocument(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """What became of one document: `status` is `applied` or `failed`, the latter with its `error`.
+
+    `digest` begins the SHA-256 of the body (`DIGEST_LENGTH`): a version alone could be of a central that was
+    since restored from a backup. Empty from nodes that do not tell.
+    """
+
     v: int
-    status: str  # applied | failed
+    status: str
     error: str = ""
+    digest: str = ""
 
 
 class Alarm(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -282,11 +293,14 @@ class Reported(Message, frozen=True, kw_only=True):
     place is taken (design, rule 20).
 
     `wear` tells, by tag and register, how often registers that wear, or may, were written.
+
+    `mono_ms` orders the reports of one boot: one that comes late, by another inbox, is older.
     """
 
     session: str
     boot: str
     store: str
+    mono_ms: int = 0
     epoch: int
     manifest_version: int
     at: str
@@ -451,13 +465,15 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The body of `desired/config`. Devices stay raw: one that cannot be used is refused alone.
 
     `abandoned`: ids of devices that left the configuration and that nobody waits for any longer, whatever
-    they still hold.
+    they still hold. `renew_certificates_before`: a node whose certificate was issued before this moment asks
+    for a new one.
     """
 
     site: SiteConfig
     devices: list[dict[str, Any]]
     profiles: dict[str, dict[str, Any]]
     abandoned: tuple[str, ...] = ()
+    renew_certificates_before: str | None = None
 
 
 class ScheduleBody(msgspec.Struct, frozen=True, kw_only=True):

@@ -22,12 +22,13 @@ class Retained:
         self.order = []
         self.before_manifest = None
 
-    def put_desired(self, topics, name, payload):
-        if name == "manifest" and self.before_manifest is not None:
-            happens, self.before_manifest = self.before_manifest, None
-            happens()
-        self.order.append(name)
-        self.messages[topics.document(name)] = payload
+    def put_desired(self, messages):
+        for message in messages:
+            if message.name == "manifest" and self.before_manifest is not None:
+                happens, self.before_manifest = self.before_manifest, None
+                happens()
+            self.order.append(message.name)
+            self.messages[message.topics.document(message.name)] = message.payload
 
     def manifest(self, node):
         return decode(Manifest, self.messages[node.topics.document("manifest")])

@@ -12,6 +12,7 @@ import pytest
 from edge.wire import session as wire
 from edge.wire.topics import NodeTopics
 from sites_app.node_link import BrokerConnection, LinkUnavailable, MqttNodeLink, SendUnconfirmed
+from sites_app.publishing import DesiredMessage
 from tests.servers import mosquitto_broker, until
 
 WITHIN_S = 5.0
@@ -85,7 +86,7 @@ def test_answers_to_another_worker_are_not_heard(link, node, topics):
 
 
 def test_desired_document_stays_for_a_node_that_comes_later(broker, link, topics):
-    link.put_desired(topics, "config", b"body")
+    link.put_desired([DesiredMessage(topics, "config", b"body")])
     heard: queue.SimpleQueue[wire.Incoming] = queue.SimpleQueue()
     connection = node_connection(broker, topics, heard=heard)
     message = heard.get(timeout=WITHIN_S)
@@ -99,7 +100,7 @@ def test_without_a_broker_nothing_is_sent_and_that_is_said(topics):
     with pytest.raises(LinkUnavailable):
         link.send(topics, "setpoint", b"", command_id="c1", ttl_s=1)
     with pytest.raises(LinkUnavailable):
-        link.put_desired(topics, "config", b"")
+        link.put_desired([DesiredMessage(topics, "config", b"")])
     link.stop()
     link.stop()
 

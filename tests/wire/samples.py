@@ -186,6 +186,7 @@ SAMPLES: dict[str, Message] = {
         session=SESSION,
         boot=BOOT,
         store=STORE,
+        mono_ms=5_025_000,
         epoch=1,
         manifest_version=9,
         at="2026-03-02T10:00:05.000000Z",
@@ -193,7 +194,7 @@ SAMPLES: dict[str, Message] = {
         clock_bound_s=0.25,
         sequences={"SMA_STP60_01": 42},
         documents={
-            "config": AppliedDocument(v=7, status="applied"),
+            "config": AppliedDocument(v=7, status="applied", digest="9f86d081884c7d65"),
             "schedule/2026-03-02/inverter": AppliedDocument(v=2, status="failed", error="hash differs"),
         },
         devices_refused={"SMA_STP60_09": "profile sma_stp99 is not known"},
