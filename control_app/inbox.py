@@ -6,7 +6,7 @@ node of the topic is who speaks.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
@@ -39,15 +39,14 @@ from edge.wire.messages import (
     LogBatch,
     LogEntry,
     Presence,
-    Reported,
     Stream,
     TelemetryBatch,
 )
-from sites_app.documents import manifest_for, publish_on_commit
 from sites_app.models import Node
 from sites_app.presence import central_now, heartbeat_note, presence_note
+from sites_app.reports import ReceivedReport, reports_record
 from sites_app.selectors import metrics_key
-from sites_app.services import node_presence_record, node_reported_record
+from sites_app.services import node_presence_record
 from smartgrid import live
 
 log = structlog.stdlib.get_logger(__name__)
@@ -73,36 +72,23 @@ def on_presence(node_id: str, presence: Presence, *, retained: bool) -> None:
     )
 
 
-def on_reported(node_id: str, reported: Reported, *, received: datetime, retained: bool) -> None:
-    """What the node runs: kept, compared with what it should run, and used to settle what was unknown.
+def on_reports(received: Sequence[ReceivedReport]) -> None:
+    """What nodes run: recorded against what they should run, and used to settle what was unknown.
 
     A retained report is as old as its sender's last change, which may be from before a command it did accept:
     it settles nothing. It may show a device to be retired, though, which that device then stays.
     """
-    node = Node.objects.filter(pk=node_id).first()
-    if node is None:
-        return
-    node_reported_record(node=node, reported=msgspec.to_builtins(reported), at=received)
-    retired_record(node=node, reported=reported)
-    _publish_what_is_missing(node, reported)
-    if retained:
-        return
-    before = received - timedelta(seconds=ACCEPTANCE_OVER_S)
-    for command in commands_undelivered(node=node, sequences=reported.sequences, before=before):
-        with transaction.atomic():
-            if command_resolve(command=command, devices=None):
-                log.info("command_not_delivered", node=node.name, command=str(command.id))
-
-
-def _publish_what_is_missing(node: Node, reported: Reported) -> None:
-    """A broker that lost its retained messages, or a node that lost its disk: publish anew."""
-    manifest = manifest_for(node)
-    if (reported.epoch, reported.manifest_version) == (manifest.epoch, manifest.version):
-        has = {name: doc.v for name, doc in reported.documents.items()}
-        missing = [name for name, entry in manifest.docs.items() if has.get(name) != entry.v]
-        if not missing:
-            return
-    publish_on_commit(node=node, names=None)
+    for recorded in reports_record(received):
+        node, report = recorded.node, recorded.received
+        retired_record(node=node, reported=report.reported)
+        if report.retained:
+            continue
+        before = report.received - timedelta(seconds=ACCEPTANCE_OVER_S)
+        sequences = report.reported.sequences
+        for command in commands_undelivered(node=node, sequences=sequences, before=before):
+            with transaction.atomic():
+                if command_resolve(command=command, devices=None):
+                    log.info("command_not_delivered", node=node.name, command=str(command.id))
 
 
 def on_log(node_id: str, batch: LogBatch) -> LogAck | None:

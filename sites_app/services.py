@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterable
-from datetime import datetime
 from typing import Any, TypedDict, Unpack
 
 import structlog
@@ -15,7 +14,7 @@ from sites_app import tokens
 from sites_app.documents import node_documents_render
 from sites_app.models import ManagementToken, Node, Site
 from sites_app.presence import HEARTBEAT_LIMIT_S, central_now, presence_read
-from sites_app.publishing import node_farewell_on_commit
+from sites_app.publishing import node_farewell
 from smartgrid.errors import Conflict, Invalid
 from smartgrid.integrity import store
 
@@ -116,7 +115,7 @@ def node_delete(*, node: Node, by: str = "") -> None:
         if kept:
             raise Conflict(f"{node.name} cannot be deleted: it still has {', '.join(kept)}.", code="in_use")
         name = node.name
-        node_farewell_on_commit(node=node)
+        node_farewell(node=node)
         node.delete()
     log.warning("node_deleted", node=name, by=by)
 
@@ -181,11 +180,6 @@ def node_presence_record(*, node_id: uuid.UUID, online: bool, session: str, boot
     if changed:
         log.info("node_online" if online else "node_offline", node=str(node_id), session=session)
     return bool(changed)
-
-
-def node_reported_record(*, node: Node, reported: dict[str, Any], at: datetime) -> None:
-    """Keep the newest report of a node."""
-    Node.objects.filter(pk=node.pk).update(last_reported=reported, last_reported_at=at)
 
 
 def nodes_silent_mark() -> int:

@@ -5,6 +5,7 @@ Everything here may be lost at any time and comes back by itself; what must last
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import cast
 
@@ -97,6 +98,37 @@ def list_read(key: str) -> list[str]:
     """All of a list, as it is now."""
     try:
         return cast("list[str]", client().lrange(key, 0, -1))
+    except redis.RedisError as error:
+        raise LiveUnavailable(f"Redis does not answer: {error}") from error
+
+
+def flags_set(keys: Sequence[str], *, expires_s: int) -> list[bool]:
+    """Set these flags; which of them were not set before. Each is gone after `expires_s`."""
+    try:
+        pipe = client().pipeline(transaction=False)
+        for key in keys:
+            pipe.set(key, "1", nx=True, ex=expires_s)
+        return [bool(answer) for answer in pipe.execute()]
+    except redis.RedisError as error:
+        raise LiveUnavailable(f"Redis does not answer: {error}") from error
+
+
+def flags_clear(keys: Sequence[str], *, mark: Mapping[str, int]) -> None:
+    """Take these flags away; set each of `mark` for so many milliseconds."""
+    try:
+        pipe = client().pipeline(transaction=False)
+        pipe.delete(*keys)
+        for key, expires_ms in mark.items():
+            pipe.set(key, "1", px=expires_ms)
+        pipe.execute()
+    except redis.RedisError as error:
+        raise LiveUnavailable(f"Redis does not answer: {error}") from error
+
+
+def flags_read(keys: Sequence[str]) -> list[bool]:
+    """Tell which of these flags are set."""
+    try:
+        return [found is not None for found in cast("list[str | None]", client().mget(keys))]
     except redis.RedisError as error:
         raise LiveUnavailable(f"Redis does not answer: {error}") from error
 

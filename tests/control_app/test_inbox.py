@@ -42,6 +42,7 @@ from edge.wire.session import Incoming
 from sites_app.documents import manifest_for
 from sites_app.models import Node
 from sites_app.presence import presence_read
+from sites_app.reports import ReceivedReport
 from smartgrid.errors import Conflict
 from tests.factories import (
     control_command_make,
@@ -422,7 +423,8 @@ def report(story, **fields) -> Reported:
 
 def on_reported(story, *, retained: bool = False, after_s: float = 0, **fields) -> None:
     received = timezone.now() + timedelta(seconds=after_s)
-    inbox.on_reported(str(story.node_a.pk), report(story, **fields), received=received, retained=retained)
+    reported = report(story, **fields)
+    inbox.on_reports([ReceivedReport(str(story.node_a.pk), reported, received, retained)])
 
 
 def test_report_that_shows_no_acceptance_settles_the_unknown_as_not_delivered(story):
@@ -486,7 +488,7 @@ def test_log_outranks_what_a_report_seemed_to_prove(story):
 
 
 def test_report_of_an_unknown_node_is_passed_over(story):
-    inbox.on_reported(str(uuid.uuid4()), report(story), received=timezone.now(), retained=False)
+    inbox.on_reports([ReceivedReport(str(uuid.uuid4()), report(story), timezone.now(), retained=False)])
 
 
 # --- the process --------------------------------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ from edge.wire.topics import (
     owner,
 )
 from sites_app.node_link import BrokerConnection, LinkUnavailable, SendUnconfirmed, broker_for
+from sites_app.reports import ReceivedReport
 from smartgrid.live import LiveUnavailable
 
 log = structlog.stdlib.get_logger(__name__)
@@ -97,9 +98,8 @@ class Inbox:
             case "presence":
                 inbox.on_presence(node_id, codec.decode(Presence, payload), retained=message.retain)
             case "reported":
-                inbox.on_reported(
-                    node_id, codec.decode(Reported, payload), received=timezone.now(), retained=message.retain
-                )
+                reported = codec.decode(Reported, payload)
+                inbox.on_reports([ReceivedReport(node_id, reported, timezone.now(), message.retain)])
             case "tele":
                 inbox.on_telemetry(node_id, codec.decode(TelemetryBatch, payload), received=timezone.now())
             case "log":
