@@ -16,10 +16,11 @@ from uuid import UUID
 
 import structlog
 from django.db import transaction
-from django.db.models import F, Q, QuerySet
+from django.db.models import F, Q, QuerySet, TextField
+from django.db.models.functions import Cast
 from django.utils import timezone
 
-from edge.wire.codec import encode
+from edge.wire.codec import encode, raw
 from edge.wire.messages import Document, Manifest, ManifestEntry
 from edge.wire.topics import NodeTopics
 from sites_app.documents import MANIFEST, manifest_for, nodes_sync_on_commit
@@ -63,6 +64,31 @@ class _Row:
     sha256: str
     dropped: bool
     is_wanted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Content:
+    """What a document says. Its body goes as the database has it: nobody here needs to read it."""
+
+    version: int
+    sha256: str
+    body: str
+    expires_at: datetime | None
+
+    def payload(self, *, epoch: int) -> bytes:
+        body: Any = raw(self.body.encode())
+        return encode(Document(epoch=epoch, version=self.version, sha256=self.sha256, body=body))
+
+    def expiry_s(self, now: datetime) -> int | None:
+        if self.expires_at is None:
+            return None
+        return max(1, round((self.expires_at - now).total_seconds()))
+
+
+def _contents(keys: Iterable[int]) -> dict[int, _Content]:
+    rows = NodeDocument.objects.filter(pk__in=list(keys)).annotate(text=Cast("body", TextField()))
+    found = rows.values_list("pk", "version", "sha256", "text", "expires_at")
+    return {pk: _Content(*content) for pk, *content in found}
 
 
 @dataclass(slots=True)
@@ -205,7 +231,7 @@ def _together(plans: Iterable[_Plan]) -> Iterator[list[_Plan]]:
 def _messages(plans: Sequence[_Plan]) -> list[DesiredMessage] | None:
     """What these nodes are to be told; None where a document changed since the plan was made."""
     keys = [row.pk for plan in plans for row in plan.wanted if not row.dropped]
-    documents = {document.pk: document for document in NodeDocument.objects.filter(pk__in=keys)}
+    documents = _contents(keys)
     now = timezone.now()
     messages = []
     for plan in plans:
@@ -215,11 +241,11 @@ def _messages(plans: Sequence[_Plan]) -> list[DesiredMessage] | None:
             if row.dropped:
                 messages.append(DesiredMessage(topics, row.name, b""))
                 continue
-            document = documents.get(row.pk)
-            if document is None or document.version != row.version:
+            content = documents.get(row.pk)
+            if content is None or content.version != row.version:
                 return None
-            payload = _bytes(document, epoch=plan.epoch)
-            messages.append(DesiredMessage(topics, row.name, payload, _expiry_s(document, now)))
+            payload = content.payload(epoch=plan.epoch)
+            messages.append(DesiredMessage(topics, row.name, payload, content.expiry_s(now)))
         # The manifest last, so that a node which reads it finds what it lists.
         messages.append(DesiredMessage(topics, MANIFEST, encode(plan.manifest)))
     return messages
@@ -259,6 +285,10 @@ def _record(plans: Sequence[_Plan]) -> dict[UUID, set[str]]:
                     doubtful.append(row.pk)
                 elif not row.dropped:
                     lost.add(row.name)
+            if lost:
+                # Put down again meanwhile, as a row of its own.
+                renewed = NodeDocument.objects.filter(node=plan.pk, name__in=lost)
+                doubtful += renewed.values_list("pk", flat=True)
             if held[plan.pk] != (plan.epoch, plan.version) or lost:
                 changed[plan.pk] = lost
         rows_update(NodeDocument, fields=["published_epoch", "published_version"], rows=told)
@@ -294,10 +324,10 @@ def nodes_publish_anew(*, nodes: Iterable[UUID]) -> int:
 def node_messages(node: Node) -> dict[str, str]:
     """All that a node should have, name -> JSON, as it is now; the manifest last, as it is published."""
     manifest = manifest_for(node)
-    messages = {
-        document.name: _bytes(document, epoch=manifest.epoch).decode()
-        for document in NodeDocument.objects.filter(node=node, dropped=False).order_by("name")
-    }
+    documents = NodeDocument.objects.filter(node=node, dropped=False).order_by("name")
+    names = dict(documents.values_list("pk", "name"))
+    contents = _contents(names)
+    messages = {name: contents[pk].payload(epoch=manifest.epoch).decode() for pk, name in names.items()}
     return messages | {MANIFEST: encode(manifest).decode()}
 
 
@@ -328,13 +358,3 @@ def farewells_publish(*, link: DesiredStateLink) -> int:
             link.put_desired([DesiredMessage(topics, name, text.encode()) for name, text in row.messages])
         row.delete()
     return len(farewells)
-
-
-def _expiry_s(document: NodeDocument, now: datetime) -> int | None:
-    if document.expires_at is None:
-        return None
-    return max(1, round((document.expires_at - now).total_seconds()))
-
-
-def _bytes(document: NodeDocument, *, epoch: int) -> bytes:
-    return encode(Document(epoch=epoch, version=document.version, sha256=document.sha256, body=document.body))
