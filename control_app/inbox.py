@@ -43,6 +43,7 @@ from edge.wire.messages import (
     Stream,
     TelemetryBatch,
 )
+from sites_app.alarms import nodes_alarms_mirror
 from sites_app.documents import manifest_for, publish_on_commit
 from sites_app.models import Node
 from sites_app.presence import central_now, heartbeat_note, presence_note
@@ -84,6 +85,7 @@ def on_reported(node_id: str, reported: Reported, *, received: datetime, retaine
         return
     node_reported_record(node=node, reported=msgspec.to_builtins(reported), at=received)
     retired_record(node=node, reported=reported)
+    nodes_alarms_mirror([(node, reported.alarms)])
     _publish_what_is_missing(node, reported)
     if retained:
         return

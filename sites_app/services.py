@@ -12,6 +12,7 @@ from django.db import transaction
 from django.utils import timezone
 
 from sites_app import tokens
+from sites_app.alarms import node_alarms_end
 from sites_app.documents import node_documents_render
 from sites_app.models import ManagementToken, Node, Site
 from sites_app.presence import HEARTBEAT_LIMIT_S, central_now, presence_read
@@ -119,6 +120,7 @@ def node_delete(*, node: Node, by: str = "") -> None:
         if kept:
             raise Conflict(f"{node.name} cannot be deleted: it still has {', '.join(kept)}.", code="in_use")
         name = node.name
+        node_alarms_end(node=node)
         node_farewell_on_commit(node=node)
         node.delete()
     log.warning("node_deleted", node=name, by=by)
