@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -37,6 +36,8 @@ LATEST_KEPT_S = 3600
 QUARTER = timedelta(minutes=15)
 # Keys of one device, in whatever unit: beyond that a node makes them up.
 SERIES_AT_MOST = 200
+# In any unit of ours; the squares of larger ones are more than a database's mean can take.
+VALUE_AT_MOST = 1e15
 NODES_REMEMBERED = 20_000
 WARNINGS_REMEMBERED = 10_000
 KEY_LENGTH = 64
@@ -89,7 +90,7 @@ def readings_record(received: Sequence[ReceivedReadings]) -> None:
 
     All or nothing reaches the history: the database's errors are the caller's, who may send the same again.
     What cannot be stored is counted in `dropped` and logged once: readings of unknown nodes and devices, of
-    names no profile has, and those older than the history is kept. A reading without a time is dated by its
+    names no profile has, values beyond 1e15, and those older than the history is kept. A reading without a time is dated by its
     receipt. One from more than five minutes ahead has a wrong clock behind it: the newest of its message is
     dated by receipt, the others as far from that one as they say. Without Redis the history is kept all the
     same.
@@ -233,7 +234,7 @@ def _take(
         if at < oldest:
             _drop("too_old", 1, node=node.name)
             continue
-        if not math.isfinite(point.value):
+        if not abs(point.value) <= VALUE_AT_MOST:
             _drop("no_number", 1, node=node.name, device=point.device)
             continue
         # A word that nobody here knows does not make it a good one.
