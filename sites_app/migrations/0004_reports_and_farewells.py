@@ -7,7 +7,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('sites_app', '0002_desired_state'),
+        ('sites_app', '0003_alarms'),
     ]
 
     operations = [
