@@ -14,7 +14,7 @@ from django.utils import timezone
 
 from sites_app import tokens
 from sites_app.alarms import node_alarms_end
-from sites_app.documents import node_documents_render
+from sites_app.documents import node_documents_render, nodes_documents_render
 from sites_app.models import ManagementToken, Node, Site
 from sites_app.presence import HEARTBEAT_LIMIT_S, central_now, presence_read
 from sites_app.publishing import node_farewell
@@ -67,8 +67,7 @@ def site_update(*, site: Site, **changes: Unpack[SiteChanges]) -> Site:
         site = Site.objects.select_for_update().get(pk=site.pk)
         _apply(site, changes)
         store(site)
-        for node in site.nodes.order_by("pk"):
-            node_documents_render(node=node)
+        nodes_documents_render(nodes=site.nodes.all())
     log.info("site_changed", site=site.site_tag, fields=sorted(changes))
     return site
 
