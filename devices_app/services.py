@@ -135,6 +135,7 @@ def device_create(
     }
     with transaction.atomic():
         places_lock([node.site_id])
+        _node_check(node)
         device = Device(
             site_id=node.site_id,
             node=node,
@@ -181,6 +182,7 @@ def device_move(*, device: Device, node: Node) -> Device:
             raise Invalid.field("node", "a device stays at its site; delete it here and create it there")
         if node.pk == device.node_id:
             return device
+        _node_check(node)
         _controls_none_check(device, "cannot move")
         before = Place.of(device)
         device.node = node
@@ -279,6 +281,12 @@ def device_values_confirm(
         devices.filter(node_id=node_id, device_tag__in=tags, value_sequence__lt=before).update(
             value=value, value_sequence=sequence
         )
+
+
+def _node_check(node: Node) -> None:
+    """Refuse a node that has moved to another site, or was deleted, before its site was locked."""
+    if not Node.objects.filter(pk=node.pk, site=node.site_id).exists():
+        raise Conflict(f"{node.name} is no longer a node of this site.", code="moved")
 
 
 def _device_lock(device: Device) -> Device:

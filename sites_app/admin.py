@@ -77,13 +77,20 @@ class NodeAdmin(ServiceAdmin):
     ]
     actions = ["publish_again"]
 
-    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> list[str]:
-        return [*super().get_readonly_fields(request, obj), *(["site"] if obj else [])]
+    def save_model(self, request: HttpRequest, obj: Any, form: ModelForm[Any], change: bool) -> None:
+        if change:
+            # The form has put the new one into the row.
+            before = Node.objects.get(pk=obj.pk)
+            services.node_move(node=before, site=obj.site, by=request.user.get_username())
+        super().save_model(request, obj, form, change)
 
     def save_by_service(self, *, row: Any, values: dict[str, Any], is_new: bool) -> Model:
         if is_new:
             return services.node_create(**values)
-        return services.node_update(node=row, **values)
+        site = values.pop("site")
+        node = services.node_update(node=row, **values)
+        assert node.site_id == site.pk
+        return node
 
     def delete_model(self, request: HttpRequest, obj: Any) -> None:
         services.node_delete(node=obj, by=request.user.get_username())
