@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from datetime import UTC, date, datetime
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -12,13 +13,18 @@ from django.db.models import QuerySet
 from devices_app.choices import category_rank
 from devices_app.models import Device
 from edge.core import schedule as core
-from schedules_app.models import Schedule
+from schedules_app.models import Schedule, day_prefix
 from schedules_app.slots import Member
 from sites_app.models import DocumentStatus, Node, NodeDocument, Site
 from sites_app.selectors import sites_visible_to
 from smartgrid.api.fields import timestamp
 from smartgrid.api.principal import Principal
 from smartgrid.errors import NotFound
+
+# A slot that begins this soon on a node which has not confirmed it is worth an alarm.
+ALERT_AHEAD = timedelta(minutes=5)
+# As long as a node may take to confirm a document before anybody worries.
+ANSWERS_WITHIN = timedelta(seconds=10)
 
 # The result of a schedule is the worst that any node says.
 WORST_FIRST = (
@@ -135,6 +141,95 @@ def _answers(schedules: Iterable[Schedule]) -> Iterable[tuple[Schedule, dict[str
 def _answer(status: str, version: int, at: datetime | None, error: str) -> dict[str, Any]:
     answer = {"status": status, "version": version, "at": None if at is None else timestamp(at)}
     return answer | {"error": error} if error else answer
+
+
+# --- slots that may not run --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class UnconfirmedSlot:
+    """A quarter hour that a node is not known to run as it is planned.
+
+    `value` None: the default. `status` and `error` are the node's last word about the day's document, `since`
+    when its content was put down.
+    """
+
+    site_id: UUID
+    node_id: UUID
+    node_name: str
+    category: str
+    begins: datetime
+    value: float | None
+    status: DocumentStatus
+    error: str
+    since: datetime
+
+
+def slots_unconfirmed(*, now: datetime) -> list[UnconfirmedSlot]:
+    """The slots running, or beginning within `ALERT_AHEAD`, whose document a node has not confirmed.
+
+    One for each node and category, the earlier of two. Left out is what cannot differ from what runs: nodes
+    that control no device of the category, and a slot without a value where the node has, by its last report,
+    no document of that day, since it runs the default as it is. What an earlier document said is not kept, so
+    a slot counts though that may have said the same. A document put down less than `ANSWERS_WITHIN` ago is on
+    its way.
+    """
+    found: dict[tuple[UUID, str], UnconfirmedSlot] = {}
+    utc = now.astimezone(UTC)
+    for begins in sorted({core.slot_start(utc), core.slot_start(utc + ALERT_AHEAD)}):
+        for slot in _unconfirmed(begins, changed_before=now - ANSWERS_WITHIN):
+            found.setdefault((slot.node_id, slot.category), slot)
+    controlled = set(
+        Device.objects.filter(
+            node__in={node_id for node_id, _ in found}, measured_only=False, include_in_curtailment=True
+        )
+        .values_list("node_id", "category")
+        .distinct()
+    )
+    return [slot for key, slot in sorted(found.items()) if key in controlled]
+
+
+def _unconfirmed(begins: datetime, *, changed_before: datetime) -> list[UnconfirmedSlot]:
+    prefix = day_prefix(begins.date())
+    rows = (
+        NodeDocument.objects.exclude(status=DocumentStatus.APPLIED)
+        .filter(dropped=False, name__startswith=prefix, changed_at__lte=changed_before)
+        .values_list(
+            "node__site_id",
+            "node_id",
+            "node__name",
+            "name",
+            f"body__slots__{core.slot_key(begins)}",
+            "status",
+            "error",
+            "changed_at",
+        )
+    )
+    slots = [
+        UnconfirmedSlot(
+            site_id,
+            node_id,
+            node,
+            name.removeprefix(prefix),
+            begins,
+            value,
+            DocumentStatus(status),
+            error,
+            since,
+        )
+        for site_id, node_id, node, name, value, status, error, since in rows
+    ]
+    without_value = {slot.node_id for slot in slots if slot.value is None}
+    reported = dict(
+        Node.objects.filter(pk__in=without_value, last_reported__isnull=False).values_list(
+            "pk", "last_reported__documents"
+        )
+    )
+    return [
+        slot
+        for slot in slots
+        if slot.value is not None or f"{prefix}{slot.category}" in (reported.get(slot.node_id) or {})
+    ]
 
 
 # --- the value in force ---------------------------------------------------------------------------------

@@ -23,8 +23,9 @@ from schedules_app import selectors
 from schedules_app.models import Schedule
 from schedules_app.slots import Member, Slots, quarter_hours, slots_checked
 from schedules_app.window import Window, is_over, window_at
+from sites_app.alarms import SLOT_NOT_CONFIRMED, AlarmKey, AlarmText, alarms_settle
 from sites_app.documents import node_document_drop, node_document_put, renderer_register
-from sites_app.models import Node, Site
+from sites_app.models import Alarm, Node, Site
 from smartgrid.errors import Conflict, Invalid, NotFound
 from smartgrid.integrity import store
 
@@ -218,6 +219,29 @@ def _due(window: Window) -> QuerySet[Schedule]:
     inside = Q(valid_on__range=(window.first, window.last))
     outside = Q(valid_on__lt=window.first) | Q(valid_on__gt=window.last)
     return Schedule.objects.filter(Q(inside, is_listed=False) | Q(outside, is_listed=True))
+
+
+# --- the alarm ---------------------------------------------------------------------------------------------
+
+
+def slots_watch(*, now: datetime | None = None) -> tuple[int, int]:
+    """Raise an alarm for each slot about to begin, or running, that a node has not confirmed; clear the others.
+
+    How many were raised, and cleared.
+    """
+    wanted = {}
+    for slot in selectors.slots_unconfirmed(now=timezone.now() if now is None else now):
+        key = AlarmKey(SLOT_NOT_CONFIRMED, slot.site_id, slot.node_id, subject=slot.category)
+        value = "the default" if slot.value is None else f"{slot.value:g}"
+        detail = (
+            f"{value} for {slot.category} from {slot.begins:%Y-%m-%d %H:%M} UTC is not confirmed:"
+            f" {slot.status.value} since {slot.since:%Y-%m-%d %H:%M:%S} UTC"
+        )
+        if slot.error:
+            detail += f", {slot.error}"
+        wanted[key] = AlarmText(detail=detail, node_name=slot.node_name)
+    among = Alarm.objects.filter(code=SLOT_NOT_CONFIRMED, by_node=False)
+    return alarms_settle(among=among, wanted=wanted)
 
 
 # --- the parts ------------------------------------------------------------------------------------------
