@@ -225,7 +225,7 @@ def _due(window: Window) -> QuerySet[Schedule]:
 
 
 def slots_watch(*, now: datetime | None = None) -> tuple[int, int]:
-    """Raise an alarm for each slot about to begin, or running, that a node has not confirmed; clear the others.
+    """Raise an alarm for each slot running, or about to begin, that a node has not confirmed; clear the rest.
 
     How many were raised, and cleared.
     """
