@@ -219,17 +219,14 @@ def _unconfirmed(begins: datetime, *, changed_before: datetime) -> list[Unconfir
         )
         for site_id, node_id, node, name, value, status, error, since in rows
     ]
-    without_value = {slot.node_id for slot in slots if slot.value is None}
-    reported = dict(
-        Node.objects.filter(pk__in=without_value, last_reported__isnull=False).values_list(
-            "pk", "last_reported__documents"
+    running: set[tuple[UUID, str]] = set()
+    for category in {slot.category for slot in slots if slot.value is None}:
+        nodes = Node.objects.filter(
+            pk__in={slot.node_id for slot in slots if slot.value is None and slot.category == category},
+            last_reported__documents__has_key=f"{prefix}{category}",
         )
-    )
-    return [
-        slot
-        for slot in slots
-        if slot.value is not None or f"{prefix}{slot.category}" in (reported.get(slot.node_id) or {})
-    ]
+        running |= {(node_id, category) for node_id in nodes.values_list("pk", flat=True)}
+    return [slot for slot in slots if slot.value is not None or (slot.node_id, slot.category) in running]
 
 
 # --- the value in force ---------------------------------------------------------------------------------
