@@ -15,6 +15,7 @@ from devices_app.models import Device
 from edge.core import schedule as core
 from schedules_app.models import Schedule, day_prefix
 from schedules_app.slots import Member
+from sites_app.documents import DocumentState, document_states
 from sites_app.models import DocumentStatus, Node, NodeDocument, Site
 from sites_app.selectors import sites_visible_to
 from smartgrid.api.fields import timestamp
@@ -87,60 +88,50 @@ def synchronization_results(schedules: Iterable[Schedule]) -> dict[UUID, Result 
     """What the nodes say of each of these schedules, by its id.
 
     None until every node of the site has answered for this content, and for a day no node has been given yet.
-    Of a day that is over, the last word: what had not been answered by then stays `pending`.
+    Of a day that has left the window, the last word: what had not been answered by then stays `pending`.
     """
     schedules = list(schedules)
-    listed = [schedule for schedule in schedules if schedule.is_listed]
     results: dict[UUID, Result | None] = {
         schedule.pk: schedule.synchronization_result for schedule in schedules if not schedule.is_listed
     }
-    for schedule, nodes in _answers(listed):
-        is_answered = bool(nodes) and all(answer["version"] for answer in nodes.values())
-        results[schedule.pk] = _result(nodes) if is_answered else None
+    for pk, nodes in _states([schedule for schedule in schedules if schedule.is_listed]).items():
+        is_answered = all(state.at is not None for state in nodes.values())
+        results[pk] = _result(nodes) if nodes and is_answered else None
     return results
 
 
 def last_words(schedules: Iterable[Schedule]) -> dict[UUID, Result | None]:
     """What is left to say of schedules whose day is over: nobody waits for an answer any longer."""
-    return {schedule.pk: _result(nodes) if nodes else None for schedule, nodes in _answers(schedules)}
+    return {pk: _result(nodes) if nodes else None for pk, nodes in _states(schedules).items()}
 
 
-def _result(nodes: Mapping[str, dict[str, Any]]) -> Result:
-    said = {answer["status"] for answer in nodes.values()}
-    return {"status": next(status.value for status in WORST_FIRST if status in said), "nodes": dict(nodes)}
-
-
-def _answers(schedules: Iterable[Schedule]) -> Iterable[tuple[Schedule, dict[str, dict[str, Any]]]]:
+def _states(schedules: Iterable[Schedule]) -> dict[UUID, dict[str, DocumentState]]:
+    """Schedule -> node name -> what is known of its document there, for every node of its site."""
     schedules = list(schedules)
     if not schedules:
-        return
-    sites = {schedule.site_id for schedule in schedules}
-    nodes: dict[UUID, list[str]] = {}
-    for site_id, name in Node.objects.filter(site__in=sites).order_by("name").values_list("site_id", "name"):
-        nodes.setdefault(site_id, []).append(name)
-    states: dict[tuple[UUID, str, str], dict[str, Any]] = {}
-    documents = NodeDocument.objects.filter(
-        node__site__in=sites, name__in={schedule.document_name for schedule in schedules}, dropped=False
-    )
-    for site_id, node, name, status, version, at, error in documents.values_list(
-        "node__site_id", "node__name", "name", "status", "answered_version", "answered_at", "error"
-    ):
-        states[site_id, node, name] = _answer(status, version, at, error)
+        return {}
+    names: dict[UUID, set[str]] = {}
     for schedule in schedules:
-        yield (
-            schedule,
-            {
-                name: states.get(
-                    (schedule.site_id, name, schedule.document_name), _answer("pending", 0, None, "")
-                )
-                for name in nodes.get(schedule.site_id, [])
-            },
-        )
+        names.setdefault(schedule.site_id, set()).add(schedule.document_name)
+    states = document_states(names_by_site=names)
+    return {schedule.pk: states[schedule.site_id][schedule.document_name] for schedule in schedules}
 
 
-def _answer(status: str, version: int, at: datetime | None, error: str) -> dict[str, Any]:
-    answer = {"status": status, "version": version, "at": None if at is None else timestamp(at)}
-    return answer | {"error": error} if error else answer
+def _result(nodes: Mapping[str, DocumentState]) -> Result:
+    said = {state.status for state in nodes.values()}
+    return {
+        "status": next(status.value for status in WORST_FIRST if status in said),
+        "nodes": {name: _told(state) for name, state in nodes.items()},
+    }
+
+
+def _told(state: DocumentState) -> dict[str, Any]:
+    told = {
+        "status": state.status.value,
+        "version": state.version,
+        "at": None if state.at is None else timestamp(state.at),
+    }
+    return told | {"error": state.error} if state.error else told
 
 
 # --- slots that may not run --------------------------------------------------------------------------------
