@@ -6,57 +6,30 @@ node of the topic is who speaks.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from uuid import UUID
 
-import msgspec
 import structlog
 from django.db import transaction
 
 from control_app.node_logs import ReceivedLog, logs_record
-from control_app.services import (
-    command_resolve,
-    commands_undelivered,
-)
-from devices_app.models import Device
-from devices_app.retirement import retired_record
-from edge.wire.messages import (
-    LogAck,
-    Presence,
-    Reported,
-    TelemetryPoint,
-)
+from control_app.services import command_resolve, commands_undelivered, nodes_in_doubt
+from devices_app.retirement import nodes_retiring, retired_record
+from devices_app.telemetry import ReceivedReadings, readings_record
+from edge.wire.messages import LogAck, Presence
 from edge.wire.topics import NodeTopics
-from sites_app.documents import manifest_for, publish_on_commit
+from sites_app.alarms import nodes_alarms_mirror
 from sites_app.models import Node
 from sites_app.presence import ReceivedHeartbeat, ReceivedPresence, heartbeats_note, presences_note
-from sites_app.selectors import metrics_key
-from sites_app.services import PresenceChange, node_reported_record, nodes_presence_record
-from smartgrid import live
+from sites_app.reports import ReceivedReport, reports_record
+from sites_app.services import PresenceChange, nodes_presence_record
 from smartgrid.live import LiveUnavailable
 
 log = structlog.stdlib.get_logger(__name__)
 
 # A command whose deadline is this long past can no longer be accepted: the freshness window is over too.
 ACCEPTANCE_OVER_S = 10.0
-METRICS_KEPT_S = 3600
-
-
-@dataclass(frozen=True, slots=True)
-class ReceivedReport:
-    node_id: str
-    reported: Reported
-    received: datetime
-    retained: bool
-
-
-@dataclass(frozen=True, slots=True)
-class ReceivedReadings:
-    node_id: str
-    points: Sequence[TelemetryPoint]
-    received: datetime
 
 
 def on_heartbeats(received: Sequence[ReceivedHeartbeat]) -> None:
@@ -92,7 +65,11 @@ def on_presences(received: Sequence[ReceivedPresence]) -> None:
 
 
 def on_reports(received: Sequence[ReceivedReport]) -> None:
-    """What nodes run: kept, compared with what they should run, and used to settle what was unknown."""
+    """What nodes run: recorded against what they should run, and used to settle what was unknown.
+
+    A retained report is as old as its sender's last change, which may be from before a command it did accept:
+    it settles nothing. It may show a device to be retired, though, which that device then stays.
+    """
     # The first report of a session says as much as its birth, which may have been lost with another inbox.
     on_presences(
         [
@@ -106,74 +83,33 @@ def on_reports(received: Sequence[ReceivedReport]) -> None:
             if not item.retained
         ]
     )
-    for report in received:
-        _on_reported(report.node_id, report.reported, received=report.received, retained=report.retained)
+    reports = reports_record(received)
+    nodes_alarms_mirror([(taken.node, taken.received.reported.alarms) for taken in reports])
+    # Few nodes have anything to be settled, and all of them report.
+    nodes = [taken.node for taken in reports]
+    retiring, in_doubt = nodes_retiring(nodes), nodes_in_doubt(nodes)
+    for taken in reports:
+        node, reported = taken.node, taken.received.reported
+        if node.pk in retiring:
+            retired_record(node=node, reported=reported)
+        if node.pk in in_doubt and not taken.received.retained:
+            _settle(node, reported.sequences, at=taken.received.received)
 
 
-def _on_reported(node_id: str, reported: Reported, *, received: datetime, retained: bool) -> None:
-    """What the node runs: kept, compared with what it should run, and used to settle what was unknown.
-
-    A retained report is as old as its sender's last change, which may be from before a command it did accept:
-    it settles nothing. It may show a device to be retired, though, which that device then stays.
-    """
-    node = Node.objects.filter(pk=node_id).first()
-    if node is None:
-        return
-    node_reported_record(node=node, reported=msgspec.to_builtins(reported), at=received)
-    retired_record(node=node, reported=reported)
-    _publish_what_is_missing(node, reported)
-    if retained:
-        return
-    before = received - timedelta(seconds=ACCEPTANCE_OVER_S)
-    for command in commands_undelivered(node=node, sequences=reported.sequences, before=before):
+def _settle(node: Node, sequences: Mapping[str, int], *, at: datetime) -> None:
+    """Put down which commands of unknown fate a report of this moment proves were never accepted."""
+    before = at - timedelta(seconds=ACCEPTANCE_OVER_S)
+    for command in commands_undelivered(node=node, sequences=sequences, before=before):
         with transaction.atomic():
             if command_resolve(command=command, devices=None):
                 log.info("command_not_delivered", node=node.name, command=str(command.id))
 
 
-def _publish_what_is_missing(node: Node, reported: Reported) -> None:
-    """A broker that lost its retained messages, or a node that lost its disk: publish anew."""
-    manifest = manifest_for(node)
-    if (reported.epoch, reported.manifest_version) == (manifest.epoch, manifest.version):
-        has = {name: doc.v for name, doc in reported.documents.items()}
-        missing = [name for name, entry in manifest.docs.items() if has.get(name) != entry.v]
-        if not missing:
-            return
-    publish_on_commit(node=node, names=None)
-
-
 def on_logs(received: Sequence[ReceivedLog]) -> list[tuple[NodeTopics, LogAck]]:
-    """What nodes kept until it is acknowledged: taken exactly once; the acknowledgements to send now."""
+    """What nodes keep until it is acknowledged: taken exactly once; the acknowledgements to send now."""
     return logs_record(received)
 
 
 def on_telemetry(received: Sequence[ReceivedReadings]) -> None:
-    for item in received:
-        _on_telemetry(item.node_id, item.points, received=item.received)
-
-
-def _on_telemetry(node_id: str, points: Sequence[TelemetryPoint], *, received: datetime) -> None:
-    """Keep the site's actual power: its meter at the point of connection, else the sum of its devices."""
-    node = Node.objects.filter(pk=node_id).only("site_id").first()
-    if node is None:
-        return
-    categories = dict(Device.objects.filter(node=node).values_list("device_tag", "category"))
-    stamp = received.isoformat()
-    power = {
-        point.device: point.value for point in points if point.key == "P_kW" and point.device in categories
-    }
-    metrics: dict[str, float] = {}
-    meters = [value for tag, value in power.items() if categories[tag] == "meter"]
-    if meters:
-        metrics["P_Actual_kW"] = sum(meters)
-    elif power:
-        metrics["P_Actual_kW"] = sum(power.values())
-    for point in points:
-        if point.key == "V_Wind_m/s":
-            metrics[point.key] = point.value
-    if metrics:
-        fields = {
-            key: msgspec.json.encode({"value": round(value, 5), "timestamp": stamp}).decode()
-            for key, value in metrics.items()
-        }
-        live.hash_write(metrics_key(node.site_id), fields, expires_s=METRICS_KEPT_S)
+    """Readings as they are taken; one that is late or comes twice harms nothing."""
+    readings_record(received)

@@ -31,6 +31,7 @@ from control_app.models import (
 from control_app.services import ControlResult, command_resolve, confirmed_values
 from devices_app.models import Device
 from devices_app.services import device_values_confirm
+from devices_app.telemetry import ReceivedReadings, readings_record
 from edge.wire.codec import UNREADABLE
 from edge.wire.messages import NEVER_SENT, DeviceResult, LogAck, LogBatch, LogEntry, Stream
 from edge.wire.topics import NodeTopics
@@ -43,6 +44,7 @@ REASON_LENGTH = 500
 KIND_LENGTH = 32
 EVENT_LENGTH = 10_000
 STORE_LENGTH = 64
+STREAMS = frozenset(stream.value for stream in Stream)
 DIGEST_LENGTH = 16
 # What a column of the database can hold.
 HIGHEST = 2**63 - 1
@@ -109,7 +111,8 @@ def _known(received: Sequence[ReceivedLog]) -> list[_Item]:
 
 
 def _is_takeable(node: Node, batch: LogBatch) -> bool:
-    if batch.stream != Stream.CONTROL:
+    if batch.stream not in STREAMS:
+        log.warning("log_stream_unknown", node=node.name, stream=batch.stream[:KIND_LENGTH])
         return False
     numbers = (batch.first, batch.last, *(entry.seq for entry in batch.entries))
     if (
@@ -139,6 +142,7 @@ def _portion_record(items: list[_Item]) -> list[tuple[_Item, int]]:
     """Take these batches together, and what needs care one entry at a time; how far each stream is then."""
     positions = _positions(items)
     context = _Context.of(items, positions)
+    _keep_readings(items, context)
     plain = [item for item in items if not context.needs_care(item)]
     careful = [item for item in items if context.needs_care(item)]
     try:
@@ -329,6 +333,35 @@ def _record_together(items: Sequence[_Item], context: _Context) -> list[tuple[_I
     return done
 
 
+def _keep_readings(items: Sequence[_Item], context: _Context) -> None:
+    """Store the readings among these entries, before and apart from the rest: each is kept once however often
+    it comes.
+    """
+    readings = [
+        ReceivedReadings(str(item.node.pk), entry.points, item.received)
+        for item in items
+        for entry in item.batch.entries
+        if entry.points and entry.seq > context.positions[item.key].last
+    ]
+    try:
+        readings_record(readings)
+    except (OperationalError, InterfaceError):
+        raise
+    except Exception:  # whatever is odd about some of them must not cost the others
+        log.exception("readings_taken_one_by_one", count=len(readings))
+        for one in readings:
+            _keep_reading(one)
+
+
+def _keep_reading(reading: ReceivedReadings) -> None:
+    try:
+        readings_record([reading])
+    except (OperationalError, InterfaceError):
+        raise
+    except Exception:  # as with any entry that is odd
+        log.exception("readings_refused", node=reading.node_id)
+
+
 def _confirm_all(items: Sequence[_Item], context: _Context) -> None:
     """Record the values that devices ended at, before and apart from the rest.
 
@@ -427,9 +460,9 @@ def _sequence(entry: LogEntry) -> int | None:
 
 
 def _rows(item: _Item, entry: LogEntry, context: _Context) -> list[Row]:
-    """What an entry becomes in the database. A result that is not known yet is more than that."""
+    """What an entry becomes in the database, beside the readings in it and the correction of an answer."""
     match entry.kind:
-        case "result":
+        case "result" | "points":
             return []
         case "watchdog":
             return [_line(item, entry, context.command(item.node, entry))]

@@ -13,7 +13,6 @@ from django.db import connection, connections
 from django.utils import timezone
 
 from control_app import inbox
-from control_app.inbox import ReceivedReport
 from control_app.management.commands.run_inbox import Arrived, Inbox
 from control_app.models import (
     CommandState,
@@ -26,7 +25,7 @@ from control_app.models import (
     Status,
 )
 from control_app.node_logs import ReceivedLog
-from devices_app.models import Device
+from devices_app.models import Device, TelemetryReading
 from devices_app.services import device_delete
 from edge.wire import codec
 from edge.wire.messages import (
@@ -45,6 +44,7 @@ from edge.wire.session import Incoming
 from sites_app.documents import manifest_for
 from sites_app.models import Node
 from sites_app.presence import presence_read
+from sites_app.reports import ReceivedReport
 from smartgrid.errors import Conflict
 from tests.factories import (
     control_command_make,
@@ -154,9 +154,8 @@ def test_batch_that_comes_twice_is_taken_once(story):
     assert ControlLog.objects.count() == 2
 
 
-def test_stream_that_has_no_place_yet_is_not_acknowledged_so_that_the_node_keeps_it(story):
-    points = LogEntry(seq=1, at=wall(timezone.now()), kind="points")
-    batch = LogBatch(stream="telemetry", store="store-1", first=1, last=1, entries=[points])
+def test_stream_that_has_no_place_here_is_not_acknowledged_so_that_the_node_keeps_it(story):
+    batch = LogBatch(stream="poems", store="store-1", first=1, last=1, entries=[entry(1)])
     assert log_taken(story.node_a.pk, batch) is None
     assert not NodeStream.objects.exists()
 
@@ -296,6 +295,38 @@ ODD = {
     "a command that is no id": {"kind": "result", "command_id": "no id", "sequence": 1},
     "a result of nothing": {"kind": "result"},
 }
+
+
+def kept(story, *entries: LogEntry) -> int | None:
+    """What is acknowledged of the stream of readings from a time without a link."""
+    return log_taken(story.node_a.pk, msgspec.structs.replace(batch(*entries), stream="telemetry"))
+
+
+def points_of(seq: int, *values: float) -> LogEntry:
+    at = timezone.now() - timedelta(minutes=10)
+    points = tuple(
+        TelemetryPoint(t=wall(at + timedelta(minutes=number)), key="P_kW", value=value, unit="kW", device=TAG)
+        for number, value in enumerate(values)
+    )
+    return LogEntry(seq=seq, at=wall(at), kind="points", points=points)
+
+
+def readings() -> list[float]:
+    return list(TelemetryReading.objects.order_by("at").values_list("value", flat=True))
+
+
+def test_readings_from_a_time_without_a_link_are_kept_once_and_acknowledged(story, live_redis):
+    sent = [points_of(1, 30.0, 31.0), points_of(2, 32.0)]
+    assert kept(story, *sent) == 2
+    assert kept(story, *sent) == 2
+    assert sorted(readings()) == [30.0, 31.0, 32.0]
+
+
+def test_gap_in_the_readings_is_an_event_of_the_node(story, live_redis):
+    gap = Gap(since="2026-11-20T00:00:00Z", until="2026-11-21T00:00:00Z", entries=7)
+    assert kept(story, LogEntry(seq=1, at="", kind="gap", gap=gap), points_of(2, 30.0)) == 2
+    assert "7 entries from" in NodeEvent.objects.get().reason
+    assert readings() == [30.0]
 
 
 # --- many nodes at once -----------------------------------------------------------------------------------------------
@@ -530,7 +561,8 @@ def report(story, **fields) -> Reported:
 
 def on_reported(story, *, retained: bool = False, after_s: float = 0, **fields) -> None:
     received = timezone.now() + timedelta(seconds=after_s)
-    inbox.on_reports([ReceivedReport(str(story.node_a.pk), report(story, **fields), received, retained)])
+    reported = report(story, **fields)
+    inbox.on_reports([ReceivedReport(str(story.node_a.pk), reported, received, retained)])
 
 
 def test_report_that_shows_no_acceptance_settles_the_unknown_as_not_delivered(story):

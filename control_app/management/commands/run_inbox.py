@@ -19,8 +19,8 @@ from django.core.management.base import BaseCommand
 from django.db import InterfaceError, OperationalError, close_old_connections
 
 from control_app import inbox
-from control_app.inbox import ReceivedReadings, ReceivedReport
 from control_app.node_logs import ReceivedLog
+from devices_app.telemetry import ReceivedReadings
 from edge.wire import codec
 from edge.wire.codec import WireError
 from edge.wire.messages import Heartbeat, Presence, Reported, TelemetryBatch
@@ -38,6 +38,7 @@ from edge.wire.topics import (
 )
 from sites_app.node_link import BrokerConnection, LinkUnavailable, Outgoing, SendUnconfirmed, broker_for
 from sites_app.presence import ReceivedHeartbeat, ReceivedPresence
+from sites_app.reports import ReceivedReport
 from sites_app.tenants import KnownTenants
 from smartgrid.live import LiveUnavailable
 
