@@ -3,24 +3,38 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterable
-from datetime import datetime
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any, TypedDict, Unpack
 
 import structlog
 from django.db import transaction
+from django.db.models import Q
 from django.utils import timezone
 
 from sites_app import tokens
-from sites_app.alarms import node_alarms_end
+from sites_app.alarms import (
+    LOGGED_EACH,
+    NODE_OUT_OF_SYNC,
+    NODE_SILENT,
+    AlarmKey,
+    AlarmText,
+    alarms_settle,
+    node_alarms_end,
+)
 from sites_app.documents import node_documents_render
-from sites_app.models import ManagementToken, Node, Site
+from sites_app.models import Alarm, ManagementToken, Node, Site
 from sites_app.presence import HEARTBEAT_LIMIT_S, central_now, presence_read
 from sites_app.publishing import node_farewell_on_commit
+from smartgrid import live
 from smartgrid.errors import Conflict, Invalid
 from smartgrid.integrity import store
 
 log = structlog.stdlib.get_logger(__name__)
+
+# How long a node is offline, or without what it should have, before somebody should look.
+SILENT_AFTER = timedelta(seconds=60)
+OUT_OF_SYNC_AFTER = timedelta(minutes=5)
 
 
 class SiteChanges(TypedDict, total=False):
@@ -190,14 +204,69 @@ def node_reported_record(*, node: Node, reported: dict[str, Any], at: datetime) 
     Node.objects.filter(pk=node.pk).update(last_reported=reported, last_reported_at=at)
 
 
-def nodes_silent_mark() -> int:
-    """Note as offline the nodes whose heartbeats have stopped, whatever their will said. How many."""
-    online = list(Node.objects.filter(online=True))
-    if not online:
-        return 0
-    presence = presence_read(node.pk for node in online)
+def nodes_presence_settle() -> tuple[int, int]:
+    """Note as offline the nodes whose heartbeats have stopped, whatever their will said, and as online those
+    that are heard again without a new birth: how many fell silent, how many came back.
+
+    `LiveUnavailable` where Redis does not answer: then nothing is known, and nothing changed.
+    """
+    nodes = {
+        row.pk: row for row in Node.objects.only("name", "online", "session", "presence_changed_at").all()
+    }
+    presence = presence_read(nodes)
     now = central_now()
-    silent = [node.pk for node in online if now - presence[node.pk].hb_at >= HEARTBEAT_LIMIT_S]
-    return Node.objects.filter(pk__in=silent, online=True).update(
-        online=False, presence_changed_at=timezone.now()
-    )
+    # A Redis that came up empty a moment ago has heard of nobody yet.
+    is_judge = live.known_since(at=now) <= now - HEARTBEAT_LIMIT_S
+    silent = [
+        node
+        for pk, node in nodes.items()
+        if node.online and now - presence[pk].hb_at >= HEARTBEAT_LIMIT_S and (is_judge or presence[pk].hb_at)
+    ]
+    heard = [node for pk, node in nodes.items() if not node.online and presence[pk].is_heard(now=now)]
+    at = timezone.now()
+    if silent:
+        Node.objects.filter(pk__in=[node.pk for node in silent], online=True).update(
+            online=False, presence_changed_at=at
+        )
+    for node in heard:
+        node.online, node.session, node.presence_changed_at = True, presence[node.pk].session, at
+    Node.objects.bulk_update(heard, ["online", "session", "presence_changed_at"], batch_size=500)
+    _log_presence("node_silent", silent)
+    _log_presence("node_heard_again", heard)
+    return len(silent), len(heard)
+
+
+def _log_presence(event: str, nodes: Sequence[Node]) -> None:
+    """A line each, and of many at once, which is central's own trouble, the first and their number."""
+    for node in nodes[:LOGGED_EACH]:
+        log.info(event, node=str(node.pk), name=node.name)
+    if len(nodes) > LOGGED_EACH:
+        log.warning(event, nodes=len(nodes))
+
+
+def nodes_alarms_judge(*, now: datetime) -> tuple[int, int]:
+    """Raise and clear central's own alarms about nodes: how many of each.
+
+    Silent: gone for more than a minute; a node that was never there yet raises nothing. Out of sync:
+    reachable, and without what it should have for more than five minutes.
+    """
+    wanted: dict[AlarmKey, AlarmText] = {}
+    nodes = Node.objects.only("site_id", "name", "presence_changed_at", "out_of_sync_since")
+    for node in nodes.filter(_since("presence_changed_at", now - SILENT_AFTER, now=now), online=False):
+        detail = f"Offline since {_stamp(node.presence_changed_at)}."
+        wanted[AlarmKey(NODE_SILENT, node.site_id, node.pk)] = AlarmText(detail, node.name)
+    for node in nodes.filter(_since("out_of_sync_since", now - OUT_OF_SYNC_AFTER, now=now), online=True):
+        detail = f"Has not had all that it should have since {_stamp(node.out_of_sync_since)}."
+        wanted[AlarmKey(NODE_OUT_OF_SYNC, node.site_id, node.pk)] = AlarmText(detail, node.name)
+    among = Alarm.objects.filter(code__in=[NODE_SILENT, NODE_OUT_OF_SYNC], by_node=False)
+    return alarms_settle(among=among, wanted=wanted)
+
+
+def _since(field: str, moment: datetime, *, now: datetime) -> Q:
+    """The field is not after this moment; or in the future, because central's clock was set back."""
+    return Q(**{f"{field}__lte": moment}) | Q(**{f"{field}__gt": now + timedelta(seconds=5)})
+
+
+def _stamp(moment: datetime | None) -> str:
+    assert moment is not None
+    return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ")

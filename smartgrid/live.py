@@ -5,6 +5,7 @@ Everything here may be lost at any time and comes back by itself; what must last
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from typing import cast
 
@@ -18,6 +19,7 @@ from smartgrid.errors import Unavailable
 CONNECT_TIMEOUT_S = 0.5
 ANSWER_TIMEOUT_S = 1.0
 LONGEST_WAIT_S = 12.0
+_KNOWN_SINCE = "sgm:known_since"
 
 
 class LiveUnavailable(Unavailable):
@@ -80,6 +82,33 @@ def hash_write(key: str, fields: dict[str, str], *, expires_s: int) -> None:
         pipe.execute()
     except redis.RedisError as error:
         raise LiveUnavailable(f"Redis does not answer: {error}") from error
+
+
+def hashes_write(hashes: Mapping[str, Mapping[str, str]], *, expires_s: int) -> None:
+    """`hash_write` of several hashes in one round trip."""
+    try:
+        pipe = client().pipeline(transaction=False)
+        for key, fields in hashes.items():
+            pipe.hset(key, items=[part for item in fields.items() for part in item])
+            pipe.expire(key, expires_s)
+        pipe.execute()
+    except redis.RedisError as error:
+        raise LiveUnavailable(f"Redis does not answer: {error}") from error
+
+
+def known_since(*, at: float) -> float:
+    """Since when this Redis has been known to hold what we wrote: `at`, where it came up empty since.
+
+    In seconds of central's clock. A moment still to come, because the clock was set back, is `at` too.
+    """
+    try:
+        kept = cast("str | None", client().set(_KNOWN_SINCE, f"{at:.3f}", nx=True, get=True))
+        since = at if kept is None else float(kept)
+        if since > at:
+            client().set(_KNOWN_SINCE, f"{at:.3f}")
+    except redis.RedisError as error:
+        raise LiveUnavailable(f"Redis does not answer: {error}") from error
+    return min(since, at)
 
 
 def list_push(key: str, value: str, *, expires_s: int) -> None:
