@@ -297,3 +297,21 @@ class Alarm(models.Model):
 
     def __str__(self) -> str:
         return f"{self.code} {self.node_name} {self.subject}".strip()
+
+
+class PeriodicRun(models.Model):
+    """One kind of periodic work: when a beat last started it, and what our table said; `sites_app.periodic`.
+
+    The row is the guard against two beats: who moves `ran_at` starts the work.
+    """
+
+    id = models.BigAutoField(primary_key=True)
+    # As of the periodic task in the console.
+    name = models.CharField(max_length=200, unique=True)
+    # By the database's clock, which all beats share. Null: never yet.
+    ran_at = models.DateTimeField(null=True)
+    # The period our table had when it was last written to the console; empty for a task of an operator's own.
+    default = models.CharField(max_length=200, blank=True, default="")
+
+    def __str__(self) -> str:
+        return self.name

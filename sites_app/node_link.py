@@ -52,11 +52,25 @@ class SendUnconfirmed(Unavailable):
     code = "send_unconfirmed"
 
 
+@dataclass(frozen=True, slots=True)
+class CommandMessage:
+    """A command on its way to a node, worthless after `ttl_s`."""
+
+    topics: NodeTopics
+    op: str
+    payload: bytes
+    command_id: str
+    ttl_s: float
+
+
 class NodeLink(Protocol):
     """How central reaches its nodes."""
 
     def send(self, topics: NodeTopics, op: str, payload: bytes, *, command_id: str, ttl_s: float) -> None:
         """Send a command that is worthless after `ttl_s`; its answers come to the link's `results`."""
+
+    def send_all(self, commands: Sequence[CommandMessage]) -> None:
+        """Send many, none waiting for the one before; where it raises, any of them may have been sent."""
 
     def put_desired(self, messages: Sequence[DesiredMessage]) -> None:
         """Leave these for their nodes, in this order, each replacing the one of that name.
@@ -368,6 +382,20 @@ class MqttNodeLink:
             expiry_s=max(1, round(ttl_s)),
             response_topic=topics.response(self.worker),
             correlation=command_id.encode(),
+        )
+
+    def send_all(self, commands: Sequence[CommandMessage]) -> None:
+        self._connection.publish_all(
+            [
+                Outgoing(
+                    topic=command.topics.command(command.op),
+                    payload=command.payload,
+                    expiry_s=max(1, round(command.ttl_s)),
+                    response_topic=command.topics.response(self.worker),
+                    correlation=command.command_id.encode(),
+                )
+                for command in commands
+            ]
         )
 
     def put_desired(self, messages: Sequence[DesiredMessage]) -> None:

@@ -47,6 +47,7 @@ INSTALLED_APPS = [
     "django.contrib.staticfiles",
     "rest_framework",
     "oauth2_provider",
+    "django_celery_beat",
     "smartgrid.apps.SmartgridConfig",
     "sites_app",
     "devices_app",
@@ -134,6 +135,7 @@ CELERY_TASK_QUEUES: dict[str, dict[str, str]] = {"control": {}, "sync": {}}
 CELERY_TASK_ROUTES = {"control_app.tasks.dispatch_command": {"queue": "control"}}
 CELERY_TASK_CREATE_MISSING_QUEUES = False
 CELERY_WORKER_PREFETCH_MULTIPLIER = 1
+CELERY_BEAT_SCHEDULER = "smartgrid.beat:Scheduler"
 if DATABASES["default"]["ENGINE"].endswith("sqlite3"):
     # Celery closes a thread's database connection after each task. That gives a pooled one back; a SQLite
     # file would be opened anew for each command, which costs more than the command's own query.
@@ -166,6 +168,9 @@ SGM_TELEMETRY_MEANS_RETENTION_DAYS = env_int(
 # 0: for ever.
 SGM_CONTROL_LOG_RETENTION_DAYS = env_int("SGM_CONTROL_LOG_RETENTION_DAYS", default=0, minimum=0)
 SGM_DEVICE_ERROR_LOG_RETENTION_DAYS = env_int("SGM_DEVICE_ERROR_LOG_RETENTION_DAYS", default=400, minimum=0)
+
+# Days for which alarms that are over are kept.
+SGM_ALARM_HISTORY_DAYS = env_int("SGM_ALARM_HISTORY_DAYS", default=90, minimum=1, maximum=3650)
 
 # --- sites and tokens -----------------------------------------------------------------------------------
 
