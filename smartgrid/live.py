@@ -5,6 +5,7 @@ Everything here may be lost at any time and comes back by itself; what must last
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import cast
 
@@ -78,6 +79,15 @@ def hash_write(key: str, fields: dict[str, str], *, expires_s: int) -> None:
         pipe.hset(key, items=[part for item in fields.items() for part in item])
         pipe.expire(key, expires_s)
         pipe.execute()
+    except redis.RedisError as error:
+        raise LiveUnavailable(f"Redis does not answer: {error}") from error
+
+
+def script_run(script: str, *, keys: Sequence[str], args: Sequence[str]) -> list[str]:
+    """Run a Lua script on these keys, in one round trip and as one step; the list it returns."""
+    try:
+        registered = client().register_script(script)
+        return cast("list[str]", registered(keys=keys, args=args))
     except redis.RedisError as error:
         raise LiveUnavailable(f"Redis does not answer: {error}") from error
 
