@@ -33,6 +33,7 @@ from control_app.services import (
 from devices_app.models import Device
 from devices_app.retirement import retired_record
 from devices_app.services import device_values_confirm
+from devices_app.telemetry import ReceivedReadings, readings_record
 from edge.wire.messages import (
     DeviceResult,
     LogAck,
@@ -41,23 +42,19 @@ from edge.wire.messages import (
     Presence,
     Reported,
     Stream,
-    TelemetryPoint,
 )
-from sites_app.alarms import nodes_alarms_mirror
 from edge.wire.topics import NodeTopics
+from sites_app.alarms import nodes_alarms_mirror
 from sites_app.documents import manifest_for, publish_on_commit
 from sites_app.models import Node
 from sites_app.presence import ReceivedHeartbeat, ReceivedPresence, heartbeats_note, presences_note
-from sites_app.selectors import metrics_key
 from sites_app.services import PresenceChange, node_reported_record, nodes_presence_record
-from smartgrid import live
 from smartgrid.live import LiveUnavailable
 
 log = structlog.stdlib.get_logger(__name__)
 
 # A command whose deadline is this long past can no longer be accepted: the freshness window is over too.
 ACCEPTANCE_OVER_S = 10.0
-METRICS_KEPT_S = 3600
 CATEGORY_LENGTH = 64
 REASON_LENGTH = 500
 KIND_LENGTH = 32
@@ -70,13 +67,6 @@ class ReceivedReport:
     reported: Reported
     received: datetime
     retained: bool
-
-
-@dataclass(frozen=True, slots=True)
-class ReceivedReadings:
-    node_id: str
-    points: Sequence[TelemetryPoint]
-    received: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -370,32 +360,5 @@ def _clean(text: str, length: int | None = None) -> str:
 
 
 def on_telemetry(received: Sequence[ReceivedReadings]) -> None:
-    for item in received:
-        _on_telemetry(item.node_id, item.points, received=item.received)
-
-
-def _on_telemetry(node_id: str, points: Sequence[TelemetryPoint], *, received: datetime) -> None:
-    """Keep the site's actual power: its meter at the point of connection, else the sum of its devices."""
-    node = Node.objects.filter(pk=node_id).only("site_id").first()
-    if node is None:
-        return
-    categories = dict(Device.objects.filter(node=node).values_list("device_tag", "category"))
-    stamp = received.isoformat()
-    power = {
-        point.device: point.value for point in points if point.key == "P_kW" and point.device in categories
-    }
-    metrics: dict[str, float] = {}
-    meters = [value for tag, value in power.items() if categories[tag] == "meter"]
-    if meters:
-        metrics["P_Actual_kW"] = sum(meters)
-    elif power:
-        metrics["P_Actual_kW"] = sum(power.values())
-    for point in points:
-        if point.key == "V_Wind_m/s":
-            metrics[point.key] = point.value
-    if metrics:
-        fields = {
-            key: msgspec.json.encode({"value": round(value, 5), "timestamp": stamp}).decode()
-            for key, value in metrics.items()
-        }
-        live.hash_write(metrics_key(node.site_id), fields, expires_s=METRICS_KEPT_S)
+    """Readings as they are taken; one that is late or comes twice harms nothing."""
+    readings_record(received)

@@ -88,8 +88,8 @@ def node_keeper_register(*, name: str, kept_by: NodeKeeper) -> None:
 def node_create(*, site: Site, **fields: Unpack[NodeFields]) -> Node:
     """Make a node of this site, with the documents it should have from the start."""
     with transaction.atomic():
-        # Before anything is rendered: whoever puts a document down for the nodes of the site does the same, so
-        # that of two at once the later sees what the earlier was about.
+        # Before anything is rendered: whoever puts a document down for the nodes of the site does the same,
+        # so that of two at once the later sees what the earlier was about.
         list(Site.objects.select_for_update(no_key=True).filter(pk=site.pk).values_list("pk"))
         node = Node(site=site, tenant_tag=site.tenant_tag, **fields)
         store(node)

@@ -40,6 +40,27 @@ app.conf.beat_schedule = {
         "schedule": 300.0,
         "options": {"expires": 300},
     },
+    # Quarter hours that are over, and those that got readings late.
+    "make telemetry means": {
+        "task": "devices_app.tasks.telemetry_means_make",
+        "schedule": 60.0,
+        "options": {"expires": 60},
+    },
+    "keep telemetry partitions": {
+        "task": "devices_app.tasks.telemetry_partitions_keep",
+        "schedule": 3600.0,
+        "options": {"expires": 3600},
+    },
+    "let go of old telemetry": {
+        "task": "devices_app.tasks.telemetry_retain",
+        "schedule": 3600.0,
+        "options": {"expires": 3600},
+    },
+    "let go of old logs": {
+        "task": "control_app.tasks.logs_retain",
+        "schedule": 3600.0,
+        "options": {"expires": 3600},
+    },
 }
 
 

@@ -19,7 +19,8 @@ from django.core.management.base import BaseCommand
 from django.db import InterfaceError, OperationalError, close_old_connections
 
 from control_app import inbox
-from control_app.inbox import ReceivedLog, ReceivedReadings, ReceivedReport
+from control_app.inbox import ReceivedLog, ReceivedReport
+from devices_app.telemetry import ReceivedReadings
 from edge.wire import codec
 from edge.wire.codec import WireError
 from edge.wire.messages import Heartbeat, Presence, Reported, TelemetryBatch
