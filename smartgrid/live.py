@@ -144,6 +144,37 @@ def list_read(key: str) -> list[str]:
         raise LiveUnavailable(f"Redis does not answer: {error}") from error
 
 
+def flags_set(keys: Sequence[str], *, expires_s: int) -> list[bool]:
+    """Set these flags; which of them were not set before. Each is gone after `expires_s`."""
+    try:
+        pipe = client().pipeline(transaction=False)
+        for key in keys:
+            pipe.set(key, "1", nx=True, ex=expires_s)
+        return [bool(answer) for answer in pipe.execute()]
+    except redis.RedisError as error:
+        raise LiveUnavailable(f"Redis does not answer: {error}") from error
+
+
+def flags_clear(keys: Sequence[str], *, mark: Mapping[str, int]) -> None:
+    """Take these flags away; set each of `mark` for so many milliseconds."""
+    try:
+        pipe = client().pipeline(transaction=False)
+        pipe.delete(*keys)
+        for key, expires_ms in mark.items():
+            pipe.set(key, "1", px=expires_ms)
+        pipe.execute()
+    except redis.RedisError as error:
+        raise LiveUnavailable(f"Redis does not answer: {error}") from error
+
+
+def flags_read(keys: Sequence[str]) -> list[bool]:
+    """Tell which of these flags are set."""
+    try:
+        return [found is not None for found in cast("list[str | None]", client().mget(keys))]
+    except redis.RedisError as error:
+        raise LiveUnavailable(f"Redis does not answer: {error}") from error
+
+
 @cache
 def _waiting_client() -> redis.Redis:
     """Connections for those who block: the server ends the wait, and the socket only where that hangs."""
