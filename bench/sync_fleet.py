@@ -69,6 +69,8 @@ POINT_KEYS = (
 # As the edge has them.
 REPORT_PERIOD_S = 10.0
 REPORT_ANYWAY_S = 60.0
+GATHER_S = 0.05
+GATHER_MOST_S = 1.0
 RECONNECT_FIRST_S = 0.5
 RECONNECT_SLOWEST_S = 15.0
 CONNECT_TIMEOUT_S = 5.0
@@ -108,6 +110,7 @@ class Node(asyncio.Protocol):
         "device",
         "failed",
         "fleet",
+        "gathering_since",
         "goes_on",
         "hb_topic",
         "is_live",
@@ -116,8 +119,9 @@ class Node(asyncio.Protocol):
         "packet",
         "password",
         "reader",
-        "report_pause",
+        "report_timer",
         "report_wanted",
+        "rests",
         "session",
         "tele_topic",
         "topics",
@@ -143,8 +147,12 @@ class Node(asyncio.Protocol):
         self.beats = 0
         self.opened = 0.0
         self.wait_s = RECONNECT_FIRST_S
+        # Something changed that no report has told yet; since when changes are gathered for one (0: they are
+        # not); and whether the pause after the last report of a change still runs.
         self.report_wanted = False
-        self.report_pause: asyncio.TimerHandle | None = None
+        self.gathering_since = 0.0
+        self.rests = False
+        self.report_timer: asyncio.TimerHandle | None = None
         self.manifest: Manifest | None = None
         self.waiting: dict[str, Document] = {}
         self.applied: dict[str, Applied] = {}
@@ -194,9 +202,11 @@ class Node(asyncio.Protocol):
         if self.is_live:
             self.is_live = False
             self.fleet.went()
-        if self.report_pause is not None:
-            self.report_pause.cancel()
-            self.report_pause = None
+        if self.report_timer is not None:
+            self.report_timer.cancel()
+            self.report_timer = None
+        self.rests = False
+        self.gathering_since = 0.0
         if not self.goes_on:
             return
         if self.fleet.loop.time() - self.opened > RECONNECT_SLOWEST_S:
@@ -237,7 +247,7 @@ class Node(asyncio.Protocol):
             self.is_live = True
             self._send(self.topics.presence, codec.encode(birth), retain=True)
             self.fleet.came()
-            self.changed()
+            self._gather()
 
     def _packet(self) -> int:
         self.packet = self.packet % 0xFFFF + 1
@@ -297,21 +307,41 @@ class Node(asyncio.Protocol):
         self.fleet.counts.points += len(points)
 
     def changed(self) -> None:
-        """There is something to report: now, or when the pause after the last report is over."""
+        """Something is to be reported: once no more comes, and when the pause after the last one is over."""
         self.report_wanted = True
-        if self.report_pause is None:
-            self.fleet.loop.call_soon(self._report)
+        if not self.rests:
+            self._gather()
 
-    def _pause_over(self) -> None:
-        self.report_pause = None
+    def _gather(self) -> None:
+        loop = self.fleet.loop
+        now = loop.time()
+        if not self.gathering_since:
+            self.gathering_since = now
+        if self.report_timer is not None:
+            self.report_timer.cancel()
+        wait_s = min(GATHER_S, self.gathering_since + GATHER_MOST_S - now)
+        self.report_timer = loop.call_later(max(0.0, wait_s), self._gathered)
+
+    def _gathered(self) -> None:
+        self.gathering_since = 0.0
+        self.report_timer = None
+        # The report of a birth, which nothing changed, delays none that follows.
         if self.report_wanted:
-            self._report()
+            self.report_wanted = False
+            self.rests = True
+            self.report_timer = self.fleet.loop.call_later(REPORT_PERIOD_S, self._rested)
+        self.report()
 
-    def _report(self) -> None:
-        if not self.is_live or self.report_pause is not None:
+    def _rested(self) -> None:
+        self.rests = False
+        self.report_timer = None
+        if self.report_wanted:
+            self._gather()
+
+    def report(self) -> None:
+        """Tell what is in force. Without a change it is told now and then, which delays no change."""
+        if not self.is_live:
             return
-        self.report_wanted = False
-        self.report_pause = self.fleet.loop.call_later(REPORT_PERIOD_S, self._pause_over)
         documents = {
             name: AppliedDocument(v=version, status="applied", digest=digest[:DIGEST_LENGTH])
             for name, (_, version, digest, _) in self.applied.items()
@@ -486,7 +516,7 @@ class Fleet:
         wheels: list[tuple[float, Any]] = [
             (HEARTBEAT_PERIOD_S, Node.heartbeat),
             (TELEMETRY_PERIOD_S, Node.telemetry),
-            (REPORT_ANYWAY_S, Node.changed),
+            (REPORT_ANYWAY_S, Node.report),
         ]
         began = before = self.loop.time()
         turned = [0] * len(wheels)
@@ -520,6 +550,8 @@ class Fleet:
                 node = next(node for node in self.nodes if node.topics.node == node_id)
                 found = node.applied.get(name)
                 return {} if found is None else {"version": found[1], "at": found[3]}
+            case {"ask": "sessions"}:
+                return {node.topics.node: node.session for node in self.nodes if node.is_live}
             case _:
                 return {"error": f"unknown question {question}"}
 

@@ -7,8 +7,10 @@ import resource
 import secrets
 import selectors
 import signal
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -49,13 +51,16 @@ class Servers:
     mqtt_port: int
     passwords: dict[str, str]
     broker: subprocess.Popen[bytes]
+    # When the broker took connections again after its last restart.
+    broker_back_at: float = 0.0
     pids: dict[str, int] = field(default_factory=dict)
 
     def restart_broker(self, *, kill: bool) -> None:
         """End the broker and start it again: with SIGKILL it loses what it has not written, else nothing."""
         self.broker.send_signal(signal.SIGKILL if kill else signal.SIGTERM)
         self.broker.wait(timeout=60)
-        self.broker = _start_broker(self.var / "broker")
+        self.broker = _start_broker(self.var / "broker", port=self.mqtt_port)
+        self.broker_back_at = time.time()
         self.pids["broker"] = self.broker.pid
 
 
@@ -95,15 +100,25 @@ def broker_start(
     mosquitto_config(
         directory=directory, port=port, passwords={**passwords, **{node.id: node.password for node in nodes}}
     )
-    return port, _start_broker(directory)
+    return port, _start_broker(directory, port=port)
 
 
-def _start_broker(directory: Path) -> subprocess.Popen[bytes]:
+def _start_broker(directory: Path, *, port: int) -> subprocess.Popen[bytes]:
     program = on_path("mosquitto")
     if program is None:
         raise SystemExit("mosquitto is not installed")
     with (directory / "log").open("ab") as log:
-        return subprocess.Popen([program, "-c", str(directory / "mosquitto.conf")], stdout=log, stderr=log)
+        process = subprocess.Popen([program, "-c", str(directory / "mosquitto.conf")], stdout=log, stderr=log)
+    until(lambda: _accepts(port), what="the broker did not take connections", within_s=60)
+    return process
+
+
+def _accepts(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True
 
 
 def _postgres_pid(url: str) -> int:
@@ -116,6 +131,17 @@ def _postgres_pid(url: str) -> int:
 def _redis_pid(url: str) -> int:
     with redis.Redis.from_url(url) as client:
         return int(client.info("server")["process_id"])
+
+
+def versions(running: Servers) -> tuple[str, str]:
+    """The broker's and the database's names and versions."""
+    program = on_path("mosquitto")
+    assert program is not None
+    said = subprocess.run([program, "-h"], capture_output=True, text=True, check=False).stdout
+    with psycopg.connect(running.database_url) as connection:
+        row = connection.execute("SHOW server_version").fetchone()
+    assert row is not None
+    return said.partition("\n")[0].replace("version ", "").strip(), f"PostgreSQL {row[0].split()[0]}"
 
 
 class FleetProcess:
