@@ -5,6 +5,7 @@ Everything here may be lost at any time and comes back by itself; what must last
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import cast
 
@@ -80,6 +81,48 @@ def hash_write(key: str, fields: dict[str, str], *, expires_s: int) -> None:
         pipe.execute()
     except redis.RedisError as error:
         raise LiveUnavailable(f"Redis does not answer: {error}") from error
+
+
+def script_run(script: str, *, keys: Sequence[str], args: Sequence[str]) -> list[str]:
+    """Run a Lua script on these keys, in one round trip and as one step; the list it returns."""
+    try:
+        registered = client().register_script(script)
+        return cast("list[str]", registered(keys=keys, args=args))
+    except redis.RedisError as error:
+        raise LiveUnavailable(f"Redis does not answer: {error}") from error
+
+
+# A field keeps the stamp it was written with in front of its value; stamps of one length compare as text.
+_NEWEST = """
+for i = 2, #ARGV, 3 do
+  local held = redis.call('HGET', KEYS[1], ARGV[i])
+  if not held or string.sub(held, 1, #ARGV[i + 1]) < ARGV[i + 1] then
+    redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1] .. ' ' .. ARGV[i + 2])
+  end
+end
+redis.call('EXPIRE', KEYS[1], ARGV[1])
+"""
+
+
+def hashes_newest_write(hashes: Mapping[str, Mapping[str, tuple[str, str]]], *, expires_s: int) -> None:
+    """Set fields of several hashes, each to a stamp and a value, except where a stamp as late is there.
+
+    Stamps are texts of one length whose order is that of time. Of two writers at once the newer wins.
+    """
+    try:
+        pipe = client().pipeline(transaction=False)
+        for key, fields in hashes.items():
+            arguments = [part for name, (stamp, value) in fields.items() for part in (name, stamp, value)]
+            pipe.eval(_NEWEST, 1, key, str(expires_s), *arguments)
+        pipe.execute()
+    except redis.RedisError as error:
+        raise LiveUnavailable(f"Redis does not answer: {error}") from error
+
+
+def hash_newest_read(key: str) -> dict[str, tuple[str, str]]:
+    """Field -> stamp and value, of a hash that `hashes_newest_write` wrote."""
+    parts = {name: text.partition(" ") for name, text in hash_read(key).items()}
+    return {name: (stamp, value) for name, (stamp, _, value) in parts.items()}
 
 
 def list_push(key: str, value: str, *, expires_s: int) -> None:
