@@ -86,7 +86,9 @@ def test_redis_that_is_away_changes_nothing(node, settings):
     assert is_online(node)
 
 
-def test_many_nodes_cost_one_query_where_nothing_changed_and_few_where_they_did(node, django_assert_num_queries):
+def test_many_nodes_cost_one_query_where_nothing_changed_and_few_where_they_did(
+    node, django_assert_num_queries
+):
     others = [node_make() for _ in range(5)]
     for other in others:
         node_online(other)
