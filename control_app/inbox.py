@@ -6,7 +6,8 @@ node of the topic is who speaks.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
@@ -35,19 +36,20 @@ from devices_app.services import device_values_confirm
 from devices_app.telemetry import ReceivedReadings, readings_record
 from edge.wire.messages import (
     DeviceResult,
-    Heartbeat,
     LogAck,
     LogBatch,
     LogEntry,
     Presence,
     Reported,
     Stream,
-    TelemetryBatch,
 )
+from edge.wire.topics import NodeTopics
+from sites_app.alarms import nodes_alarms_mirror
 from sites_app.documents import manifest_for, publish_on_commit
 from sites_app.models import Node
-from sites_app.presence import central_now, heartbeat_note, presence_note
-from sites_app.services import node_presence_record, node_reported_record
+from sites_app.presence import ReceivedHeartbeat, ReceivedPresence, heartbeats_note, presences_note
+from sites_app.services import PresenceChange, node_reported_record, nodes_presence_record
+from smartgrid.live import LiveUnavailable
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -59,19 +61,75 @@ KIND_LENGTH = 32
 EVENT_LENGTH = 10_000
 
 
-def on_heartbeat(node_id: str, beat: Heartbeat) -> None:
-    heartbeat_note(node_id, beat, at=central_now())
+@dataclass(frozen=True, slots=True)
+class ReceivedReport:
+    node_id: str
+    reported: Reported
+    received: datetime
+    retained: bool
 
 
-def on_presence(node_id: str, presence: Presence, *, retained: bool) -> None:
-    """A birth or a will. A retained one tells of a transition too: it came while no inbox was listening."""
-    presence_note(node_id, presence, retained=retained, at=central_now())
-    node_presence_record(
-        node_id=UUID(node_id), online=presence.online, session=presence.session, boot=presence.boot
+@dataclass(frozen=True, slots=True)
+class ReceivedLog:
+    """A batch of a log stream of this node, and when it arrived."""
+
+    node_id: str
+    batch: LogBatch
+    received: datetime
+
+
+def on_heartbeats(received: Sequence[ReceivedHeartbeat]) -> None:
+    """Signs of life. One of a session that nobody knew of is as good as the birth that got lost."""
+    births = heartbeats_note(received)
+    nodes_presence_record(
+        [
+            PresenceChange(node_id=UUID(birth.node_id), online=True, session=birth.beat.session)
+            for birth in births
+        ]
     )
 
 
-def on_reported(node_id: str, reported: Reported, *, received: datetime, retained: bool) -> None:
+def on_presences(received: Sequence[ReceivedPresence]) -> None:
+    """Births and wills. A retained one tells of a transition too: it came while no inbox was listening."""
+    try:
+        taken = presences_note(received)
+    except LiveUnavailable as error:
+        # Whether they were overtaken cannot be told then; the heartbeats will tell.
+        log.warning("presence_not_kept", count=len(received), error=error.detail)
+        taken = list(received)
+    nodes_presence_record(
+        [
+            PresenceChange(
+                node_id=UUID(item.node_id),
+                online=item.presence.online,
+                session=item.presence.session,
+                boot=item.presence.boot,
+            )
+            for item in taken
+        ]
+    )
+
+
+def on_reports(received: Sequence[ReceivedReport]) -> None:
+    """What nodes run: kept, compared with what they should run, and used to settle what was unknown."""
+    # The first report of a session says as much as its birth, which may have been lost with another inbox.
+    on_presences(
+        [
+            ReceivedPresence(
+                item.node_id,
+                Presence(online=True, session=item.reported.session, boot=item.reported.boot),
+                retained=False,
+                at=item.received.timestamp(),
+            )
+            for item in received
+            if not item.retained
+        ]
+    )
+    for report in received:
+        _on_reported(report.node_id, report.reported, received=report.received, retained=report.retained)
+
+
+def _on_reported(node_id: str, reported: Reported, *, received: datetime, retained: bool) -> None:
     """What the node runs: kept, compared with what it should run, and used to settle what was unknown.
 
     A retained report is as old as its sender's last change, which may be from before a command it did accept:
@@ -82,6 +140,7 @@ def on_reported(node_id: str, reported: Reported, *, received: datetime, retaine
         return
     node_reported_record(node=node, reported=msgspec.to_builtins(reported), at=received)
     retired_record(node=node, reported=reported)
+    nodes_alarms_mirror([(node, reported.alarms)])
     _publish_what_is_missing(node, reported)
     if retained:
         return
@@ -101,6 +160,16 @@ def _publish_what_is_missing(node: Node, reported: Reported) -> None:
         if not missing:
             return
     publish_on_commit(node=node, names=None)
+
+
+def on_logs(received: Sequence[ReceivedLog]) -> list[tuple[NodeTopics, LogAck]]:
+    """Take these batches of log entries; the acknowledgements to send now that all is committed."""
+    acknowledgements = []
+    for item in received:
+        ack = on_log(item.node_id, item.batch)
+        if ack is not None:
+            acknowledgements.append((Node.objects.get(pk=item.node_id).topics, ack))
+    return acknowledgements
 
 
 def on_log(node_id: str, batch: LogBatch) -> LogAck | None:
@@ -290,5 +359,5 @@ def _clean(text: str, length: int | None = None) -> str:
     return text.replace("\x00", "")[:length]
 
 
-def on_telemetry(node_id: str, batch: TelemetryBatch, *, received: datetime) -> None:
-    readings_record([ReceivedReadings(node_id, batch.points, received)])
+def on_telemetry(received: Sequence[ReceivedReadings]) -> None:
+    readings_record(received)

@@ -294,8 +294,8 @@ class Quality(models.IntegerChoices):
 class TelemetrySeries(models.Model):
     """What one key of one device, or of a node itself, was measured to be at one site, in one unit.
 
-    It outlives its device and its node, and stays with the site it was measured at: a device that moves
-    begins another there. `devices_app.telemetry` alone makes these (ADR 0015).
+    It outlives its device and its node, and stays with the site it was measured at: what moves begins
+    another there. `devices_app.telemetry` alone makes these (ADR 0015).
     """
 
     id = models.BigAutoField(primary_key=True)

@@ -10,8 +10,9 @@ from django.forms import ModelForm
 from django.http import HttpRequest
 
 from sites_app import services
+from sites_app.alarms import alarms_open_first
 from sites_app.documents import node_documents_render, publish_on_commit
-from sites_app.models import ManagementToken, Node, NodeDocument, Site
+from sites_app.models import Alarm, ManagementToken, Node, NodeDocument, Site
 from sites_app.selectors import token_value
 from smartgrid.admin import AnyModelAdmin, ServiceAdmin
 
@@ -108,6 +109,52 @@ class NodeDocumentAdmin(AnyModelAdmin):
     list_filter = ["node__site"]
     search_fields = ["name", "node__name"]
     list_select_related = ["node"]
+
+    def has_add_permission(self, request: HttpRequest) -> bool:  # noqa: ARG002 - Django's hook
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:  # noqa: ARG002
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:  # noqa: ARG002
+        return False
+
+
+class OpenFilter(admin.SimpleListFilter):
+    title = "state"
+    parameter_name = "state"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:  # noqa: ARG002 - Django's hook
+        return [("open", "open"), ("cleared", "cleared")]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:  # noqa: ARG002
+        if self.value() is None:
+            return queryset
+        return queryset.filter(cleared_at__isnull=self.value() == "open")
+
+
+@admin.register(Alarm)
+class AlarmAdmin(AnyModelAdmin):
+    """To look at only: an alarm ends with what it is about."""
+
+    list_display = [
+        "code",
+        "severity",
+        "site",
+        "node_name",
+        "subject",
+        "detail",
+        "raised_at",
+        "last_seen_at",
+        "cleared_at",
+    ]
+    list_filter = [OpenFilter, "severity", "code", "by_node", "site"]
+    search_fields = ["code", "node_name", "subject", "detail", "site__site_tag"]
+    list_select_related = ["site"]
+    date_hierarchy = "raised_at"
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
+        return alarms_open_first(super().get_queryset(request))
 
     def has_add_permission(self, request: HttpRequest) -> bool:  # noqa: ARG002 - Django's hook
         return False

@@ -216,3 +216,60 @@ class ManagementToken(models.Model):
 
     def __str__(self) -> str:
         return self.name
+
+
+class AlarmSeverity(models.TextChoices):
+    """How soon somebody should look."""
+
+    # Something does not do what was asked of it: look now.
+    ERROR = "error"
+    # It is handled, and may not stay so.
+    WARNING = "warning"
+
+
+class Alarm(models.Model):
+    """Something somebody should look at, from when it was noticed until it was over; `sites_app.alarms`.
+
+    One is open for each code, site, node, subject and side that noticed. Those cleared are history, kept for
+    a while.
+    """
+
+    id = models.BigAutoField(primary_key=True)
+    code = models.CharField(max_length=64)
+    severity = models.CharField(max_length=16, choices=AlarmSeverity.choices)
+    site = models.ForeignKey(Site, on_delete=models.CASCADE, related_name="alarms")
+    # Null where the whole site is meant, or, of a cleared one, where its node is gone.
+    node = models.ForeignKey(Node, on_delete=models.SET_NULL, null=True, related_name="alarms")
+    node_name = models.CharField(max_length=64, blank=True, default="")
+    # What of the node or the site: a device's tag, a day's schedule; empty where it is the node itself.
+    subject = models.CharField(max_length=200, blank=True, default="")
+    detail = models.TextField(blank=True, default="")
+    # Whether the node says so in its reports; else it is central that noticed.
+    by_node = models.BooleanField(default=False)
+    # All by central's clock.
+    raised_at = models.DateTimeField(default=timezone.now)
+    last_seen_at = models.DateTimeField(default=timezone.now)
+    cleared_at = models.DateTimeField(null=True)
+
+    class Meta:
+        constraints = [
+            # Two, because a null equals no other: PostgreSQL before 15 and SQLite know no other way.
+            models.UniqueConstraint(
+                fields=["code", "site", "node", "subject", "by_node"],
+                condition=Q(cleared_at=None, node__isnull=False),
+                name="alarm_open_once_per_node",
+            ),
+            models.UniqueConstraint(
+                fields=["code", "site", "subject"],
+                condition=Q(cleared_at=None, node__isnull=True),
+                name="alarm_open_once_per_site",
+            ),
+            models.CheckConstraint(condition=~Q(code=""), name="alarm_code_not_empty"),
+        ]
+        indexes = [
+            # The console's order (in PostgreSQL's descending index nulls come first), and what can go.
+            models.Index(fields=["-cleared_at", "-raised_at"], name="alarm_open_first"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.code} {self.node_name} {self.subject}".strip()

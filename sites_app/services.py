@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypedDict, Unpack
 
 import structlog
 from django.db import transaction
+from django.db.models import QuerySet
 from django.utils import timezone
 
 from sites_app import tokens
+from sites_app.alarms import node_alarms_end
 from sites_app.documents import node_documents_render
 from sites_app.models import ManagementToken, Node, Site
 from sites_app.presence import HEARTBEAT_LIMIT_S, central_now, presence_read
@@ -85,6 +88,9 @@ def node_keeper_register(*, name: str, kept_by: NodeKeeper) -> None:
 def node_create(*, site: Site, **fields: Unpack[NodeFields]) -> Node:
     """Make a node of this site, with the documents it should have from the start."""
     with transaction.atomic():
+        # Before anything is rendered: whoever puts a document down for the nodes of the site does the same, so
+        # that of two at once the later sees what the earlier was about.
+        list(Site.objects.select_for_update(no_key=True).filter(pk=site.pk).values_list("pk"))
         node = Node(site=site, tenant_tag=site.tenant_tag, **fields)
         store(node)
         node_documents_render(node=node)
@@ -116,6 +122,7 @@ def node_delete(*, node: Node, by: str = "") -> None:
         if kept:
             raise Conflict(f"{node.name} cannot be deleted: it still has {', '.join(kept)}.", code="in_use")
         name = node.name
+        node_alarms_end(node=node)
         node_farewell_on_commit(node=node)
         node.delete()
     log.warning("node_deleted", node=name, by=by)
@@ -165,22 +172,69 @@ def _apply(row: Site | Node, changes: SiteChanges | NodeChanges) -> None:
         setattr(row, field, value)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PresenceChange:
+    """A node came or went. `boot`: None where nobody said it."""
+
+    node_id: uuid.UUID
+    online: bool
+    session: str
+    boot: str | None = None
+
+
 def node_presence_record(*, node_id: uuid.UUID, online: bool, session: str, boot: str) -> bool:
     """Note that a node came or went. False where that was known: the database holds transitions only.
 
     An offline message of a former session tells nothing about the present one.
     """
+    change = PresenceChange(node_id=node_id, online=online, session=session, boot=boot)
+    return bool(nodes_presence_record([change]))
+
+
+def nodes_presence_record(changes: Sequence[PresenceChange]) -> int:
+    """Note which nodes came and went, in this order, as `node_presence_record` does. How many transitions."""
+    # Nearly always all is known, and nobody need wait for these rows.
+    known = {node.pk: node for node in _presence_rows(changes)}
+    wanted = [change for change in changes if change.node_id in known]
+    if not any(_presence_apply(known[change.node_id], change) for change in wanted):
+        return 0
     now = timezone.now()
-    nodes = Node.objects.filter(pk=node_id)
-    if online:
-        changed = nodes.exclude(online=True, session=session).update(
-            online=True, session=session, boot=boot, presence_changed_at=now
-        )
-    else:
-        changed = nodes.filter(online=True, session=session).update(online=False, presence_changed_at=now)
-    if changed:
-        log.info("node_online" if online else "node_offline", node=str(node_id), session=session)
-    return bool(changed)
+    came_or_went: list[PresenceChange] = []
+    with transaction.atomic():
+        rows = _presence_rows(wanted).select_for_update(no_key=True)
+        nodes = {node.pk: node for node in rows.order_by("pk")}
+        changed: dict[uuid.UUID, Node] = {}
+        for change in wanted:
+            node = nodes.get(change.node_id)
+            before = None if node is None else (node.online, node.session)
+            if node is None or not _presence_apply(node, change):
+                continue
+            changed[node.pk] = node
+            if (node.online, node.session) != before:
+                node.presence_changed_at = now
+                came_or_went.append(change)
+        Node.objects.bulk_update(changed.values(), ["online", "session", "boot", "presence_changed_at"])
+    for change in came_or_went:
+        event = "node_online" if change.online else "node_offline"
+        log.info(event, node=str(change.node_id), session=change.session)
+    return len(came_or_went)
+
+
+def _presence_rows(changes: Iterable[PresenceChange]) -> QuerySet[Node]:
+    nodes = Node.objects.filter(pk__in={change.node_id for change in changes})
+    return nodes.only("online", "session", "boot", "presence_changed_at")
+
+
+def _presence_apply(node: Node, change: PresenceChange) -> bool:
+    """Bring the row in memory up to a change; whether that changed anything."""
+    before = (node.online, node.session, node.boot)
+    if change.online:
+        node.online, node.session = True, change.session
+        if change.boot is not None:
+            node.boot = change.boot
+    elif node.session == change.session:
+        node.online = False
+    return (node.online, node.session, node.boot) != before
 
 
 def node_reported_record(*, node: Node, reported: dict[str, Any], at: datetime) -> None:
@@ -189,13 +243,18 @@ def node_reported_record(*, node: Node, reported: dict[str, Any], at: datetime) 
 
 
 def nodes_silent_mark() -> int:
-    """Note as offline the nodes whose heartbeats have stopped, whatever their will said. How many."""
-    online = list(Node.objects.filter(online=True))
-    if not online:
-        return 0
-    presence = presence_read(node.pk for node in online)
+    """Bring the database in line with the heartbeats, whatever births and wills were lost; how many changed.
+
+    A node whose heartbeats have stopped is offline, and one that is heard is online.
+    """
+    nodes = list(Node.objects.values_list("pk", "online", "session"))
+    presence = presence_read(pk for pk, _, _ in nodes)
     now = central_now()
-    silent = [node.pk for node in online if now - presence[node.pk].hb_at >= HEARTBEAT_LIMIT_S]
-    return Node.objects.filter(pk__in=silent, online=True).update(
-        online=False, presence_changed_at=timezone.now()
-    )
+    changes = []
+    for pk, online, session in nodes:
+        heard = presence[pk]
+        if online and now - heard.hb_at >= HEARTBEAT_LIMIT_S:
+            changes.append(PresenceChange(node_id=pk, online=False, session=session))
+        elif heard.is_reachable(now=now) and (not online or session != heard.session):
+            changes.append(PresenceChange(node_id=pk, online=True, session=heard.session))
+    return nodes_presence_record(changes)

@@ -5,7 +5,7 @@ Everything here may be lost at any time and comes back by itself; what must last
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import cast
 
@@ -106,6 +106,15 @@ def hashes_newest_write(hashes: Mapping[str, Mapping[str, tuple[str, str]]], *, 
             arguments = [part for name, (stamp, value) in fields.items() for part in (name, stamp, value)]
             pipe.eval(_NEWEST, 1, key, str(expires_s), *arguments)
         pipe.execute()
+    except redis.RedisError as error:
+        raise LiveUnavailable(f"Redis does not answer: {error}") from error
+
+
+def script_run(script: str, *, keys: Sequence[str], args: Sequence[str]) -> list[str]:
+    """Run a Lua script on these keys, in one round trip and as one step; the list it returns."""
+    try:
+        registered = client().register_script(script)
+        return cast("list[str]", registered(keys=keys, args=args))
     except redis.RedisError as error:
         raise LiveUnavailable(f"Redis does not answer: {error}") from error
 

@@ -153,6 +153,8 @@ SGM_MQTT_INBOX_USERNAME = env_str("SGM_MQTT_INBOX_USERNAME", default="central-in
 SGM_MQTT_INBOX_PASSWORD = env_secret("SGM_MQTT_INBOX_PASSWORD")
 # Publish and subscribe on connections of their own, for brokers which cannot switch Nagle off.
 SGM_MQTT_SPLIT_CONNECTIONS = env_bool("SGM_MQTT_SPLIT_CONNECTIONS", default=False)
+# Several inbox processes share the messages; off for brokers that know no shared subscriptions.
+SGM_MQTT_SHARED_SUBSCRIPTIONS = env_bool("SGM_MQTT_SHARED_SUBSCRIPTIONS", default=True)
 
 # --- what is kept, and for how long -----------------------------------------------------------------------
 

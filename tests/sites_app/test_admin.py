@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import msgspec
 import pytest
+import time_machine
 from django.contrib.auth.models import User
 from django.test import Client
 from django.utils import timezone
@@ -156,6 +157,7 @@ def test_what_holds_up_others_cannot_be_deleted(operator, story, model):
     assert operator.post(f"/admin/sites_app/{model}/{pk}/delete/", {"post": "yes"}).status_code == 403
 
 
+@time_machine.travel("2026-11-23T10:00:00Z")
 def test_schedule_in_the_console_reaches_the_nodes_and_leaves_them(operator, story):
     form = {"site": story.site_a.pk, "category": "inverter", "valid_on": "2026-12-06"}
     operator.post("/admin/schedules_app/schedule/add/", {**form, "schedule": '{"09:00": 50}'})
