@@ -40,15 +40,14 @@ from edge.wire.messages import (
     LogBatch,
     LogEntry,
     Presence,
-    Reported,
     Stream,
 )
 from edge.wire.topics import NodeTopics
 from sites_app.alarms import nodes_alarms_mirror
-from sites_app.documents import manifest_for, publish_on_commit
 from sites_app.models import Node
 from sites_app.presence import ReceivedHeartbeat, ReceivedPresence, heartbeats_note, presences_note
-from sites_app.services import PresenceChange, node_reported_record, nodes_presence_record
+from sites_app.reports import ReceivedReport, reports_record
+from sites_app.services import PresenceChange, nodes_presence_record
 from smartgrid.live import LiveUnavailable
 
 log = structlog.stdlib.get_logger(__name__)
@@ -59,14 +58,6 @@ CATEGORY_LENGTH = 64
 REASON_LENGTH = 500
 KIND_LENGTH = 32
 EVENT_LENGTH = 10_000
-
-
-@dataclass(frozen=True, slots=True)
-class ReceivedReport:
-    node_id: str
-    reported: Reported
-    received: datetime
-    retained: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +102,11 @@ def on_presences(received: Sequence[ReceivedPresence]) -> None:
 
 
 def on_reports(received: Sequence[ReceivedReport]) -> None:
-    """What nodes run: kept, compared with what they should run, and used to settle what was unknown."""
+    """What nodes run: recorded against what they should run, and used to settle what was unknown.
+
+    A retained report is as old as its sender's last change, which may be from before a command it did accept:
+    it settles nothing. It may show a device to be retired, though, which that device then stays.
+    """
     # The first report of a session says as much as its birth, which may have been lost with another inbox.
     on_presences(
         [
@@ -125,41 +120,19 @@ def on_reports(received: Sequence[ReceivedReport]) -> None:
             if not item.retained
         ]
     )
-    for report in received:
-        _on_reported(report.node_id, report.reported, received=report.received, retained=report.retained)
-
-
-def _on_reported(node_id: str, reported: Reported, *, received: datetime, retained: bool) -> None:
-    """What the node runs: kept, compared with what it should run, and used to settle what was unknown.
-
-    A retained report is as old as its sender's last change, which may be from before a command it did accept:
-    it settles nothing. It may show a device to be retired, though, which that device then stays.
-    """
-    node = Node.objects.filter(pk=node_id).first()
-    if node is None:
-        return
-    node_reported_record(node=node, reported=msgspec.to_builtins(reported), at=received)
-    retired_record(node=node, reported=reported)
-    nodes_alarms_mirror([(node, reported.alarms)])
-    _publish_what_is_missing(node, reported)
-    if retained:
-        return
-    before = received - timedelta(seconds=ACCEPTANCE_OVER_S)
-    for command in commands_undelivered(node=node, sequences=reported.sequences, before=before):
-        with transaction.atomic():
-            if command_resolve(command=command, devices=None):
-                log.info("command_not_delivered", node=node.name, command=str(command.id))
-
-
-def _publish_what_is_missing(node: Node, reported: Reported) -> None:
-    """A broker that lost its retained messages, or a node that lost its disk: publish anew."""
-    manifest = manifest_for(node)
-    if (reported.epoch, reported.manifest_version) == (manifest.epoch, manifest.version):
-        has = {name: doc.v for name, doc in reported.documents.items()}
-        missing = [name for name, entry in manifest.docs.items() if has.get(name) != entry.v]
-        if not missing:
-            return
-    publish_on_commit(node=node, names=None)
+    reports = reports_record(received)
+    nodes_alarms_mirror([(taken.node, taken.received.reported.alarms) for taken in reports])
+    for recorded in reports:
+        node, report = recorded.node, recorded.received
+        retired_record(node=node, reported=report.reported)
+        if report.retained:
+            continue
+        before = report.received - timedelta(seconds=ACCEPTANCE_OVER_S)
+        sequences = report.reported.sequences
+        for command in commands_undelivered(node=node, sequences=sequences, before=before):
+            with transaction.atomic():
+                if command_resolve(command=command, devices=None):
+                    log.info("command_not_delivered", node=node.name, command=str(command.id))
 
 
 def on_logs(received: Sequence[ReceivedLog]) -> list[tuple[NodeTopics, LogAck]]:
@@ -360,4 +333,5 @@ def _clean(text: str, length: int | None = None) -> str:
 
 
 def on_telemetry(received: Sequence[ReceivedReadings]) -> None:
+    """Readings as they are taken; one that is late or comes twice harms nothing."""
     readings_record(received)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any, TypedDict, Unpack
 
 import structlog
@@ -18,7 +17,7 @@ from sites_app.alarms import node_alarms_end
 from sites_app.documents import node_documents_render
 from sites_app.models import ManagementToken, Node, Site
 from sites_app.presence import HEARTBEAT_LIMIT_S, central_now, presence_read
-from sites_app.publishing import node_farewell_on_commit
+from sites_app.publishing import node_farewell
 from smartgrid.errors import Conflict, Invalid
 from smartgrid.integrity import store
 
@@ -88,8 +87,8 @@ def node_keeper_register(*, name: str, kept_by: NodeKeeper) -> None:
 def node_create(*, site: Site, **fields: Unpack[NodeFields]) -> Node:
     """Make a node of this site, with the documents it should have from the start."""
     with transaction.atomic():
-        # Before anything is rendered: whoever puts a document down for the nodes of the site does the same, so
-        # that of two at once the later sees what the earlier was about.
+        # Before anything is rendered: whoever puts a document down for the nodes of the site does the same,
+        # so that of two at once the later sees what the earlier was about.
         list(Site.objects.select_for_update(no_key=True).filter(pk=site.pk).values_list("pk"))
         node = Node(site=site, tenant_tag=site.tenant_tag, **fields)
         store(node)
@@ -123,7 +122,7 @@ def node_delete(*, node: Node, by: str = "") -> None:
             raise Conflict(f"{node.name} cannot be deleted: it still has {', '.join(kept)}.", code="in_use")
         name = node.name
         node_alarms_end(node=node)
-        node_farewell_on_commit(node=node)
+        node_farewell(node=node)
         node.delete()
     log.warning("node_deleted", node=name, by=by)
 
@@ -235,11 +234,6 @@ def _presence_apply(node: Node, change: PresenceChange) -> bool:
     elif node.session == change.session:
         node.online = False
     return (node.online, node.session, node.boot) != before
-
-
-def node_reported_record(*, node: Node, reported: dict[str, Any], at: datetime) -> None:
-    """Keep the newest report of a node."""
-    Node.objects.filter(pk=node.pk).update(last_reported=reported, last_reported_at=at)
 
 
 def nodes_silent_mark() -> int:

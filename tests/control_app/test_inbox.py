@@ -13,7 +13,7 @@ from django.db import connection, connections
 from django.utils import timezone
 
 from control_app import inbox
-from control_app.inbox import ReceivedLog, ReceivedReport
+from control_app.inbox import ReceivedLog
 from control_app.management.commands.run_inbox import Arrived, Inbox
 from control_app.models import (
     CommandState,
@@ -43,6 +43,7 @@ from edge.wire.session import Incoming
 from sites_app.documents import manifest_for
 from sites_app.models import Node
 from sites_app.presence import presence_read
+from sites_app.reports import ReceivedReport
 from smartgrid.errors import Conflict
 from tests.factories import (
     control_command_make,
@@ -427,7 +428,8 @@ def report(story, **fields) -> Reported:
 
 def on_reported(story, *, retained: bool = False, after_s: float = 0, **fields) -> None:
     received = timezone.now() + timedelta(seconds=after_s)
-    inbox.on_reports([ReceivedReport(str(story.node_a.pk), report(story, **fields), received, retained)])
+    reported = report(story, **fields)
+    inbox.on_reports([ReceivedReport(str(story.node_a.pk), reported, received, retained)])
 
 
 def test_report_that_shows_no_acceptance_settles_the_unknown_as_not_delivered(story):

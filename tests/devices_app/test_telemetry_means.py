@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 from django.db import connection, connections, transaction
 
-from devices_app import means, telemetry
+from devices_app import telemetry
 from devices_app.means import means_make, partitions_keep, quarters_close, telemetry_retain
 from devices_app.models import (
     Device,
@@ -177,11 +177,10 @@ def test_run_that_fails_half_way_leaves_the_quarter_to_the_next(story):
     assert made() == {0: (10, 10, 10, 1)}
 
 
-def test_late_quarters_are_made_in_slices_until_none_is_left(story, monkeypatch):
+def test_late_quarters_are_made_in_slices_until_none_is_left(story):
     means_make(now=at(0))
-    monkeypatch.setattr(means, "LATE_AT_ONCE", 3)
     tell(story.node_a, *((-15 * number - 5, number) for number in range(10)), received=1)
-    assert means_make(now=at(2)) == 10
+    assert means_make(now=at(2), at_once=3) == 10
     assert len(made()) == 10
 
 
@@ -313,11 +312,10 @@ def test_means_and_series_of_what_is_gone_go_after_their_time(story, settings):
     assert list(TelemetrySeries.objects.values_list("device", flat=True)) == [story.device_b.pk]
 
 
-def test_deleting_in_slices_deletes_all(story, settings, monkeypatch):
-    monkeypatch.setattr(means, "ROWS_AT_ONCE", 3)
+def test_deleting_in_slices_deletes_all(story, settings):
     settings.SGM_TELEMETRY_RETENTION_DAYS = 1
     tell(story.node_a, *((minute, minute) for minute in range(10)), received=10)
-    telemetry_retain(now=NOON + timedelta(days=4))
+    telemetry_retain(now=NOON + timedelta(days=4), at_once=3)
     assert TelemetryReading.objects.count() == 0
 
 
@@ -372,8 +370,7 @@ def test_two_processes_make_a_partition_once():
 
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.skipif(not ON_POSTGRESQL, reason="only PostgreSQL has partitions")
-def test_partition_that_is_read_is_dropped_by_a_later_run(monkeypatch):
-    monkeypatch.setattr("devices_app.partitions.DROP_WAIT_MS", 100)
+def test_partition_that_is_read_is_dropped_by_a_later_run():
     day = date(2020, 2, 29)
     partitions_make(READINGS, days=[day])
     reading, done = threading.Event(), threading.Event()
@@ -390,7 +387,7 @@ def test_partition_that_is_read_is_dropped_by_a_later_run(monkeypatch):
     reader = threading.Thread(target=read)
     reader.start()
     reading.wait(timeout=10)
-    assert partitions_drop(READINGS, before=midnight(date(2020, 3, 1))) == 0
+    assert partitions_drop(READINGS, before=midnight(date(2020, 3, 1)), wait_ms=100) == 0
     assert day in partitions(READINGS)
     done.set()
     reader.join(timeout=10)

@@ -19,7 +19,7 @@ from django.core.management.base import BaseCommand
 from django.db import InterfaceError, OperationalError, close_old_connections
 
 from control_app import inbox
-from control_app.inbox import ReceivedLog, ReceivedReport
+from control_app.inbox import ReceivedLog
 from devices_app.telemetry import ReceivedReadings
 from edge.wire import codec
 from edge.wire.codec import WireError
@@ -38,6 +38,7 @@ from edge.wire.topics import (
 )
 from sites_app.node_link import BrokerConnection, LinkUnavailable, Outgoing, SendUnconfirmed, broker_for
 from sites_app.presence import ReceivedHeartbeat, ReceivedPresence
+from sites_app.reports import ReceivedReport
 from sites_app.tenants import KnownTenants
 from smartgrid.live import LiveUnavailable
 
