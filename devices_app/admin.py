@@ -192,9 +192,9 @@ class RetiringDeviceAdmin(ServiceAdmin):
 class TelemetrySeriesAdmin(AnyModelAdmin):
     """What is measured, and what it was last: to look at only."""
 
-    list_display = ["name", "key", "newest_value", "unit", "newest_at", "site"]
+    list_display = ["source_name", "key", "newest_value", "unit", "newest_at", "site"]
     list_filter = ["key", "site"]
-    search_fields = ["name", "key", "site__site_tag", "device__id"]
+    search_fields = ["name", "device__device_tag", "key", "site__site_tag", "device__id"]
     show_full_result_count = False
     list_per_page = 50
 

@@ -327,6 +327,13 @@ class TelemetrySeries(models.Model):
     def __str__(self) -> str:
         return f"{self.name} {self.key}"
 
+    @property
+    def source_name(self) -> str:
+        """Its device's tag or its node's name, else what is left of them; needs both loaded."""
+        if self.device is not None:
+            return self.device.device_tag
+        return self.name if self.node is None else self.node.name
+
 
 def _series_of_rows() -> models.ForeignKey[TelemetrySeries]:
     # Without a constraint in the database, which would look the series up for each of thousands of rows a

@@ -125,7 +125,7 @@ def history(
     readings there, not its devices'. Of a site: all that was ever measured there, also by devices that are
     gone. A key that nobody has gives none.
     """
-    series = TelemetrySeries.objects.filter(key=key).order_by("name", "unit", "pk")
+    series = TelemetrySeries.objects.filter(key=key).select_related("device", "node")
     match of:
         case Device():
             series = series.filter(device=of, site_id=of.site_id)
@@ -133,8 +133,9 @@ def history(
             series = series.filter(node=of, site_id=of.site_id)
         case Site():
             series = series.filter(site=of)
+    rows = sorted(series, key=lambda row: (row.source_name, row.unit, row.pk))
     histories = {
-        row.pk: History(row.pk, row.device_id, row.name, row.key, row.unit, points=[]) for row in series
+        row.pk: History(row.pk, row.device_id, row.source_name, row.key, row.unit, points=[]) for row in rows
     }
     if not histories:
         return []
@@ -159,7 +160,7 @@ def series_with_newest() -> QuerySet[TelemetrySeries]:
     """All series, each with the time and the value of its newest reading (`newest_at`, `newest_value`)."""
     newest = TelemetryReading.objects.filter(series=OuterRef("pk")).order_by("-at")
     return (
-        TelemetrySeries.objects.select_related("site")
+        TelemetrySeries.objects.select_related("site", "device", "node")
         .annotate(
             newest_at=Subquery(newest.values("at")[:1]), newest_value=Subquery(newest.values("value")[:1])
         )

@@ -22,7 +22,7 @@ from devices_app.models import (
 )
 from devices_app.partitions import MEANS, READINGS, midnight, partitions, partitions_drop, partitions_make
 from devices_app.selectors import Resolution, history
-from devices_app.services import device_delete
+from devices_app.services import device_delete, device_update
 from devices_app.telemetry import ReceivedReadings, readings_record
 from edge.wire.messages import TelemetryPoint
 from sites_app.models import Node
@@ -433,6 +433,13 @@ def test_history_of_a_site_names_all_that_was_measured_there(story, django_asser
     with django_assert_num_queries(2):
         found = history(of=story.site_a, key="P_kW", since=at(0), until=at(1), resolution=Resolution.RAW)
     assert values(found) == {"OTHER": [20], TAG: [10]}
+
+
+def test_history_goes_by_the_name_a_device_has_now(story):
+    tell(story.node_a, (0, 10), received=0)
+    device_update(device=story.device_a, device_tag="INV_RENAMED")
+    found = history(of=story.site_a, key="P_kW", since=at(0), until=at(1), resolution=Resolution.RAW)
+    assert values(found) == {"INV_RENAMED": [10]}
 
 
 def test_history_of_a_key_that_nobody_has_is_empty(story):
