@@ -120,6 +120,37 @@ def node_update(*, node: Node, **changes: Unpack[NodeChanges]) -> Node:
     return node
 
 
+def node_move(*, node: Node, site: Site, by: str = "") -> Node:
+    """Give a node to another site: it gets that one's configuration and schedules instead of the former's.
+
+    `Invalid` for a site of another tenant, whose topics the node may not have; `Conflict` names the devices
+    that are still there: a device belongs to its site, and is retired before its node leaves.
+    """
+    with transaction.atomic():
+        # Both sites first, as whoever adds a device or a schedule to either does.
+        locked = Site.objects.select_for_update(no_key=True).filter(pk__in=[node.site_id, site.pk])
+        sites = {found.pk: found for found in locked.order_by("pk")}
+        former = node.site_id
+        node = Node.objects.select_for_update().get(pk=node.pk)
+        if node.site_id != former:
+            raise Conflict(f"{node.name} has just been moved by somebody else.", code="moved")
+        if site.pk == former:
+            return node
+        if sites[site.pk].tenant_tag != node.tenant_tag:
+            raise Invalid.field(
+                "site", "is of another tenant: enrol the node there under an identity of its own"
+            )
+        kept = [why for kept_by in _node_keepers.values() for why in kept_by(node)]
+        if kept:
+            raise Conflict(f"{node.name} cannot be moved: it still has {', '.join(kept)}.", code="in_use")
+        node_alarms_end(node=node)
+        node.site = sites[site.pk]
+        store(node)
+        node_documents_render(node=node)
+    log.warning("node_moved", node=node.name, before=sites[former].site_tag, site=node.site.site_tag, by=by)
+    return node
+
+
 def node_delete(*, node: Node, by: str = "") -> None:
     """Forget a node, once nothing keeps it: its devices are retired, or abandoned by name (rule 20).
 
