@@ -4,3 +4,9 @@ from django.apps import AppConfig
 class ControlConfig(AppConfig):
     name = "control_app"
     verbose_name = "Control"
+
+    def ready(self) -> None:
+        from control_app.selectors import highest_sequence  # noqa: PLC0415 - models are not there before
+        from sites_app.reports import highest_sequence_register  # noqa: PLC0415
+
+        highest_sequence_register(highest_sequence)

@@ -6,7 +6,8 @@ node of the topic is who speaks.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
@@ -32,79 +33,116 @@ from control_app.services import (
 from devices_app.models import Device
 from devices_app.retirement import retired_record
 from devices_app.services import device_values_confirm
+from devices_app.telemetry import ReceivedReadings, readings_record
 from edge.wire.messages import (
     DeviceResult,
-    Heartbeat,
     LogAck,
     LogBatch,
     LogEntry,
     Presence,
-    Reported,
     Stream,
-    TelemetryBatch,
 )
+from edge.wire.topics import NodeTopics
 from sites_app.alarms import nodes_alarms_mirror
-from sites_app.documents import manifest_for, publish_on_commit
 from sites_app.models import Node
-from sites_app.presence import central_now, heartbeat_note, presence_note
-from sites_app.selectors import metrics_key
-from sites_app.services import node_presence_record, node_reported_record
-from smartgrid import live
+from sites_app.presence import ReceivedHeartbeat, ReceivedPresence, heartbeats_note, presences_note
+from sites_app.reports import ReceivedReport, reports_record
+from sites_app.services import PresenceChange, nodes_presence_record
+from smartgrid.live import LiveUnavailable
 
 log = structlog.stdlib.get_logger(__name__)
 
 # A command whose deadline is this long past can no longer be accepted: the freshness window is over too.
 ACCEPTANCE_OVER_S = 10.0
-METRICS_KEPT_S = 3600
 CATEGORY_LENGTH = 64
 REASON_LENGTH = 500
 KIND_LENGTH = 32
 EVENT_LENGTH = 10_000
 
 
-def on_heartbeat(node_id: str, beat: Heartbeat) -> None:
-    heartbeat_note(node_id, beat, at=central_now())
+@dataclass(frozen=True, slots=True)
+class ReceivedLog:
+    """A batch of a log stream of this node, and when it arrived."""
+
+    node_id: str
+    batch: LogBatch
+    received: datetime
 
 
-def on_presence(node_id: str, presence: Presence, *, retained: bool) -> None:
-    """A birth or a will. A retained one tells of a transition too: it came while no inbox was listening."""
-    presence_note(node_id, presence, retained=retained, at=central_now())
-    node_presence_record(
-        node_id=UUID(node_id), online=presence.online, session=presence.session, boot=presence.boot
+def on_heartbeats(received: Sequence[ReceivedHeartbeat]) -> None:
+    """Signs of life. One of a session that nobody knew of is as good as the birth that got lost."""
+    births = heartbeats_note(received)
+    nodes_presence_record(
+        [
+            PresenceChange(node_id=UUID(birth.node_id), online=True, session=birth.beat.session)
+            for birth in births
+        ]
     )
 
 
-def on_reported(node_id: str, reported: Reported, *, received: datetime, retained: bool) -> None:
-    """What the node runs: kept, compared with what it should run, and used to settle what was unknown.
+def on_presences(received: Sequence[ReceivedPresence]) -> None:
+    """Births and wills. A retained one tells of a transition too: it came while no inbox was listening."""
+    try:
+        taken = presences_note(received)
+    except LiveUnavailable as error:
+        # Whether they were overtaken cannot be told then; the heartbeats will tell.
+        log.warning("presence_not_kept", count=len(received), error=error.detail)
+        taken = list(received)
+    nodes_presence_record(
+        [
+            PresenceChange(
+                node_id=UUID(item.node_id),
+                online=item.presence.online,
+                session=item.presence.session,
+                boot=item.presence.boot,
+            )
+            for item in taken
+        ]
+    )
+
+
+def on_reports(received: Sequence[ReceivedReport]) -> None:
+    """What nodes run: recorded against what they should run, and used to settle what was unknown.
 
     A retained report is as old as its sender's last change, which may be from before a command it did accept:
     it settles nothing. It may show a device to be retired, though, which that device then stays.
     """
-    node = Node.objects.filter(pk=node_id).first()
-    if node is None:
-        return
-    node_reported_record(node=node, reported=msgspec.to_builtins(reported), at=received)
-    retired_record(node=node, reported=reported)
-    nodes_alarms_mirror([(node, reported.alarms)])
-    _publish_what_is_missing(node, reported)
-    if retained:
-        return
-    before = received - timedelta(seconds=ACCEPTANCE_OVER_S)
-    for command in commands_undelivered(node=node, sequences=reported.sequences, before=before):
-        with transaction.atomic():
-            if command_resolve(command=command, devices=None):
-                log.info("command_not_delivered", node=node.name, command=str(command.id))
+    # The first report of a session says as much as its birth, which may have been lost with another inbox.
+    on_presences(
+        [
+            ReceivedPresence(
+                item.node_id,
+                Presence(online=True, session=item.reported.session, boot=item.reported.boot),
+                retained=False,
+                at=item.received.timestamp(),
+            )
+            for item in received
+            if not item.retained
+        ]
+    )
+    reports = reports_record(received)
+    nodes_alarms_mirror([(taken.node, taken.received.reported.alarms) for taken in reports])
+    for recorded in reports:
+        node, report = recorded.node, recorded.received
+        retired_record(node=node, reported=report.reported)
+        if report.retained:
+            continue
+        before = report.received - timedelta(seconds=ACCEPTANCE_OVER_S)
+        sequences = report.reported.sequences
+        for command in commands_undelivered(node=node, sequences=sequences, before=before):
+            with transaction.atomic():
+                if command_resolve(command=command, devices=None):
+                    log.info("command_not_delivered", node=node.name, command=str(command.id))
 
 
-def _publish_what_is_missing(node: Node, reported: Reported) -> None:
-    """A broker that lost its retained messages, or a node that lost its disk: publish anew."""
-    manifest = manifest_for(node)
-    if (reported.epoch, reported.manifest_version) == (manifest.epoch, manifest.version):
-        has = {name: doc.v for name, doc in reported.documents.items()}
-        missing = [name for name, entry in manifest.docs.items() if has.get(name) != entry.v]
-        if not missing:
-            return
-    publish_on_commit(node=node, names=None)
+def on_logs(received: Sequence[ReceivedLog]) -> list[tuple[NodeTopics, LogAck]]:
+    """Take these batches of log entries; the acknowledgements to send now that all is committed."""
+    acknowledgements = []
+    for item in received:
+        ack = on_log(item.node_id, item.batch)
+        if ack is not None:
+            acknowledgements.append((Node.objects.get(pk=item.node_id).topics, ack))
+    return acknowledgements
 
 
 def on_log(node_id: str, batch: LogBatch) -> LogAck | None:
@@ -294,30 +332,6 @@ def _clean(text: str, length: int | None = None) -> str:
     return text.replace("\x00", "")[:length]
 
 
-def on_telemetry(node_id: str, batch: TelemetryBatch, *, received: datetime) -> None:
-    """Keep the site's actual power: its meter at the point of connection, else the sum of its devices."""
-    node = Node.objects.filter(pk=node_id).only("site_id").first()
-    if node is None:
-        return
-    categories = dict(Device.objects.filter(node=node).values_list("device_tag", "category"))
-    stamp = received.isoformat()
-    power = {
-        point.device: point.value
-        for point in batch.points
-        if point.key == "P_kW" and point.device in categories
-    }
-    metrics: dict[str, float] = {}
-    meters = [value for tag, value in power.items() if categories[tag] == "meter"]
-    if meters:
-        metrics["P_Actual_kW"] = sum(meters)
-    elif power:
-        metrics["P_Actual_kW"] = sum(power.values())
-    for point in batch.points:
-        if point.key == "V_Wind_m/s":
-            metrics[point.key] = point.value
-    if metrics:
-        fields = {
-            key: msgspec.json.encode({"value": round(value, 5), "timestamp": stamp}).decode()
-            for key, value in metrics.items()
-        }
-        live.hash_write(metrics_key(node.site_id), fields, expires_s=METRICS_KEPT_S)
+def on_telemetry(received: Sequence[ReceivedReadings]) -> None:
+    """Readings as they are taken; one that is late or comes twice harms nothing."""
+    readings_record(received)

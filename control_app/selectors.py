@@ -5,11 +5,16 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import Any
 
-from django.db.models import QuerySet
+from django.db.models import Max, QuerySet
 
-from control_app.models import ControlLog, DeviceErrorLog
+from control_app.models import ControlCommand, ControlLog, DeviceErrorLog
 from sites_app.selectors import sites_visible_to
 from smartgrid.api.principal import Principal
+
+
+def highest_sequence() -> int:
+    """The highest sequence that any command of this database has; 0 where there is none."""
+    return ControlCommand.objects.aggregate(highest=Max("sequence"))["highest"] or 0
 
 
 def control_logs_visible_to(principal: Principal) -> QuerySet[ControlLog]:

@@ -31,6 +31,7 @@ class BoundOrigin(models.TextChoices):
     INSTALLER = "installer", "installer"
 
 
+METER = "meter"
 # The order in which people read them; categories outside this list follow in alphabetical order.
 CATEGORY_ORDER = (
     "inverter",
@@ -41,7 +42,7 @@ CATEGORY_ORDER = (
     "heat_pump",
     "load",
     "logger",
-    "meter",
+    METER,
 )
 # A category is one level of an MQTT topic, in lower case.
 CATEGORY_PATTERN = r"\A[a-z0-9][a-z0-9_-]{0,63}\Z"

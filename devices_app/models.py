@@ -1,4 +1,4 @@
-"""Device types, devices, their bounds, and what is retiring: fields, constraints, facts of one row."""
+"""Device types, devices, their bounds, what is retiring, telemetry: fields, constraints, facts of one row."""
 
 from __future__ import annotations
 
@@ -281,3 +281,126 @@ class RetiringDevice(models.Model):
     @property
     def is_abandoned(self) -> bool:
         return self.abandoned_at is not None
+
+
+class Quality(models.IntegerChoices):
+    """How far a reading can be believed; the words are the wire's."""
+
+    GOOD = 0, "good"
+    UNCERTAIN = 1, "uncertain"
+    BAD = 2, "bad"
+
+
+class TelemetrySeries(models.Model):
+    """What one key of one device, or of a node itself, was measured to be at one site, in one unit.
+
+    It outlives its device and its node, and stays with the site it was measured at: a device that moves
+    begins another there. `devices_app.telemetry` alone makes these (ADR 0015).
+    """
+
+    id = models.BigAutoField(primary_key=True)
+    created_at = models.DateTimeField(default=timezone.now, editable=False)
+    site = models.ForeignKey(Site, on_delete=models.PROTECT, related_name="series")
+    # Of its own readings; null for those of a device.
+    node = models.ForeignKey(Node, on_delete=models.SET_NULL, null=True, related_name="series")
+    device = models.ForeignKey(Device, on_delete=models.SET_NULL, null=True, related_name="series")
+    # The device's tag, or the node's name, when this began: what is left of them once they are gone.
+    name = models.CharField(max_length=64)
+    key = models.CharField(max_length=64)
+    unit = models.CharField(max_length=16, blank=True, default="")
+
+    class Meta:
+        verbose_name_plural = "telemetry series"
+        constraints = [
+            models.UniqueConstraint(
+                fields=["device", "site", "key", "unit"], name="telemetry_series_of_device_unique"
+            ),
+            models.UniqueConstraint(
+                fields=["node", "site", "key", "unit"], name="telemetry_series_of_node_unique"
+            ),
+            models.CheckConstraint(
+                condition=Q(node__isnull=True) | Q(device__isnull=True),
+                name="telemetry_series_of_node_or_device",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.key}"
+
+
+def _series_of_rows() -> models.ForeignKey[TelemetrySeries]:
+    # Without a constraint in the database, which would look the series up for each of thousands of rows a
+    # second. A series goes only after all of its rows (`devices_app.means.telemetry_retain`).
+    return models.ForeignKey(
+        TelemetrySeries,
+        on_delete=models.DO_NOTHING,
+        db_constraint=False,
+        db_index=False,
+        related_name="+",
+    )
+
+
+class TelemetryReading(models.Model):
+    """One reading. It is stored once, however often it comes. Partitioned by UTC day on PostgreSQL."""
+
+    pk = models.CompositePrimaryKey("series", "at")
+    series = _series_of_rows()
+    at = models.DateTimeField()
+    value = models.FloatField()
+    quality = models.PositiveSmallIntegerField(choices=Quality, default=Quality.GOOD)
+
+    def __str__(self) -> str:
+        return f"{self.value:g} at {self.at:%Y-%m-%dT%H:%M:%SZ}"
+
+
+class TelemetryMean(models.Model):
+    """The good readings of a UTC quarter hour from `start` on. Partitioned by month on PostgreSQL."""
+
+    pk = models.CompositePrimaryKey("series", "start")
+    series = _series_of_rows()
+    start = models.DateTimeField()
+    mean = models.FloatField()
+    minimum = models.FloatField()
+    maximum = models.FloatField()
+    count = models.PositiveIntegerField()
+
+    def __str__(self) -> str:
+        return f"{self.mean:g} from {self.start:%Y-%m-%dT%H:%MZ}"
+
+
+class TelemetryClosing(models.Model):
+    """The one row that says up to when quarters are closed: a reading from before that comes late."""
+
+    id = models.PositiveSmallIntegerField(primary_key=True, default=1)
+    until = models.DateTimeField()
+
+    class Meta:
+        constraints = [
+            models.CheckConstraint(condition=Q(id=1), name="telemetry_closing_is_one_row"),
+        ]
+
+    def __str__(self) -> str:
+        return f"closed until {self.until:%Y-%m-%dT%H:%MZ}"
+
+
+class TelemetryQuarter(models.Model):
+    """A closed quarter whose means have yet to be made, of every series."""
+
+    start = models.DateTimeField(primary_key=True)
+
+    def __str__(self) -> str:
+        return f"{self.start:%Y-%m-%dT%H:%MZ}"
+
+
+class TelemetryLate(models.Model):
+    """A quarter of one series to make again: readings came after it was closed.
+
+    A log that is only added to: who inserts waits for nobody, and the same quarter may stand here twice.
+    """
+
+    id = models.BigAutoField(primary_key=True)
+    series = _series_of_rows()
+    start = models.DateTimeField()
+
+    def __str__(self) -> str:
+        return f"series {self.series_id} from {self.start:%Y-%m-%dT%H:%MZ}"

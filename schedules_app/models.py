@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from datetime import date
 
 from django.core.validators import RegexValidator
 from django.db import models
@@ -22,7 +23,10 @@ class Schedule(models.Model):
     category = models.CharField(max_length=64, validators=[RegexValidator(CATEGORY_PATTERN)])
     valid_on = models.DateField()
     schedule = models.JSONField(default=dict, blank=True)
-    # Null until every node of the site has answered.
+    # In the manifests of the site's nodes: its day is in the window. `services.schedules_roll` keeps it true.
+    is_listed = models.BooleanField(default=False, editable=False)
+    # The nodes' last word, written when the day leaves the window; of any other schedule ask
+    # `selectors.synchronization_results`.
     synchronization_result = models.JSONField(null=True, editable=False)
 
     class Meta:
@@ -34,10 +38,21 @@ class Schedule(models.Model):
                 condition=Q(category__regex=CATEGORY_PATTERN), name="schedule_category_is_a_topic_level"
             ),
         ]
+        indexes = [
+            models.Index(fields=["valid_on"], name="schedule_day"),
+            # What enters and leaves the window, which is little, among years of days that do neither.
+            models.Index(fields=["is_listed", "valid_on"], name="schedule_window"),
+        ]
 
     def __str__(self) -> str:
         return f"{self.category} on {self.valid_on}"
 
     @property
     def document_name(self) -> str:
-        return f"schedule/{self.valid_on}/{self.category}"
+        """What its document is called at the nodes."""
+        return f"{day_prefix(self.valid_on)}{self.category}"
+
+
+def day_prefix(day: date) -> str:
+    """What the names of a UTC day's documents begin with."""
+    return f"schedule/{day}/"

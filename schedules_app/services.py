@@ -1,89 +1,309 @@
-"""What happens to schedules; each change reaches every node of the site as a document of its own."""
+"""What happens to schedules; each change reaches every node of the site as a document of its own.
+
+A change takes the site's row first, as whoever adds a node to it does: of two at once the later sees what the
+earlier was about. Then the schedules' rows, then the nodes'.
+"""
 
 from __future__ import annotations
 
-import math
-import re
-from datetime import date
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime
 from typing import Any
+from uuid import UUID
 
 import msgspec
 import structlog
 from django.db import transaction
+from django.db.models import Q, QuerySet
+from django.utils import timezone
 
 from edge.wire.messages import ScheduleBody
+from schedules_app import selectors
 from schedules_app.models import Schedule
+from schedules_app.slots import Member, Slots, quarter_hours, slots_checked
+from schedules_app.window import Window, is_over, window_at
 from sites_app.documents import node_document_drop, node_document_put, renderer_register
 from sites_app.models import Node, Site
-from smartgrid.errors import Invalid
+from smartgrid.errors import Conflict, Invalid, NotFound
 from smartgrid.integrity import store
 
 log = structlog.stdlib.get_logger(__name__)
 
-# One quarter hour of a UTC day.
-SLOT = re.compile(r"([01]\d|2[0-3]):(00|15|30|45)")
-
-Slots = dict[str, float | None]
+MAX_COPIES = 366
 
 
 def register() -> None:
     renderer_register(prefix="schedule/", render=_render)
 
 
-def schedule_create(*, site: Site, category: str, valid_on: date, slots: Slots) -> Schedule:
-    """Plan a day. `Conflict` where site, category and day have a plan already."""
+def schedule_create(*, site: Site, category: str, valid_on: date, slots: object) -> Schedule:
+    """Plan a day. `Conflict` where site, category and day have a plan already.
+
+    `Invalid` for a day that is over (UTC), a category of which the site has nothing to control, and slots
+    that cannot be used.
+    """
     with transaction.atomic():
-        schedule = Schedule(site=site, category=category, valid_on=valid_on, schedule=_checked(slots))
+        now = _site_take(site.pk)
+        _refuse_past(valid_on, now=now)
+        schedule = Schedule(
+            site=site,
+            category=category,
+            valid_on=valid_on,
+            schedule=slots_checked(slots, members=_members(site, category)),
+            is_listed=valid_on in window_at(now),
+        )
         store(schedule)
-        _put_down(schedule)
+        _put_down([schedule])
     log.info("schedule_created", site=site.site_tag, category=category, valid_on=str(valid_on))
     return schedule
 
 
-def schedule_replace(*, schedule: Schedule, slots: Slots) -> Schedule:
-    """Plan the same day anew, whole; until the nodes have answered nothing is known to be in force."""
+def schedule_replace(*, schedule: Schedule, slots: object) -> Schedule:
+    """Plan the same day anew, whole; until the nodes have answered nothing is known to be in force.
+
+    Refused like a new one; `NotFound` where it was deleted meanwhile.
+    """
     with transaction.atomic():
-        schedule = Schedule.objects.select_for_update().get(pk=schedule.pk)
-        schedule.schedule = _checked(slots)
-        schedule.synchronization_result = None
+        now = _site_take(schedule.site_id)
+        schedule = _schedule_take(schedule)
+        _refuse_past(schedule.valid_on, now=now)
+        schedule.schedule = slots_checked(slots, members=_members(schedule.site, schedule.category))
+        schedule.is_listed |= schedule.valid_on in window_at(now)
         store(schedule)
-        _put_down(schedule)
+        _put_down([schedule])
     log.info("schedule_replaced", schedule=str(schedule.pk))
     return schedule
 
 
-def schedule_delete(*, schedule: Schedule) -> None:
-    """Take a plan back: the nodes drop it, and its slots fall to the default."""
+def schedule_replace_on(*, site: Site, category: str, valid_on: date, slots: object) -> Schedule:
+    """Plan this day anew, whole; refused like a new one. `NotFound` where it has no plan."""
     with transaction.atomic():
-        for node in schedule.site.nodes.order_by("pk"):
-            node_document_drop(node=node, name=schedule.document_name)
+        # Whether it ever had one or not: nobody plans a day that is over.
+        _refuse_past(valid_on, now=_site_take(site.pk))
+        schedule = selectors.schedule_of_day(site=site, category=category, valid_on=valid_on)
+        return schedule_replace(schedule=schedule, slots=slots)
+
+
+def schedule_delete(*, schedule: Schedule) -> None:
+    """Take a plan back: the nodes drop it, and its slots fall to the default.
+
+    `Conflict` for a day that is over: what was planned then, and what the nodes said of it, is a record.
+    """
+    with transaction.atomic():
+        now = _site_take(schedule.site_id)
+        schedule = _schedule_take(schedule)
+        if is_over(schedule.valid_on, now=now):
+            raise Conflict(f"{schedule.valid_on} is over (UTC): its plan is a record.", code="day_is_over")
+        _take_away([schedule])
         schedule_id = str(schedule.pk)
         schedule.delete()
     log.info("schedule_deleted", schedule=schedule_id)
 
 
-def _checked(slots: Slots) -> Slots:
-    """The slots as they came; `Invalid` names each which cannot be used."""
-    errors: dict[str, list[str]] = {}
-    for slot, value in slots.items():
-        if not SLOT.fullmatch(slot):
-            errors[f"schedule.{slot}"] = ["Not a quarter hour, HH:00, HH:15, HH:30 or HH:45 from 00 to 23."]
-        elif value is not None and (
-            isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value)
-        ):
-            errors[f"schedule.{slot}"] = ["Neither a finite number nor null."]
-    if errors:
-        raise Invalid("The schedule has slots which cannot be used.", errors=errors)
-    return slots
+def schedule_copy(*, schedule: Schedule, days: Iterable[date], overwrite: bool = False) -> list[Schedule]:
+    """Plan other days of the same site and category like this one: all of them, or none.
+
+    The errors name each day that cannot be planned: one that is over, the copied day itself, and one that has
+    a plan unless `overwrite`; `Conflict` where plans are all that stands in the way, else `Invalid`.
+    """
+    with transaction.atomic():
+        now = _site_take(schedule.site_id)
+        schedule = _schedule_take(schedule)
+        wanted = sorted(set(days))
+        if not wanted:
+            raise Invalid.field("days", "at least one day is expected")
+        if len(wanted) > MAX_COPIES:
+            raise Invalid.field("days", f"at most {MAX_COPIES} days are planned at once")
+        slots = slots_checked(schedule.schedule, members=_members(schedule.site, schedule.category))
+        stored = _stored(schedule.site, schedule.category, wanted)
+        errors = {str(day): ["This day is over (UTC)."] for day in wanted if is_over(day, now=now)}
+        if schedule.valid_on in wanted:
+            errors[str(schedule.valid_on)] = ["This is the day that is copied."]
+        taken = [] if overwrite else [str(day) for day in wanted if day in stored and str(day) not in errors]
+        if errors or taken:
+            refusal = Invalid if errors else Conflict
+            errors |= {day: ["This day has a plan already."] for day in taken}
+            raise refusal(
+                "Nothing was copied: not all days can be planned.", errors=dict(sorted(errors.items()))
+            )
+        planned = _plan_days(
+            site=schedule.site,
+            category=schedule.category,
+            slots_by_day=dict.fromkeys(wanted, slots),
+            stored=stored,
+            now=now,
+        )
+    log.info("schedule_copied", schedule=str(schedule.pk), days=len(planned))
+    return planned
 
 
-def _put_down(schedule: Schedule) -> None:
-    for node in schedule.site.nodes.order_by("pk"):
-        node_document_put(node=node, name=schedule.document_name, body=_body(schedule))
+def schedule_fill(
+    *,
+    site: Site,
+    category: str,
+    start: datetime,
+    until: datetime,
+    value: float | None,
+    time_zone: str = "UTC",
+) -> list[Schedule]:
+    """Give every quarter hour from `start` to before `until` this value; None: the default. All or nothing.
+
+    `slots.quarter_hours` says which they are. Slots outside the range stay as they are, days without a plan
+    get one. Returns the days touched, in order; the errors of `Invalid` name each day that is over (UTC).
+    """
+    with transaction.atomic():
+        now = _site_take(site.pk)
+        covered = quarter_hours(start=start, until=until, time_zone=time_zone)
+        members = _members(site, category)
+        _refuse_value(value, members=members)
+        if past := [day for day in covered if is_over(day, now=now)]:
+            errors = {str(day): ["This day is over (UTC)."] for day in past}
+            raise Invalid("Nothing was filled: the range begins in the past.", errors=errors)
+        stored = _stored(site, category, list(covered))
+        slots_by_day = {}
+        for day, keys in covered.items():
+            before: Slots = stored[day].schedule if day in stored else {}
+            slots_by_day[day] = dict(sorted((before | dict.fromkeys(keys, value)).items()))
+        planned = _plan_days(site=site, category=category, slots_by_day=slots_by_day, stored=stored, now=now)
+    log.info("schedule_filled", site=site.site_tag, category=category, days=len(planned))
+    return planned
+
+
+# --- the window -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Rolled:
+    """How many schedules entered the window, and how many left it."""
+
+    entered: int = 0
+    left: int = 0
+
+
+def schedules_roll(*, now: datetime | None = None) -> Rolled:
+    """Give the nodes the days that have come into the window, and take away those that have left it.
+
+    Whatever was missed, for days, is made up; run again, or twice at once, it finds nothing to do. Each site
+    is a transaction of its own.
+    """
+    now = timezone.now() if now is None else now
+    window = window_at(now)
+    due = _due(window)
+    entered = left = 0
+    for site_id in due.order_by("site_id").values_list("site_id", flat=True).distinct():
+        with transaction.atomic():
+            _site_take(site_id)
+            rows = list(due.filter(site=site_id).select_for_update().order_by("valid_on", "category"))
+            entering = [schedule for schedule in rows if not schedule.is_listed]
+            leaving = [schedule for schedule in rows if schedule.is_listed]
+            for schedule in entering:
+                schedule.is_listed = True
+            _put_down(entering)
+            words = selectors.last_words(
+                [schedule for schedule in leaving if is_over(schedule.valid_on, now=now)]
+            )
+            _take_away(leaving)
+            for schedule in leaving:
+                schedule.is_listed = False
+                schedule.synchronization_result = words.get(schedule.pk)
+            Schedule.objects.bulk_update(rows, ["is_listed", "synchronization_result"])
+        entered, left = entered + len(entering), left + len(leaving)
+    if entered or left:
+        log.info("schedules_rolled", entered=entered, left=left)
+    return Rolled(entered=entered, left=left)
+
+
+def _due(window: Window) -> QuerySet[Schedule]:
+    inside = Q(valid_on__range=(window.first, window.last))
+    outside = Q(valid_on__lt=window.first) | Q(valid_on__gt=window.last)
+    return Schedule.objects.filter(Q(inside, is_listed=False) | Q(outside, is_listed=True))
+
+
+# --- the parts ------------------------------------------------------------------------------------------
+
+
+def _site_take(site_id: UUID) -> datetime:
+    """Let one writer at a time change a site's plans; the moment from which it decides."""
+    if not list(Site.objects.select_for_update(no_key=True).filter(pk=site_id).values_list("pk")):
+        raise NotFound("No such site.")
+    return timezone.now()
+
+
+def _schedule_take(schedule: Schedule) -> Schedule:
+    taken = (
+        Schedule.objects.select_for_update(of=("self",)).select_related("site").filter(pk=schedule.pk).first()
+    )
+    if taken is None:
+        raise NotFound("No such schedule.")
+    return taken
+
+
+def _refuse_past(valid_on: date, *, now: datetime) -> None:
+    if is_over(valid_on, now=now):
+        raise Invalid.field("valid_on", f"{valid_on} is over (UTC)")
+
+
+def _members(site: Site, category: str) -> list[Member]:
+    """Whose ranges count. A typo in the category would have its devices run at the default, silently."""
+    members = selectors.members_by_category(site.pk)
+    if category not in members:
+        known = ", ".join(members) or "none"
+        raise Invalid.field(
+            "category", f"this site has no device to control of {category!r}; its categories: {known}"
+        )
+    return members[category]
+
+
+def _refuse_value(value: object, *, members: Sequence[Member]) -> None:
+    try:
+        slots_checked({"00:00": value}, members=members)
+    except Invalid as error:
+        texts = next(iter(error.errors.values()))
+        raise Invalid(f"value: {texts[0]}", errors={"value": texts}) from error
+
+
+def _stored(site: Site, category: str, days: Sequence[date]) -> dict[date, Schedule]:
+    rows = Schedule.objects.select_for_update().filter(site=site, category=category, valid_on__in=days)
+    return {schedule.valid_on: schedule for schedule in rows.order_by("valid_on")}
+
+
+def _plan_days(
+    *,
+    site: Site,
+    category: str,
+    slots_by_day: Mapping[date, Slots],
+    stored: Mapping[date, Schedule],
+    now: datetime,
+) -> list[Schedule]:
+    """Store whole days, those that are there and those that are not, and put them down."""
+    window = window_at(now)
+    planned = []
+    for day, slots in slots_by_day.items():
+        schedule = stored.get(day) or Schedule(site=site, category=category, valid_on=day)
+        schedule.schedule = slots
+        schedule.is_listed |= day in window
+        store(schedule)
+        planned.append(schedule)
+    _put_down(planned)
+    return planned
+
+
+def _put_down(schedules: Sequence[Schedule]) -> None:
+    listed = [schedule for schedule in schedules if schedule.is_listed]
+    for node in Node.objects.filter(site__in={schedule.site_id for schedule in listed}).order_by("pk"):
+        for schedule in listed:
+            node_document_put(node=node, name=schedule.document_name, body=_body(schedule))
+
+
+def _take_away(schedules: Sequence[Schedule]) -> None:
+    for node in Node.objects.filter(site__in={schedule.site_id for schedule in schedules}).order_by("pk"):
+        for schedule in schedules:
+            node_document_drop(node=node, name=schedule.document_name)
 
 
 def _render(node: Node) -> dict[str, dict[str, Any]]:
-    schedules = Schedule.objects.filter(site=node.site_id)
+    schedules = Schedule.objects.filter(site=node.site_id, is_listed=True)
     return {schedule.document_name: _body(schedule) for schedule in schedules}
 
 

@@ -14,9 +14,10 @@ from django_celery_beat.models import CrontabSchedule, IntervalSchedule, Periodi
 
 from sites_app import services
 from sites_app.alarms import alarms_open_first
-from sites_app.documents import node_documents_render, publish_on_commit
+from sites_app.documents import nodes_documents_render
 from sites_app.models import Alarm, ManagementToken, Node, NodeDocument, Site
 from sites_app.periodic import periodic_tasks_off
+from sites_app.publishing import nodes_publish_anew
 from sites_app.selectors import token_value
 from smartgrid.admin import AnyModelAdmin, ServiceAdmin
 
@@ -104,10 +105,11 @@ class NodeAdmin(ServiceAdmin):
 
     @admin.action(description="Render and publish the desired state again")
     def publish_again(self, request: HttpRequest, queryset: QuerySet[Node]) -> None:
-        for node in queryset:
-            node_documents_render(node=node)
-            publish_on_commit(node=node, names=None)
-        messages.success(request, f"{len(queryset)} nodes are told what they should have.")
+        nodes = list(queryset)
+        for node in nodes:
+            nodes_documents_render(nodes=[node])
+        nodes_publish_anew(nodes=[node.pk for node in nodes])
+        messages.success(request, f"{len(nodes)} nodes are told what they should have.")
 
 
 @admin.register(NodeDocument)

@@ -121,6 +121,17 @@ class Node(models.Model):
     published_at = models.DateTimeField(null=True, editable=False)
     # Since when it has not had what it should have; null where its last report said that it had.
     out_of_sync_since = models.DateTimeField(null=True, default=timezone.now, editable=False)
+    # Since when its documents may differ from what the apps would render now; null where they do not.
+    render_due_since = models.DateTimeField(null=True, editable=False)
+
+    # Which of its reports is the newest, and a digest of what that was judged by (`sites_app.reports`).
+    reported_boot = models.CharField(max_length=64, blank=True, default="", editable=False)
+    reported_mono_ms = models.BigIntegerField(default=0, editable=False)
+    reported_digest = models.CharField(max_length=64, blank=True, default="", editable=False)
+    # The highest sequence its devices accepted of a central that was since restored, 0 for none; null until
+    # the first report in the present epoch tells.
+    foreign_sequence = models.PositiveBigIntegerField(null=True, default=0, editable=False)
+    epoch_raised_at = models.DateTimeField(null=True, editable=False)
 
     class Meta:
         constraints = [
@@ -194,6 +205,19 @@ class NodeDocument(models.Model):
 
     def __str__(self) -> str:
         return f"{self.name} v{self.version}"
+
+
+class Farewell(models.Model):
+    """What a deleted node should have had last: kept until the broker holds it."""
+
+    tenant_tag = models.CharField(max_length=64)
+    node_id = models.UUIDField()
+    created_at = models.DateTimeField(default=timezone.now)
+    # Document name -> JSON, the manifest last.
+    messages = models.JSONField()
+
+    def __str__(self) -> str:
+        return f"farewell of {self.node_id}"
 
 
 class ManagementToken(models.Model):

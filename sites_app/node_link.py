@@ -10,16 +10,19 @@ from __future__ import annotations
 import asyncio
 import atexit
 import threading
+import time
 import uuid
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from concurrent.futures import CancelledError, TimeoutError as FutureTimeoutError
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import structlog
 from django.conf import settings
 
+from edge.wire.messages import SESSION_EXPIRY_S
 from edge.wire.session import Broker, Incoming, LinkDown, Session, open_session
 from edge.wire.topics import NodeTopics, owner, responses_to
 from sites_app.publishing import DesiredMessage
@@ -32,6 +35,9 @@ PUBLISH_TIMEOUT_S = 2.0
 # What each message of many adds to it.
 PUBLISH_EACH_S = 0.005
 FIRST_CONNECT_TIMEOUT_S = 0.6
+# Retained messages come at once and without an end: after so long without another they were all.
+RETAINED_QUIET_S = 2.0
+RETAINED_LONGEST_S = 120.0
 
 
 class LinkUnavailable(Unavailable):
@@ -99,8 +105,20 @@ class BrokerConnection:
         subscriptions: tuple[str, ...],
         on_message: Callable[[Incoming], None],
         on_connect: Callable[[], None] | None = None,
+        retained: tuple[str, ...] = (),
+        session_expiry_s: int = SESSION_EXPIRY_S,
+        stands_still_s: float | None = None,
     ) -> None:
+        """`retained`: what the broker keeps below these is read once at each connect.
+
+        `session_expiry_s`: for how long the broker keeps a session whose connection is lost.
+        `stands_still_s`: where this process stands still for longer, its session is thrown away, with what
+        that brought meanwhile: nobody could tell how old it is. None: never.
+        """
         self._broker = broker
+        self._retained = retained
+        self._session_expiry_s = session_expiry_s
+        self._stands_still_s = stands_still_s
         self._identifier = identifier
         self._subscriptions = subscriptions
         self._on_message = on_message
@@ -207,20 +225,99 @@ class BrokerConnection:
     async def _serve(self) -> None:
         # A client id of its own for each session: nothing of a former one is taken over.
         identifier = f"{self._identifier}-{uuid.uuid4().hex[:8]}"
-        async with open_session(self._broker, identifier=identifier) as session:
+        async with (
+            open_session(self._broker, identifier=identifier, expiry_s=self._session_expiry_s) as session,
+            _Pulse(self._stands_still_s) as pulse,
+        ):
             if self._subscriptions:
                 await session.subscribe(*self._subscriptions)
-            self._session = session
-            self._connected.set()
-            log.info("broker_connection_up", client=identifier)
-            if self._on_connect is not None:
-                self._on_connect()
-            try:
-                async for message in session.messages():
-                    self._on_message(message)
-            finally:
-                self._session = None
-                self._connected.clear()
+            async with _reading_retained(session, self._retained) as retained:
+                self._session = session
+                self._connected.set()
+                log.info("broker_connection_up", client=identifier)
+                if self._on_connect is not None:
+                    self._on_connect()
+                try:
+                    async for message in session.messages():
+                        pulse.check()
+                        if message.retain:
+                            retained.came()
+                        self._on_message(message)
+                finally:
+                    self._session = None
+                    self._connected.clear()
+
+
+class _Pulse:
+    """Tells whether this thread's loop has stood still: the process was stopped, or starved."""
+
+    def __init__(self, limit_s: float | None) -> None:
+        self._limit_s = limit_s
+        self._beat_at = 0.0
+        self._stood_still_s = 0.0
+
+    async def __aenter__(self) -> Self:
+        self._beat_at = time.monotonic()
+        self._beating = asyncio.ensure_future(self._beat())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._beating.cancel()
+
+    async def _beat(self) -> None:
+        while self._limit_s is not None:
+            await asyncio.sleep(self._limit_s / 10)
+            self._look()
+            self._beat_at = time.monotonic()
+
+    def _look(self) -> None:
+        stood_still_s = time.monotonic() - self._beat_at
+        if self._limit_s is not None and stood_still_s > self._limit_s:
+            self._stood_still_s = max(self._stood_still_s, stood_still_s)
+
+    def check(self) -> None:
+        """Raise `LinkDown` where it has: what the socket holds may be as old as that."""
+        self._look()
+        if self._stood_still_s:
+            raise LinkDown(f"this process stood still for {self._stood_still_s:.0f} s")
+
+
+class _Retained:
+    """The retained messages of a new subscription, which nothing marks the end of."""
+
+    def __init__(self) -> None:
+        self._came_at = time.monotonic()
+
+    def came(self) -> None:
+        self._came_at = time.monotonic()
+
+    async def end(self, session: Session, topics: tuple[str, ...]) -> None:
+        """Unsubscribe when no more have come for a while."""
+        started = time.monotonic()
+        while (now := time.monotonic()) - self._came_at < RETAINED_QUIET_S:
+            if now - started > RETAINED_LONGEST_S:
+                log.warning("retained_messages_still_coming", topics=topics)
+                break
+            await asyncio.sleep(RETAINED_QUIET_S / 4)
+        await session.unsubscribe(*topics)
+
+
+@asynccontextmanager
+async def _reading_retained(session: Session, topics: tuple[str, ...]) -> AsyncIterator[_Retained]:
+    """Have the broker send what it keeps below these. What comes live meanwhile comes too, and so twice."""
+    retained = _Retained()
+    if not topics:
+        yield retained
+        return
+    # QoS 0: the broker hands them out as fast as the connection takes them.
+    await session.subscribe(*topics, qos=0)
+    ending = asyncio.ensure_future(retained.end(session, topics))
+    try:
+        yield retained
+    finally:
+        ending.cancel()
+        # Where it failed the session is dying, and whoever reads the messages hears of that.
+        await asyncio.gather(ending, return_exceptions=True)
 
 
 async def _publish_all(session: Session, messages: Sequence[Outgoing]) -> None:

@@ -7,7 +7,7 @@ younger than 15 s. The newest freshness token lies beside it, dated by its recei
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
@@ -24,8 +24,77 @@ WILL_COUNTS_AFTER_S = 10.0
 FORGET_AFTER_S = 7 * 24 * 3600
 
 
+# Two inboxes take a node's messages, and either may be slow: what is older must not replace what is newer.
+# Sessions have no order of their own, but none ever comes back, so it is enough to know the one before.
+#
+# Both scripts take for each key as many arguments, behind the first, which is how long to keep it. `was` is
+# the session before the present one, `seq` the number of its newest heartbeat.
+_HEARTBEATS = """
+local births = {}
+for i, key in ipairs(KEYS) do
+  local session, seq, fresh, at = ARGV[4 * i - 2], ARGV[4 * i - 1], ARGV[4 * i], ARGV[4 * i + 1]
+  local known = redis.call('HMGET', key, 'session', 'was', 'seq')
+  local is_birth = session ~= known[1]
+  if session ~= known[2] and (is_birth or tonumber(seq) > tonumber(known[3] or 0)) then
+    redis.call('HSET', key, 'session', session, 'seq', seq, 'hb_at', at, 'fresh', fresh, 'fresh_at', at)
+    if is_birth then
+      if known[1] then redis.call('HSET', key, 'was', known[1]) end
+      births[#births + 1] = i
+    end
+    redis.call('EXPIRE', key, ARGV[1])
+  end
+end
+return births
+"""
+# A birth that comes behind a heartbeat of its session has nothing new to tell but the boot.
+_PRESENCES = """
+local taken = {}
+for i, key in ipairs(KEYS) do
+  local kind, session, boot = ARGV[5 * i - 3], ARGV[5 * i - 2], ARGV[5 * i - 1]
+  local fresh, at = ARGV[5 * i], ARGV[5 * i + 1]
+  local known = redis.call('HMGET', key, 'session', 'was', 'offline_session')
+  if session ~= known[2] and (kind == 'offline' or session ~= known[3]) then
+    taken[#taken + 1] = i
+    if kind == 'offline' then
+      redis.call('HSET', key, 'offline_session', session, 'offline_at', at)
+    elseif kind == 'birth' and session == known[1] then
+      redis.call('HSET', key, 'boot', boot)
+    elseif kind == 'birth' then
+      redis.call('HSET', key, 'session', session, 'boot', boot, 'hb_at', at)
+      redis.call('HDEL', key, 'seq')
+      if fresh ~= '' then redis.call('HSET', key, 'fresh', fresh, 'fresh_at', at) end
+      if known[1] then redis.call('HSET', key, 'was', known[1]) end
+    end
+    if kind ~= 'retained' then redis.call('EXPIRE', key, ARGV[1]) end
+  end
+end
+return taken
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class ReceivedHeartbeat:
+    """A heartbeat of this node; `at`: when it arrived, in seconds of central's clock."""
+
+    node_id: str
+    beat: Heartbeat
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class ReceivedPresence:
+    """A birth or a will of this node; `at`: when it arrived, in seconds of central's clock."""
+
+    node_id: str
+    presence: Presence
+    retained: bool
+    at: float
+
+
 def node_key(node_id: UUID | str) -> str:
-    """The Redis hash of a node: session, boot, hb_at, fresh, fresh_at, offline_*, and its last pong."""
+    """The Redis hash of a node: session (and the one before), boot, seq, hb_at, fresh, fresh_at, offline_*,
+    and its last pong.
+    """
     return f"sgm:node:{node_id}"
 
 
@@ -96,9 +165,24 @@ def central_now() -> float:
 
 def heartbeat_note(node_id: str, beat: Heartbeat, *, at: float) -> None:
     """Keep a sign of life and its token, as of this moment of central's clock."""
-    now = f"{at:.3f}"
-    fields = {"session": beat.session, "hb_at": now, "fresh": beat.fresh, "fresh_at": now}
-    live.hash_write(node_key(node_id), fields, expires_s=FORGET_AFTER_S)
+    heartbeats_note([ReceivedHeartbeat(node_id=node_id, beat=beat, at=at)])
+
+
+def heartbeats_note(received: Sequence[ReceivedHeartbeat]) -> list[ReceivedHeartbeat]:
+    """Keep signs of life and their tokens, in one round trip; those that began a session nobody knew of.
+
+    One that was overtaken, by a newer one of its session or by another session, changes nothing, by
+    whichever inbox and however late it comes.
+    """
+    if not received:
+        return []
+    args = [str(FORGET_AFTER_S)]
+    for item in received:
+        beat = item.beat
+        args += (beat.session, str(beat.seq), beat.fresh, f"{item.at:.3f}")
+    keys = [node_key(item.node_id) for item in received]
+    births = live.script_run(_HEARTBEATS, keys=keys, args=args)
+    return [received[int(number) - 1] for number in births]
 
 
 def pong_note(node_id: str, ping_id: str, *, heard: datetime) -> None:
@@ -121,13 +205,21 @@ def pongs_note(pongs: Mapping[str, tuple[str, datetime]]) -> None:
 
 def presence_note(node_id: str, presence: Presence, *, retained: bool, at: float) -> None:
     """A birth or a will. A retained one tells nothing about now: its token is not taken."""
-    now = f"{at:.3f}"
-    if not presence.online:
-        fields = {"offline_session": presence.session, "offline_at": now}
-    elif retained:
-        return
-    else:
-        fields = {"session": presence.session, "boot": presence.boot, "hb_at": now}
-        if presence.fresh is not None:
-            fields |= {"fresh": presence.fresh, "fresh_at": now}
-    live.hash_write(node_key(node_id), fields, expires_s=FORGET_AFTER_S)
+    presences_note([ReceivedPresence(node_id=node_id, presence=presence, retained=retained, at=at)])
+
+
+def presences_note(received: Sequence[ReceivedPresence]) -> list[ReceivedPresence]:
+    """Keep births and wills, in one round trip; those that were not overtaken.
+
+    A session that ended, or that another has followed, has nothing to tell any longer.
+    """
+    if not received:
+        return []
+    args = [str(FORGET_AFTER_S)]
+    for item in received:
+        said = item.presence
+        kind = ("retained" if item.retained else "birth") if said.online else "offline"
+        args += (kind, said.session, said.boot, said.fresh or "", f"{item.at:.3f}")
+    keys = [node_key(item.node_id) for item in received]
+    taken = live.script_run(_PRESENCES, keys=keys, args=args)
+    return [received[int(number) - 1] for number in taken]

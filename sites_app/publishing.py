@@ -1,21 +1,37 @@
-"""From the documents a node should have to the broker's retained messages."""
+"""From the documents a node should have to the broker's retained messages.
+
+What the broker holds is recorded after it took it over, so a publisher that dies in between leaves work to be
+done twice, never work that is taken for done. Two publishers may overtake each other between database and
+broker. Each therefore looks again when it records: what changed meanwhile it marks as not published, and
+publishes it again, so that the last to publish leaves the newest.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Protocol
+from uuid import UUID
 
 import structlog
 from django.db import transaction
+from django.db.models import F, Q, QuerySet
+from django.utils import timezone
 
 from edge.wire.codec import encode
-from edge.wire.messages import Document
+from edge.wire.messages import Document, Manifest, ManifestEntry
 from edge.wire.topics import NodeTopics
-from sites_app.documents import MANIFEST, manifest_for
-from sites_app.models import Node, NodeDocument
+from sites_app.documents import MANIFEST, manifest_for, nodes_sync_on_commit
+from sites_app.models import DocumentStatus, Farewell, Node, NodeDocument
+from smartgrid.bulk import rows_update
 
 log = structlog.stdlib.get_logger(__name__)
+
+# As many messages leave together: some megabytes at most, and half a second of the broker's time.
+MESSAGES_AT_ONCE = 500
+# How often a publisher repeats itself because the documents changed meanwhile, before it leaves it to others.
+ROUNDS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,34 +53,242 @@ class DesiredStateLink(Protocol):
     def put_desired(self, messages: Sequence[DesiredMessage]) -> None: ...
 
 
-def node_publish(*, node_id: str, link: DesiredStateLink, names: list[str] | None = None) -> None:
-    """Publish these documents (None: all) and then the manifest, retained; a dropped one as an empty message.
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A document as the manifest lists it, or a tombstone."""
 
-    Two publishers may overtake each other between database and broker. Each therefore looks again when it is
-    done and repeats itself if the documents have changed meanwhile, so that the last to publish leaves the
-    newest.
+    pk: int
+    name: str
+    version: int
+    sha256: str
+    dropped: bool
+    is_wanted: bool
+
+
+@dataclass(slots=True)
+class _Plan:
+    """What one node's publication was made from."""
+
+    pk: UUID
+    tenant: str
+    epoch: int
+    version: int
+    is_wanted: bool
+    rows: list[_Row] = field(default_factory=list)
+    # Documents that are gone, and of which the broker may hold something.
+    orphans: set[str] = field(default_factory=set)
+
+    @property
+    def wanted(self) -> list[_Row]:
+        return [row for row in self.rows if row.is_wanted]
+
+    @property
+    def manifest(self) -> Manifest:
+        listed = sorted((row.name, row) for row in self.rows if not row.dropped)
+        docs = {name: ManifestEntry(v=row.version, sha256=row.sha256) for name, row in listed}
+        return Manifest(epoch=self.epoch, version=self.version, docs=docs)
+
+
+def nodes_unpublished() -> QuerySet[Node]:
+    """The nodes of which the broker is not recorded to hold all that they should have.
+
+    A manifest is recorded with its documents, in one transaction: it alone tells.
     """
-    node = Node.objects.filter(pk=node_id).first()
-    if node is None:
-        return
-    topics = node.topics
-    while True:
-        manifest = manifest_for(node)
-        documents = NodeDocument.objects.filter(node=node)
-        stored = {
-            document.name: document
-            for document in (documents if names is None else documents.filter(name__in=names))
-        }
-        messages = []
-        for name in stored if names is None else names:
-            document = stored.get(name)
-            payload = b"" if document is None else _bytes(document, epoch=manifest.epoch)
-            messages.append(DesiredMessage(topics, name, payload))
+    return Node.objects.exclude(published_epoch=F("epoch"), published_version=F("manifest_version"))
+
+
+def documents_unpublished() -> Q:
+    """Of `NodeDocument`: what the broker is not recorded to hold, tombstones that it was not told of too."""
+    return ~Q(published_version=F("version")) | ~Q(published_epoch=F("node__epoch")) | Q(dropped=True)
+
+
+def nodes_publish(*, node_ids: Iterable[str | UUID], link: DesiredStateLink, again: bool = False) -> int:
+    """Publish what the broker is not recorded to hold of these nodes, and record it; how many messages.
+
+    A dropped document is published as an empty message, the manifest comes last. `again`: what a node has
+    not answered for is published anew, and its manifest, whatever is recorded.
+
+    Errors as of `put_desired`; what was recorded until then stays so.
+    """
+    wanted = sorted({UUID(str(node_id)) for node_id in node_ids})
+    published = 0
+    orphans: dict[UUID, set[str]] = {}
+    for _ in range(ROUNDS):
+        plans = _plans(wanted, again=again, orphans=orphans)
+        orphans, wanted, again = {}, [], False
+        for some in _together(plans):
+            messages = _messages(some)
+            if messages is None:
+                wanted += [plan.pk for plan in some]
+                continue
+            link.put_desired(messages)
+            published += len(messages)
+            for pk, names in _record(some).items():
+                wanted.append(pk)
+                orphans[pk] = names
+        if not wanted:
+            break
+    return published
+
+
+def _plans(nodes: Sequence[UUID], *, again: bool, orphans: Mapping[UUID, set[str]]) -> list[_Plan]:
+    """Those of these nodes of which something is to be published, and what.
+
+    Nodes and documents in one statement, hence as of one moment: a manifest must not list what its version
+    does not have yet.
+    """
+    plans: dict[UUID, _Plan] = {}
+    rows = Node.objects.filter(pk__in=nodes).values_list(
+        "pk",
+        "tenant_tag",
+        "epoch",
+        "manifest_version",
+        "published_epoch",
+        "published_version",
+        "documents__pk",
+        "documents__name",
+        "documents__version",
+        "documents__sha256",
+        "documents__dropped",
+        "documents__published_epoch",
+        "documents__published_version",
+        "documents__status",
+    )
+    for (
+        pk,
+        tenant,
+        epoch,
+        version,
+        has_epoch,
+        has_version,
+        document,
+        name,
+        v,
+        sha256,
+        dropped,
+        document_epoch,
+        document_version,
+        status,
+    ) in rows.order_by("pk"):
+        plan = plans.get(pk)
+        if plan is None:
+            is_wanted = again or pk in orphans or (has_epoch, has_version) != (epoch, version)
+            plan = plans[pk] = _Plan(pk, tenant, epoch, version, is_wanted)
+            plan.orphans |= orphans.get(pk, set())
+        if document is None:
+            continue  # type: ignore[unreachable]  # a node may have none yet: it is an outer join
+        is_wanted = (
+            dropped
+            or (document_epoch, document_version) != (epoch, v)
+            or (again and status in {DocumentStatus.PENDING, DocumentStatus.CONFLICT})
+        )
+        plan.rows.append(_Row(document, name, v, sha256, dropped, is_wanted))
+        plan.is_wanted |= is_wanted
+        plan.orphans.discard(name)
+    return [plan for plan in plans.values() if plan.is_wanted]
+
+
+def _together(plans: Iterable[_Plan]) -> Iterator[list[_Plan]]:
+    """Nodes whose messages leave together."""
+    some: list[_Plan] = []
+    messages = 0
+    for plan in plans:
+        some.append(plan)
+        messages += len(plan.wanted) + len(plan.orphans) + 1
+        if messages >= MESSAGES_AT_ONCE:
+            yield some
+            some, messages = [], 0
+    if some:
+        yield some
+
+
+def _messages(plans: Sequence[_Plan]) -> list[DesiredMessage] | None:
+    """What these nodes are to be told; None where a document changed since the plan was made."""
+    keys = [row.pk for plan in plans for row in plan.wanted if not row.dropped]
+    documents = {document.pk: document for document in NodeDocument.objects.filter(pk__in=keys)}
+    now = timezone.now()
+    messages = []
+    for plan in plans:
+        topics = NodeTopics(plan.tenant, str(plan.pk))
+        messages += [DesiredMessage(topics, name, b"") for name in sorted(plan.orphans)]
+        for row in plan.wanted:
+            if row.dropped:
+                messages.append(DesiredMessage(topics, row.name, b""))
+                continue
+            document = documents.get(row.pk)
+            if document is None or document.version != row.version:
+                return None
+            payload = _bytes(document, epoch=plan.epoch)
+            messages.append(DesiredMessage(topics, row.name, payload, _expiry_s(document, now)))
         # The manifest last, so that a node which reads it finds what it lists.
-        link.put_desired([*messages, DesiredMessage(topics, MANIFEST, encode(manifest))])
-        latest = manifest_for(node)
-        if (latest.epoch, latest.version) == (manifest.epoch, manifest.version):
-            return
+        messages.append(DesiredMessage(topics, MANIFEST, encode(plan.manifest)))
+    return messages
+
+
+def _record(plans: Sequence[_Plan]) -> dict[UUID, set[str]]:
+    """Record what the broker took over; the nodes that changed meanwhile, with the documents that are gone.
+
+    Of those, another publisher may have published and recorded what is newer, and been overtaken by this one:
+    whatever is recorded of them is not to be believed.
+    """
+    now = timezone.now()
+    changed: dict[UUID, set[str]] = {}
+    told: list[tuple[Any, ...]] = []
+    doubtful: list[int] = []
+    gone: list[int] = []
+    with transaction.atomic():
+        nodes = Node.objects.select_for_update(no_key=True).filter(pk__in=[plan.pk for plan in plans])
+        held = {
+            pk: (epoch, version)
+            for pk, epoch, version in nodes.order_by("pk").values_list("pk", "epoch", "manifest_version")
+        }
+        keys = [row.pk for plan in plans for row in plan.wanted]
+        found = dict(NodeDocument.objects.filter(pk__in=keys).values_list("pk", "version"))
+        for plan in plans:
+            if plan.pk not in held:
+                # Deleted: its farewell says the last word.
+                continue
+            lost = set()
+            for row in plan.wanted:
+                if found.get(row.pk) == row.version:
+                    if row.dropped:
+                        gone.append(row.pk)
+                    else:
+                        told.append((row.pk, plan.epoch, row.version))
+                elif row.pk in found:
+                    doubtful.append(row.pk)
+                elif not row.dropped:
+                    lost.add(row.name)
+            if held[plan.pk] != (plan.epoch, plan.version) or lost:
+                changed[plan.pk] = lost
+        rows_update(NodeDocument, fields=["published_epoch", "published_version"], rows=told)
+        NodeDocument.objects.filter(pk__in=doubtful).update(published_epoch=0, published_version=0)
+        NodeDocument.objects.filter(pk__in=gone).delete()
+        rows_update(
+            Node,
+            fields=["published_epoch", "published_version", "published_at"],
+            rows=[
+                (plan.pk, 0, 0, now) if plan.pk in changed else (plan.pk, plan.epoch, plan.version, now)
+                for plan in plans
+                if plan.pk in held
+            ],
+        )
+    return changed
+
+
+def nodes_publish_anew(*, nodes: Iterable[UUID]) -> int:
+    """Take nothing for published of these nodes, and have all of it published; how many nodes.
+
+    For a broker that lost what it held, and an operator who doubts it.
+    """
+    keys = sorted(nodes)
+    with transaction.atomic():
+        locked = Node.objects.select_for_update(no_key=True).filter(pk__in=keys).order_by("pk")
+        keys = list(locked.values_list("pk", flat=True))
+        NodeDocument.objects.filter(node__in=keys).update(published_epoch=0, published_version=0)
+        Node.objects.filter(pk__in=keys).update(published_epoch=0, published_version=0)
+        nodes_sync_on_commit(keys)
+    return len(keys)
 
 
 def node_messages(node: Node) -> dict[str, str]:
@@ -72,38 +296,44 @@ def node_messages(node: Node) -> dict[str, str]:
     manifest = manifest_for(node)
     messages = {
         document.name: _bytes(document, epoch=manifest.epoch).decode()
-        for document in NodeDocument.objects.filter(node=node).order_by("name")
+        for document in NodeDocument.objects.filter(node=node, dropped=False).order_by("name")
     }
     return messages | {MANIFEST: encode(manifest).decode()}
 
 
-def node_farewell_on_commit(*, node: Node) -> None:
-    """Publish what a node should have once more after the commit that deletes it.
+def node_farewell(*, node: Node) -> Farewell:
+    """Keep what a node should have, for the transaction that deletes it: it is published after the commit.
 
     What was queued before finds no row to read from, and the broker would keep an older state.
     """
-    from kombu.exceptions import OperationalError  # noqa: PLC0415 - tasks import this module
+    from sites_app.syncing import farewells_queue  # noqa: PLC0415 - tasks import this module
 
-    from sites_app.tasks import publish_farewell  # noqa: PLC0415
-
-    messages = node_messages(node)
-    tenant, node_id = node.tenant_tag, str(node.pk)
-
-    def publish() -> None:
-        try:
-            publish_farewell.delay(tenant, node_id, list(messages.items()))
-        except OperationalError as error:
-            log.warning("farewell_not_queued", node=node_id, error=str(error))
-
-    transaction.on_commit(publish)
+    row = Farewell.objects.create(
+        tenant_tag=node.tenant_tag, node_id=node.pk, messages=list(node_messages(node).items())
+    )
+    transaction.on_commit(farewells_queue)
+    return row
 
 
-def messages_publish(
-    *, tenant: str, node_id: str, messages: Mapping[str, str], link: DesiredStateLink
-) -> None:
-    """Publish these documents (name -> JSON) in this order, of a node that need not exist any longer."""
-    topics = NodeTopics(tenant, node_id)
-    link.put_desired([DesiredMessage(topics, name, text.encode()) for name, text in messages.items()])
+def farewells_publish(*, link: DesiredStateLink) -> int:
+    """Publish what deleted nodes should have had last, and forget it; how many nodes.
+
+    A node that was made again under its former id is told by its own documents.
+    """
+    farewells = list(Farewell.objects.order_by("pk"))
+    back = set(Node.objects.filter(pk__in=[row.node_id for row in farewells]).values_list("pk", flat=True))
+    for row in farewells:
+        if row.node_id not in back:
+            topics = NodeTopics(row.tenant_tag, str(row.node_id))
+            link.put_desired([DesiredMessage(topics, name, text.encode()) for name, text in row.messages])
+        row.delete()
+    return len(farewells)
+
+
+def _expiry_s(document: NodeDocument, now: datetime) -> int | None:
+    if document.expires_at is None:
+        return None
+    return max(1, round((document.expires_at - now).total_seconds()))
 
 
 def _bytes(document: NodeDocument, *, epoch: int) -> bytes:

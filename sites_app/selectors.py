@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from uuid import UUID
 
-import msgspec
-import structlog
 from django.db.models import QuerySet
 
 from sites_app import tokens
 from sites_app.models import ManagementToken, Node, Site
-from smartgrid import live
 from smartgrid.api.principal import Principal
 from smartgrid.errors import NotFound
-
-log = structlog.stdlib.get_logger(__name__)
 
 # A reading older than this is not served as current.
 CURRENT_FOR = timedelta(minutes=15)
@@ -78,31 +74,17 @@ class Metric:
     at: datetime
 
 
-class _StoredMetric(msgspec.Struct):
-    value: float
-    timestamp: datetime
+# What the readings of a site amount to now; who keeps the readings says it.
+MetricSource = Callable[[Site, datetime], list[Metric]]
+_metric_sources: dict[str, MetricSource] = {}
 
 
-def metrics_key(site_id: UUID) -> str:
-    """The Redis hash which holds a site's latest readings: key -> JSON {value, timestamp}."""
-    return f"sgm:site:{site_id}:metrics"
+def metric_source_register(*, name: str, source: MetricSource) -> None:
+    """Make `source` say metrics of a site at a moment: only what is current then (`CURRENT_FOR`)."""
+    _metric_sources[name] = source
 
 
 def site_metrics(site: Site, *, now: datetime) -> list[Metric]:
-    """The site's readings which are still current, by key; none where Redis has none or does not answer."""
-    try:
-        stored = live.hash_read(metrics_key(site.pk))
-    except live.LiveUnavailable as error:
-        log.warning("site_metrics_unavailable", site=site.site_tag, error=str(error))
-        return []
-    metrics = []
-    for key, text in sorted(stored.items()):
-        try:
-            reading = msgspec.json.decode(text, type=_StoredMetric)
-        except msgspec.DecodeError as error:
-            log.warning("site_metric_unreadable", site=site.site_tag, key=key, error=str(error))
-            continue
-        at = reading.timestamp if reading.timestamp.tzinfo else reading.timestamp.replace(tzinfo=UTC)
-        if now - at <= CURRENT_FOR:
-            metrics.append(Metric(key=key, value=reading.value, at=at))
-    return metrics
+    """The site's readings which are still current, by key; none where nobody can tell them now."""
+    metrics = [metric for source in _metric_sources.values() for metric in source(site, now)]
+    return sorted(metrics, key=lambda metric: metric.key)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypedDict, Unpack
 
 import structlog
 from django.db import transaction
-from django.db.models import Q
+from django.db.models import Q, QuerySet
 from django.utils import timezone
 
 from sites_app import tokens
 from sites_app.alarms import (
-    LOGGED_EACH,
     NODE_OUT_OF_SYNC,
     NODE_SILENT,
     AlarmKey,
@@ -25,7 +25,7 @@ from sites_app.alarms import (
 from sites_app.documents import node_documents_render
 from sites_app.models import Alarm, ManagementToken, Node, Site
 from sites_app.presence import HEARTBEAT_LIMIT_S, central_now, presence_read
-from sites_app.publishing import node_farewell_on_commit
+from sites_app.publishing import node_farewell
 from smartgrid import live
 from smartgrid.errors import Conflict, Invalid
 from smartgrid.integrity import store
@@ -100,6 +100,9 @@ def node_keeper_register(*, name: str, kept_by: NodeKeeper) -> None:
 def node_create(*, site: Site, **fields: Unpack[NodeFields]) -> Node:
     """Make a node of this site, with the documents it should have from the start."""
     with transaction.atomic():
+        # Before anything is rendered: whoever puts a document down for the nodes of the site does the same,
+        # so that of two at once the later sees what the earlier was about.
+        list(Site.objects.select_for_update(no_key=True).filter(pk=site.pk).values_list("pk"))
         node = Node(site=site, tenant_tag=site.tenant_tag, **fields)
         store(node)
         node_documents_render(node=node)
@@ -132,7 +135,7 @@ def node_delete(*, node: Node, by: str = "") -> None:
             raise Conflict(f"{node.name} cannot be deleted: it still has {', '.join(kept)}.", code="in_use")
         name = node.name
         node_alarms_end(node=node)
-        node_farewell_on_commit(node=node)
+        node_farewell(node=node)
         node.delete()
     log.warning("node_deleted", node=name, by=by)
 
@@ -181,67 +184,90 @@ def _apply(row: Site | Node, changes: SiteChanges | NodeChanges) -> None:
         setattr(row, field, value)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PresenceChange:
+    """A node came or went. `boot`: None where nobody said it."""
+
+    node_id: uuid.UUID
+    online: bool
+    session: str
+    boot: str | None = None
+
+
 def node_presence_record(*, node_id: uuid.UUID, online: bool, session: str, boot: str) -> bool:
     """Note that a node came or went. False where that was known: the database holds transitions only.
 
     An offline message of a former session tells nothing about the present one.
     """
+    change = PresenceChange(node_id=node_id, online=online, session=session, boot=boot)
+    return bool(nodes_presence_record([change]))
+
+
+def nodes_presence_record(changes: Sequence[PresenceChange]) -> int:
+    """Note which nodes came and went, in this order, as `node_presence_record` does. How many transitions."""
+    # Nearly always all is known, and nobody need wait for these rows.
+    known = {node.pk: node for node in _presence_rows(changes)}
+    wanted = [change for change in changes if change.node_id in known]
+    if not any(_presence_apply(known[change.node_id], change) for change in wanted):
+        return 0
     now = timezone.now()
-    nodes = Node.objects.filter(pk=node_id)
-    if online:
-        changed = nodes.exclude(online=True, session=session).update(
-            online=True, session=session, boot=boot, presence_changed_at=now
-        )
-    else:
-        changed = nodes.filter(online=True, session=session).update(online=False, presence_changed_at=now)
-    if changed:
-        log.info("node_online" if online else "node_offline", node=str(node_id), session=session)
-    return bool(changed)
+    came_or_went: list[PresenceChange] = []
+    with transaction.atomic():
+        rows = _presence_rows(wanted).select_for_update(no_key=True)
+        nodes = {node.pk: node for node in rows.order_by("pk")}
+        changed: dict[uuid.UUID, Node] = {}
+        for change in wanted:
+            node = nodes.get(change.node_id)
+            before = None if node is None else (node.online, node.session)
+            if node is None or not _presence_apply(node, change):
+                continue
+            changed[node.pk] = node
+            if (node.online, node.session) != before:
+                node.presence_changed_at = now
+                came_or_went.append(change)
+        Node.objects.bulk_update(changed.values(), ["online", "session", "boot", "presence_changed_at"])
+    for change in came_or_went:
+        event = "node_online" if change.online else "node_offline"
+        log.info(event, node=str(change.node_id), session=change.session)
+    return len(came_or_went)
 
 
-def node_reported_record(*, node: Node, reported: dict[str, Any], at: datetime) -> None:
-    """Keep the newest report of a node."""
-    Node.objects.filter(pk=node.pk).update(last_reported=reported, last_reported_at=at)
+def _presence_rows(changes: Iterable[PresenceChange]) -> QuerySet[Node]:
+    nodes = Node.objects.filter(pk__in={change.node_id for change in changes})
+    return nodes.only("online", "session", "boot", "presence_changed_at")
 
 
-def nodes_presence_settle() -> tuple[int, int]:
-    """Note as offline the nodes whose heartbeats have stopped, whatever their will said, and as online those
-    that are heard again without a new birth: how many fell silent, how many came back.
+def _presence_apply(node: Node, change: PresenceChange) -> bool:
+    """Bring the row in memory up to a change; whether that changed anything."""
+    before = (node.online, node.session, node.boot)
+    if change.online:
+        node.online, node.session = True, change.session
+        if change.boot is not None:
+            node.boot = change.boot
+    elif node.session == change.session:
+        node.online = False
+    return (node.online, node.session, node.boot) != before
 
-    `LiveUnavailable` where Redis does not answer: then nothing is known, and nothing changed.
+
+def nodes_silent_mark() -> int:
+    """Bring the database in line with the heartbeats, whatever births and wills were lost; how many changed.
+
+    A node whose heartbeats have stopped is offline, and one that is heard, and has not said good-bye since,
+    is online. `LiveUnavailable` where Redis does not answer: then nothing is known, and nothing changed.
     """
-    nodes = {
-        row.pk: row for row in Node.objects.only("name", "online", "session", "presence_changed_at").all()
-    }
-    presence = presence_read(nodes)
+    nodes = list(Node.objects.values_list("pk", "online", "session"))
+    presence = presence_read(pk for pk, _, _ in nodes)
     now = central_now()
     # A Redis that came up empty a moment ago has heard of nobody yet.
-    is_judge = live.known_since(at=now) <= now - HEARTBEAT_LIMIT_S
-    silent = [
-        node
-        for pk, node in nodes.items()
-        if node.online and now - presence[pk].hb_at >= HEARTBEAT_LIMIT_S and (is_judge or presence[pk].hb_at)
-    ]
-    heard = [node for pk, node in nodes.items() if not node.online and presence[pk].is_heard(now=now)]
-    at = timezone.now()
-    if silent:
-        Node.objects.filter(pk__in=[node.pk for node in silent], online=True).update(
-            online=False, presence_changed_at=at
-        )
-    for node in heard:
-        node.online, node.session, node.presence_changed_at = True, presence[node.pk].session, at
-    Node.objects.bulk_update(heard, ["online", "session", "presence_changed_at"], batch_size=500)
-    _log_presence("node_silent", silent)
-    _log_presence("node_heard_again", heard)
-    return len(silent), len(heard)
-
-
-def _log_presence(event: str, nodes: Sequence[Node]) -> None:
-    """A line each, and of many at once, which is central's own trouble, the first and their number."""
-    for node in nodes[:LOGGED_EACH]:
-        log.info(event, node=str(node.pk), name=node.name)
-    if len(nodes) > LOGGED_EACH:
-        log.warning(event, nodes=len(nodes))
+    knows_all = live.known_since(at=now) <= now - HEARTBEAT_LIMIT_S
+    changes = []
+    for pk, online, session in nodes:
+        heard = presence[pk]
+        if online and now - heard.hb_at >= HEARTBEAT_LIMIT_S and (heard.hb_at or knows_all):
+            changes.append(PresenceChange(node_id=pk, online=False, session=session))
+        elif heard.is_heard(now=now) and (not online or session != heard.session):
+            changes.append(PresenceChange(node_id=pk, online=True, session=heard.session))
+    return nodes_presence_record(changes)
 
 
 def nodes_alarms_judge(*, now: datetime) -> tuple[int, int]:

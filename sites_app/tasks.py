@@ -3,49 +3,67 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from uuid import UUID
 
 from celery import shared_task
 from django.conf import settings
 from django.utils import timezone
 
 from sites_app.alarms import alarms_forget
-from sites_app.publishing import messages_publish, node_publish
-from sites_app.services import nodes_alarms_judge, nodes_presence_settle
+from sites_app.documents import nodes_due_render
+from sites_app.publishing import farewells_publish, nodes_publish
+from sites_app.reports import reports_compare
+from sites_app.services import nodes_alarms_judge, nodes_silent_mark
+from sites_app.syncing import nodes_sync_begins, sweep
 from smartgrid.errors import Unavailable
 
 
-# What the broker did not take is tried again after 1, 2, 4, ... s; beyond that, the node's next report tells.
+# What the broker did not take is tried again after 1, 2, 4 s; beyond that the sweep finds it.
 @shared_task(  # type: ignore[untyped-decorator]
-    name="sites_app.tasks.publish_desired",
+    name="sites_app.tasks.sync_nodes",
     autoretry_for=(Unavailable,),
-    max_retries=6,
+    max_retries=3,
     retry_backoff=1,
     retry_jitter=True,
 )
-def publish_desired(node_id: str, names: list[str] | None = None) -> None:
+def sync_nodes(node_ids: list[str], *, again: bool = False) -> None:
     # Here, so that a web process which only queues this task does not load the broker's client.
     from sites_app.node_link import node_link  # noqa: PLC0415
 
-    node_publish(node_id=node_id, names=names, link=node_link())
+    nodes_sync_begins(node_ids)
+    nodes_due_render(nodes=map(UUID, node_ids))
+    nodes_publish(node_ids=node_ids, link=node_link(), again=again)
 
 
 @shared_task(  # type: ignore[untyped-decorator]
-    name="sites_app.tasks.publish_farewell",
+    name="sites_app.tasks.sync_farewells",
     autoretry_for=(Unavailable,),
-    max_retries=6,
+    max_retries=3,
     retry_backoff=1,
     retry_jitter=True,
 )
-def publish_farewell(tenant: str, node_id: str, messages: list[tuple[str, str]]) -> None:
+def sync_farewells() -> None:
     from sites_app.node_link import node_link  # noqa: PLC0415
 
-    messages_publish(tenant=tenant, node_id=node_id, messages=dict(messages), link=node_link())
+    farewells_publish(link=node_link())
+
+
+@shared_task(name="sites_app.tasks.sync_sweep")  # type: ignore[untyped-decorator]
+def sync_sweep() -> None:
+    """Publish what nodes lack and nobody else has sent, as the database knows it."""
+    sweep()
+
+
+@shared_task(name="sites_app.tasks.compare_reports")  # type: ignore[untyped-decorator]
+def compare_reports() -> None:
+    """Compare all that nodes last reported with all that they should run."""
+    reports_compare()
 
 
 @shared_task(name="sites_app.tasks.mark_silent_nodes")  # type: ignore[untyped-decorator]
 def mark_silent_nodes() -> None:
     """Note as offline which nodes have fallen silent, and as online which are heard again."""
-    nodes_presence_settle()
+    nodes_silent_mark()
 
 
 @shared_task(name="sites_app.tasks.judge_alarms")  # type: ignore[untyped-decorator]

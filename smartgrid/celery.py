@@ -30,6 +30,18 @@ app.conf.beat_schedule = {
         "schedule": 10.0,
         "options": {"queue": "sync", "expires": 10},
     },
+    # Whatever of desired state was lost on its way is found in the database.
+    "sync sweep": {
+        "task": "sites_app.tasks.sync_sweep",
+        "schedule": 10.0,
+        "options": {"expires": 10},
+    },
+    # Anti-entropy: all that nodes last reported against all that they should run.
+    "compare reports": {
+        "task": "sites_app.tasks.compare_reports",
+        "schedule": 900.0,
+        "options": {"expires": 900},
+    },
     # Two that agree let a node trust its clock; after two minutes without an answer it counts as unwell.
     "ping nodes": {
         "task": "control_app.tasks.ping_nodes",
@@ -45,6 +57,33 @@ app.conf.beat_schedule = {
         "task": "sites_app.tasks.forget_alarms",
         "schedule": 86400.0,
         "options": {"queue": "sync", "expires": 3600},
+    },
+    # Days enter and leave the window at midnight; the rest of the day this finds nothing.
+    "roll schedules": {
+        "task": "schedules_app.tasks.roll_schedules",
+        "schedule": 300.0,
+        "options": {"expires": 300},
+    },
+    # Quarter hours that are over, and those that got readings late.
+    "make telemetry means": {
+        "task": "devices_app.tasks.telemetry_means_make",
+        "schedule": 60.0,
+        "options": {"expires": 60},
+    },
+    "keep telemetry partitions": {
+        "task": "devices_app.tasks.telemetry_partitions_keep",
+        "schedule": 3600.0,
+        "options": {"expires": 3600},
+    },
+    "let go of old telemetry": {
+        "task": "devices_app.tasks.telemetry_retain",
+        "schedule": 3600.0,
+        "options": {"expires": 3600},
+    },
+    "let go of old logs": {
+        "task": "control_app.tasks.logs_retain",
+        "schedule": 3600.0,
+        "options": {"expires": 3600},
     },
 }
 

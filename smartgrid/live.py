@@ -5,7 +5,7 @@ Everything here may be lost at any time and comes back by itself; what must last
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import cast
 
@@ -84,6 +84,42 @@ def hash_write(key: str, fields: dict[str, str], *, expires_s: int) -> None:
         raise LiveUnavailable(f"Redis does not answer: {error}") from error
 
 
+def script_run(script: str, *, keys: Sequence[str], args: Sequence[str]) -> list[str]:
+    """Run a Lua script on these keys, in one round trip and as one step; the list it returns."""
+    try:
+        registered = client().register_script(script)
+        return cast("list[str]", registered(keys=keys, args=args))
+    except redis.RedisError as error:
+        raise LiveUnavailable(f"Redis does not answer: {error}") from error
+
+
+# A field keeps the stamp it was written with in front of its value; stamps of one length compare as text.
+_NEWEST = """
+for i = 2, #ARGV, 3 do
+  local held = redis.call('HGET', KEYS[1], ARGV[i])
+  if not held or string.sub(held, 1, #ARGV[i + 1]) < ARGV[i + 1] then
+    redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1] .. ' ' .. ARGV[i + 2])
+  end
+end
+redis.call('EXPIRE', KEYS[1], ARGV[1])
+"""
+
+
+def hashes_newest_write(hashes: Mapping[str, Mapping[str, tuple[str, str]]], *, expires_s: int) -> None:
+    """Set fields of several hashes, each to a stamp and a value, except where a stamp as late is there.
+
+    Stamps are texts of one length whose order is that of time. Of two writers at once the newer wins.
+    """
+    try:
+        pipe = client().pipeline(transaction=False)
+        for key, fields in hashes.items():
+            arguments = [part for name, (stamp, value) in fields.items() for part in (name, stamp, value)]
+            pipe.eval(_NEWEST, 1, key, str(expires_s), *arguments)
+        pipe.execute()
+    except redis.RedisError as error:
+        raise LiveUnavailable(f"Redis does not answer: {error}") from error
+
+
 def hashes_write(hashes: Mapping[str, Mapping[str, str]], *, expires_s: int) -> None:
     """`hash_write` of several hashes in one round trip."""
     try:
@@ -111,6 +147,12 @@ def known_since(*, at: float) -> float:
     return min(since, at)
 
 
+def hash_newest_read(key: str) -> dict[str, tuple[str, str]]:
+    """Field -> stamp and value, of a hash that `hashes_newest_write` wrote."""
+    parts = {name: text.partition(" ") for name, text in hash_read(key).items()}
+    return {name: (stamp, value) for name, (stamp, _, value) in parts.items()}
+
+
 def list_push(key: str, value: str, *, expires_s: int) -> None:
     """Add to the end of a list that somebody may be waiting on."""
     try:
@@ -126,6 +168,37 @@ def list_read(key: str) -> list[str]:
     """All of a list, as it is now."""
     try:
         return cast("list[str]", client().lrange(key, 0, -1))
+    except redis.RedisError as error:
+        raise LiveUnavailable(f"Redis does not answer: {error}") from error
+
+
+def flags_set(keys: Sequence[str], *, expires_s: int) -> list[bool]:
+    """Set these flags; which of them were not set before. Each is gone after `expires_s`."""
+    try:
+        pipe = client().pipeline(transaction=False)
+        for key in keys:
+            pipe.set(key, "1", nx=True, ex=expires_s)
+        return [bool(answer) for answer in pipe.execute()]
+    except redis.RedisError as error:
+        raise LiveUnavailable(f"Redis does not answer: {error}") from error
+
+
+def flags_clear(keys: Sequence[str], *, mark: Mapping[str, int]) -> None:
+    """Take these flags away; set each of `mark` for so many milliseconds."""
+    try:
+        pipe = client().pipeline(transaction=False)
+        pipe.delete(*keys)
+        for key, expires_ms in mark.items():
+            pipe.set(key, "1", px=expires_ms)
+        pipe.execute()
+    except redis.RedisError as error:
+        raise LiveUnavailable(f"Redis does not answer: {error}") from error
+
+
+def flags_read(keys: Sequence[str]) -> list[bool]:
+    """Tell which of these flags are set."""
+    try:
+        return [found is not None for found in cast("list[str | None]", client().mget(keys))]
     except redis.RedisError as error:
         raise LiveUnavailable(f"Redis does not answer: {error}") from error
 

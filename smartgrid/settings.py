@@ -155,6 +155,19 @@ SGM_MQTT_INBOX_USERNAME = env_str("SGM_MQTT_INBOX_USERNAME", default="central-in
 SGM_MQTT_INBOX_PASSWORD = env_secret("SGM_MQTT_INBOX_PASSWORD")
 # Publish and subscribe on connections of their own, for brokers which cannot switch Nagle off.
 SGM_MQTT_SPLIT_CONNECTIONS = env_bool("SGM_MQTT_SPLIT_CONNECTIONS", default=False)
+# Several inbox processes share the messages; off for brokers that know no shared subscriptions.
+SGM_MQTT_SHARED_SUBSCRIPTIONS = env_bool("SGM_MQTT_SHARED_SUBSCRIPTIONS", default=True)
+
+# --- what is kept, and for how long -----------------------------------------------------------------------
+
+# Nodes hold readings back for up to 7 days without a link; those older than this are dropped as they come.
+SGM_TELEMETRY_RETENTION_DAYS = env_int("SGM_TELEMETRY_RETENTION_DAYS", default=14, minimum=1, maximum=3660)
+SGM_TELEMETRY_MEANS_RETENTION_DAYS = env_int(
+    "SGM_TELEMETRY_MEANS_RETENTION_DAYS", default=1096, minimum=1, maximum=36600
+)
+# 0: for ever.
+SGM_CONTROL_LOG_RETENTION_DAYS = env_int("SGM_CONTROL_LOG_RETENTION_DAYS", default=0, minimum=0)
+SGM_DEVICE_ERROR_LOG_RETENTION_DAYS = env_int("SGM_DEVICE_ERROR_LOG_RETENTION_DAYS", default=400, minimum=0)
 
 # Days for which alarms that are over are kept.
 SGM_ALARM_HISTORY_DAYS = env_int("SGM_ALARM_HISTORY_DAYS", default=90, minimum=1, maximum=3650)

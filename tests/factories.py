@@ -21,9 +21,10 @@ from control_app.models import (
 )
 from devices_app.models import Device, DeviceType
 from devices_app.services import DeviceFields, DeviceTypeFields, device_create, device_type_create
-from edge.wire.messages import AppliedDocument, Reported
+from edge.wire.messages import DIGEST_LENGTH, AppliedDocument, Reported
 from sites_app.documents import manifest_for
 from sites_app.models import ManagementToken, Node, Site
+from sites_app.reports import ReceivedReport, RecordedReport, reports_record
 from sites_app.services import (
     NodeFields,
     SiteFields,
@@ -125,11 +126,20 @@ def report_make(node: Node, **fields: Any) -> Reported:
         "at": "2026-11-23T00:00:00Z",
         "clock": "trusted",
         "documents": {
-            name: AppliedDocument(v=entry.v, status="applied") for name, entry in manifest.docs.items()
+            name: AppliedDocument(v=entry.v, status="applied", digest=entry.sha256[:DIGEST_LENGTH])
+            for name, entry in manifest.docs.items()
         },
     }
     given.update(fields)
     return Reported(**given)
+
+
+def report_record(
+    node: Node, reported: Reported | None = None, *, at: datetime | None = None, retained: bool = False
+) -> list[RecordedReport]:
+    """Let central hear a report of this node: that it has all it should have, unless another is given."""
+    said = reported or report_make(node)
+    return reports_record([ReceivedReport(str(node.pk), said, at or timezone.now(), retained)])
 
 
 def token_make(*sites: Site, name: str | None = None) -> ManagementToken:

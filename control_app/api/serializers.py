@@ -8,7 +8,7 @@ from typing import Any
 from rest_framework import serializers
 
 from control_app.models import ControlLog
-from smartgrid.api.fields import NumberField, TimestampField
+from smartgrid.api.fields import NumberField, StrictCharField, TimestampField
 
 MAX_TAGS = 10_000
 
@@ -31,18 +31,6 @@ class StrictNumberField(serializers.Field[float, Any, Any, Any]):
 
     def to_representation(self, value: float) -> float:
         return value
-
-
-class StrictCharField(serializers.CharField):
-    """A JSON string as it was sent; DRF's own takes numbers for one, and cuts blanks off."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(trim_whitespace=False, **options)
-
-    def to_internal_value(self, data: Any) -> str:
-        if not isinstance(data, str):
-            self.fail("invalid")
-        return super().to_internal_value(data)
 
 
 class CurtailCategoryInput(serializers.Serializer[Any]):

@@ -60,6 +60,7 @@ class Planned:
     profile: Profile
     settings: DeviceSettings
     endpoint: Endpoint
+    site: str
 
     @property
     def control_point(self) -> ControlPoint | None:
@@ -70,9 +71,10 @@ class Planned:
         return (self.endpoint, self.config.unit, f"{register.table.value}:{register.address}")
 
     def is_same_device(self, other: Planned) -> bool:
-        """Tell whether both are one device, reached and written in the same way (rule 20)."""
+        """Tell whether both are one device of one site, reached and written in the same way (rule 20)."""
         return (
-            self.endpoint == other.endpoint
+            self.site == other.site
+            and self.endpoint == other.endpoint
             and self.config.unit == other.config.unit
             and self.profile.name == other.profile.name
             and _register(self.profile) == _register(other.profile)
@@ -169,7 +171,7 @@ def planned_device(raw: Mapping[str, object], site: SiteConfig, profiles: Profil
         settings = _settings(device, site, limit, excluded=device.excluded or measured_only)
     except ValueError as error:
         raise DocumentRefused(str(error)) from error
-    return Planned(device, profile, settings, endpoint)
+    return Planned(device, profile, settings, endpoint, site.id)
 
 
 def _check_tag(tag: str) -> None:

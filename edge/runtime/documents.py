@@ -1,8 +1,10 @@
 """Desired state at the node: documents applied one by one, each against the manifest's hash.
 
-A document is applied when the manifest lists exactly its version and hash, and when it is newer than the one
-applied. One that cannot be used keeps its predecessor, is reported `failed` with its error, and holds up no
-other. Retained messages arrive in any order, so documents wait in memory for their manifest.
+The newest manifest, by epoch and version, is the only authority: a document is applied when the manifest
+lists exactly its version and hash. One that cannot be used keeps its predecessor, is reported `failed` with
+its error, and holds up no other. Messages arrive in any order, twice, or not at all, so documents wait in
+memory for their manifest. What a manifest no longer lists is dropped, except `config`: without one, the node
+would leave its devices to themselves, so it goes on by the last until another takes its place.
 """
 
 from __future__ import annotations
@@ -10,17 +12,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import msgspec
 import structlog
 
 from edge.runtime.store import Store
 from edge.wire import codec
-from edge.wire.messages import AppliedDocument, Document, Manifest
+from edge.wire.messages import DIGEST_LENGTH, AppliedDocument, Document, Manifest
 
 log = structlog.get_logger()
 
 MANIFEST = "manifest"
 CONFIG = "config"
 SCHEDULES = "schedule/"
+# Documents that wait for their manifest: so many of each name, the newest, and of so many names.
+WAITING_EACH = 3
+WAITING_NAMES = 1000
 
 
 class DocumentRefused(Exception):  # noqa: N818 - states the fault
@@ -33,7 +39,11 @@ Apply = Callable[[dict[str, Document], str], None]
 
 @dataclass(slots=True)
 class Desired:
-    """The documents of one node."""
+    """The documents of one node.
+
+    `take_manifest` and `take` only decide what is to be done. `step` does it, one document at a time: whoever
+    calls it lets others in between, for a slow disk takes its time over each.
+    """
 
     store: Store
     apply: Apply
@@ -41,7 +51,12 @@ class Desired:
     manifest: Manifest | None = None
     applied: dict[str, Document] = field(default_factory=dict)
     failed: dict[str, AppliedDocument] = field(default_factory=dict)
-    _waiting: dict[str, Document] = field(default_factory=dict)
+    # Not listed yet: each is newer than the manifest.
+    _waiting: dict[str, list[Document]] = field(default_factory=dict)
+    # Listed, and to be applied by `step`.
+    _ready: dict[str, Document] = field(default_factory=dict)
+    # In force, but not on the disk.
+    _unkept: set[str] = field(default_factory=set)
 
     def load(self) -> None:
         """Take up what is on disk: a node runs from its disk before it connects.
@@ -61,6 +76,7 @@ class Desired:
                 log.error("document on disk is damaged", document=name)
                 continue
             self._try(name, doc, keep=False)
+        self._renumber()
 
     @property
     def epoch(self) -> int:
@@ -70,8 +86,16 @@ class Desired:
     def version(self) -> int:
         return self.manifest.version if self.manifest is not None else 0
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether `step` has nothing to do."""
+        return not self._ready
+
     def reported(self) -> dict[str, AppliedDocument]:
-        good = {name: AppliedDocument(v=doc.version, status="applied") for name, doc in self.applied.items()}
+        good = {
+            name: AppliedDocument(v=doc.version, status="applied", digest=doc.sha256[:DIGEST_LENGTH])
+            for name, doc in self.applied.items()
+        }
         return good | self.failed
 
     def take_manifest(self, manifest: Manifest) -> None:
@@ -82,45 +106,92 @@ class Desired:
         if manifest == current:
             return
         self.manifest = manifest
-        try:
-            self.store.keep_manifest(manifest)
-        except OSError as error:
-            # It comes again at the next connect; meanwhile it holds from memory.
-            log.error("manifest cannot be stored", version=manifest.version, error=str(error))  # noqa: TRY400
+        self._keep_manifest()
         for name in [name for name in self.applied if name not in manifest.docs and name != CONFIG]:
             self._drop(name)
-        for name in [name for name in self.failed if name not in manifest.docs]:
+        for name in [name for name in self.failed if name not in manifest.docs and name not in self.applied]:
             del self.failed[name]
-        for name in sorted(self._waiting, key=lambda name: name == CONFIG):
-            self._consider(name)
+        self._ready = {name: doc for name, doc in self._ready.items() if self._is_listed(name, doc)}
+        self._renumber()
+        for name, waiting in list(self._waiting.items()):
+            del self._waiting[name]
+            for doc in waiting:
+                self._put(name, doc)
         self.changed()
 
     def take(self, name: str, doc: Document) -> None:
+        """A document arrived; where the manifest lists it, `step` applies it."""
+        self._put(name, doc)
+
+    def _put(self, name: str, doc: Document) -> None:
+        if self._is_listed(name, doc):
+            current = self.applied.get(name)
+            if current is None or _identity(current) != _identity(doc):
+                self._ready[name] = doc
+            return
+        if (doc.epoch, doc.version) <= (self.epoch, self.version):
+            # No later manifest will list it: a document that changes gets a higher version.
+            return
+        others = [other for other in self._waiting.pop(name, []) if _identity(other) != _identity(doc)]
+        self._waiting[name] = sorted([*others, doc], key=lambda each: (each.epoch, each.version))[
+            -WAITING_EACH:
+        ]
+        while len(self._waiting) > WAITING_NAMES:
+            del self._waiting[next(iter(self._waiting))]
+
+    def step(self) -> bool:
+        """Apply one of the documents that arrived and are listed; whether there are more."""
+        if not self._ready:
+            return False
+        # The configuration last, as at the start.
+        name = min(self._ready, key=lambda name: name == CONFIG)
+        doc = self._ready.pop(name)
+        current = self.applied.get(name)
         if not codec.is_intact(doc):
             log.error("document arrived damaged", document=name, version=doc.version)
-            current = self.applied.get(name)
-            if current is None or doc.version > current.version:
-                self._failed(name, doc, "it arrived damaged: its hash does not match its body")
-                self.changed()
-            return
-        waiting = self._waiting.get(name)
-        if waiting is not None and (doc.epoch, doc.version) < (waiting.epoch, waiting.version):
-            # Overtaken on its way: the newer one waits for its manifest already.
-            return
-        self._waiting[name] = doc
-        self._consider(name)
-
-    def _consider(self, name: str) -> None:
-        doc = self._waiting[name]
-        listed = self.manifest.docs.get(name) if self.manifest is not None else None
-        if listed is None or (listed.v, listed.sha256) != (doc.version, doc.sha256):
-            return
-        del self._waiting[name]
-        current = self.applied.get(name)
-        if current is not None and (doc.epoch, doc.version) <= (current.epoch, current.version):
-            return
-        self._try(name, doc, keep=True)
+            self._failed(name, doc, "it arrived damaged: its hash does not match its body")
+        elif current is not None and current.sha256 == doc.sha256:
+            # What is in force already, under another number.
+            self.applied[name] = doc
+            self.failed.pop(name, None)
+            self._unkept.discard(name)
+            self._keep(name)
+        else:
+            self._try(name, doc, keep=True)
         self.changed()
+        return bool(self._ready)
+
+    def settle(self) -> None:
+        """Do all that is to be done at once."""
+        while self.step():
+            continue
+
+    def keep_again(self) -> None:
+        """Write down what the disk has not taken so far."""
+        if MANIFEST in self._unkept:
+            self._keep_manifest()
+        for name in self._unkept - {MANIFEST}:
+            told = self.failed.get(name)
+            self._keep(name)
+            if name in self._unkept:
+                continue
+            # What was said of it may be of a newer one, which was refused.
+            if told is not None and told.v == self.applied[name].version:
+                del self.failed[name]
+            self.changed()
+
+    def _is_listed(self, name: str, doc: Document) -> bool:
+        listed = self.manifest.docs.get(name) if self.manifest is not None else None
+        return listed is not None and (listed.v, listed.sha256) == _identity(doc)
+
+    def _renumber(self) -> None:
+        """What is in force already needs nothing but the number by which the manifest lists it."""
+        if self.manifest is None:
+            return
+        for name, listed in self.manifest.docs.items():
+            doc = self.applied.get(name)
+            if doc is not None and doc.sha256 == listed.sha256 and doc.version != listed.v:
+                self._ready[name] = msgspec.structs.replace(doc, epoch=self.epoch, version=listed.v)
 
     def _try(self, name: str, doc: Document, *, keep: bool) -> None:
         before = self.applied.get(name)
@@ -136,20 +207,49 @@ class Desired:
                 self.applied[name] = before
             return
         self.failed.pop(name, None)
+        self._unkept.discard(name)
         if keep:
-            try:
-                self.store.keep_document(name, doc)
-            except OSError as error:
-                log.error("document cannot be stored", document=name, error=str(error))  # noqa: TRY400
-                self._failed(name, doc, f"in force, but lost at a restart: it cannot be stored: {error}")
-                return
+            self._keep(name)
         log.info("document applied", document=name, version=doc.version)
 
+    def _keep(self, name: str) -> None:
+        doc = self.applied[name]
+        try:
+            self.store.keep_document(name, doc)
+        except OSError as error:
+            if name in self._unkept:
+                return
+            log.error("document cannot be stored", document=name, error=str(error))  # noqa: TRY400
+            self._unkept.add(name)
+            self._failed(name, doc, f"in force, but lost at a restart: it cannot be stored: {error}")
+        else:
+            self._unkept.discard(name)
+
+    def _keep_manifest(self) -> None:
+        assert self.manifest is not None
+        try:
+            self.store.keep_manifest(self.manifest)
+        except OSError as error:
+            if MANIFEST not in self._unkept:
+                log.error("manifest cannot be stored", version=self.version, error=str(error))  # noqa: TRY400
+            self._unkept.add(MANIFEST)
+        else:
+            self._unkept.discard(MANIFEST)
+
     def _failed(self, name: str, doc: Document, error: str) -> None:
-        self.failed[name] = AppliedDocument(v=doc.version, status="failed", error=error)
+        self.failed[name] = AppliedDocument(
+            v=doc.version, status="failed", error=error, digest=doc.sha256[:DIGEST_LENGTH]
+        )
 
     def _drop(self, name: str) -> None:
         del self.applied[name]
+        self.failed.pop(name, None)
+        self._unkept.discard(name)
         self.store.drop_document(name)
         self.apply(self.applied, name)
         log.info("document dropped", document=name)
+
+
+def _identity(doc: Document) -> tuple[int, str]:
+    """What a manifest knows a document by."""
+    return doc.version, doc.sha256

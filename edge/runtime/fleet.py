@@ -439,6 +439,8 @@ def _retiring(tag: str) -> DeviceResult:
 
 
 def _leaving(planned: Planned, site: SiteConfig) -> Leaving:
+    # Of the site which it belonged to, or it would be taken for one that never left.
+    site = msgspec.structs.replace(site, id=planned.site)
     return Leaving(device=planned.config, site=site, profile=profile_to_builtins(planned.profile))
 
 

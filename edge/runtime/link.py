@@ -76,6 +76,10 @@ TEND_PERIOD_S = 1.0
 FORGET_PERIOD_S = 3600.0
 REPORT_PERIOD_S = 10.0
 REPORT_ANYWAY_S = 60.0
+# Changes come in company, a site's documents say: a report waits for this long without another one, and for
+# so long in all.
+GATHER_S = 0.05
+GATHER_MOST_S = 1.0
 # Commands under way at once; more answer `busy`.
 MAX_UNDER_WAY = 256
 
@@ -136,6 +140,7 @@ class Link:
         self._session_id = ""
         self._heartbeats = 0
         self._report_wanted = asyncio.Event()
+        self._document_came = asyncio.Event()
         self._live: Session | None = None
         self._under_way = 0
         self._timekeeper = Timekeeper(clock=clock, store=store, alarms=alarms, logged=self.logged)
@@ -146,7 +151,6 @@ class Link:
             return Uploader(
                 stream,
                 outbox=store.outbox,
-                store_id=store.store_id,
                 topic=topics.log,
                 clock=clock,
                 pace=pace,
@@ -177,6 +181,7 @@ class Link:
         self._settle()
         async with asyncio.TaskGroup() as group:
             group.create_task(self._keep_connected())
+            group.create_task(self._apply_documents())
             group.create_task(self._tend())
             group.create_task(self._keep_readings())
 
@@ -264,32 +269,54 @@ class Link:
             await self._clock.sleep(HEARTBEAT_PERIOD_S)
 
     async def _report(self, session: Session) -> None:
+        """Report at birth, at a change, and now and then: a report proves what this node did *not* accept.
+
+        Changes are reported every ten seconds at most; the first one after a quiet time at once, whenever the
+        last report without one was.
+        """
+        await self._gather_changes()
+        await self._report_now(session)
         while True:
-            # Now and then without a change too: a report proves what this node did *not* accept.
             # asyncio.timeout, not wait_for: on Python 3.11 that one may swallow the request to stop.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(REPORT_ANYWAY_S):
                     await self._report_wanted.wait()
+            has_changed = self._report_wanted.is_set()
+            if has_changed:
+                await self._gather_changes()
+            await self._report_now(session)
+            if has_changed:
+                await self._clock.sleep(REPORT_PERIOD_S)
+
+    async def _gather_changes(self) -> None:
+        begun = self._clock.boottime_s()
+        while self._clock.boottime_s() - begun < GATHER_MOST_S:
             self._report_wanted.clear()
-            standing = self._timekeeper.standing
-            report = Reported(
-                session=self._session_id,
-                boot=self._clock.boot_id,
-                store=self._store.store_id,
-                epoch=self._desired.epoch,
-                manifest_version=self._desired.version,
-                at=wall(self._clock.now().utc),
-                clock=standing.trust.value,
-                clock_bound_s=None if standing.bound_s is None else round(standing.bound_s, 3),
-                sequences=self._cycle.sequences,
-                documents=self._desired.reported(),
-                devices_refused=self._fleet.refused,
-                retiring=self._fleet.retiring,
-                wear=self._cycle.wear,
-                alarms=self._alarms.standing,
-            )
-            await session.publish(self._topics.reported, codec.encode(report), retain=True)
-            await self._clock.sleep(REPORT_PERIOD_S)
+            await self._clock.wait(self._report_wanted, GATHER_S)
+            if not self._report_wanted.is_set() and self._desired.is_settled:
+                return
+        self._report_wanted.clear()
+
+    async def _report_now(self, session: Session) -> None:
+        standing = self._timekeeper.standing
+        report = Reported(
+            session=self._session_id,
+            boot=self._clock.boot_id,
+            store=self._store.store_id,
+            mono_ms=int(self._clock.boottime_s() * 1000),
+            epoch=self._desired.epoch,
+            manifest_version=self._desired.version,
+            at=wall(self._clock.now().utc),
+            clock=standing.trust.value,
+            clock_bound_s=None if standing.bound_s is None else round(standing.bound_s, 3),
+            sequences=self._cycle.sequences,
+            documents=self._desired.reported(),
+            devices_refused=self._fleet.refused,
+            retiring=self._fleet.retiring,
+            wear=self._cycle.wear,
+            alarms=self._alarms.standing,
+        )
+        await session.publish(self._topics.reported, codec.encode(report), retain=True)
 
     async def _send_readings(self, session: Session) -> None:
         while True:
@@ -340,6 +367,7 @@ class Link:
             if self._store.failure is not None and self._store.try_again():
                 for upload in self._uploads.values():
                     upload.appended()
+            self._desired.keep_again()
             self._tell_store()
             await self._clock.sleep(TEND_PERIOD_S)
 
@@ -369,22 +397,32 @@ class Link:
                     self._command(message)
                 elif leaf == f"desired/{MANIFEST}":
                     self._desired.take_manifest(codec.decode(Manifest, message.payload))
+                    self._document_came.set()
                 elif kind == "desired" and message.payload:
                     # (An empty one was taken away; the manifest says what that means.)
                     self._desired.take(name, codec.decode(Document, message.payload))
+                    self._document_came.set()
                 elif leaf == "logack":
                     self._log_ack(codec.decode(LogAck, message.payload))
             except WireError as error:
                 log.error("message not understood", topic=message.topic, error=str(error))  # noqa: TRY400
         raise LinkDown("the broker closed the connection")
 
+    async def _apply_documents(self) -> None:
+        """Apply what arrived, one by one: on a slow disk a whole set takes longer than a command may wait."""
+        while True:
+            while not self._desired.is_settled:
+                self._desired.step()
+                await asyncio.sleep(0)
+            await self._document_came.wait()
+            self._document_came.clear()
+
     def _log_ack(self, ack: LogAck) -> None:
         try:
             upload = self._uploads[Stream(ack.stream)]
         except ValueError:
             return
-        if ack.store == self._store.store_id:
-            upload.acknowledge(ack.last)
+        upload.acknowledge(ack.store, ack.last)
 
     # --- commands -----------------------------------------------------------------------------------
 

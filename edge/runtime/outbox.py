@@ -2,10 +2,15 @@
 
 `control` is never dropped. `telemetry` is bounded, and drops its oldest behind one entry that says from when
 to when and how many. What the disk does not take waits in memory, in order and bounded too (ADR 0009).
+
+On the wire a batch has the name of a `store` and numbers from 1. Every process writes under a store of its
+own: a disk that was put back to an older image holds the numbers that central knows already under the names
+of then, and what is written from now on has another name. Neither is lost, nor taken for the other.
 """
 
 from __future__ import annotations
 
+import uuid
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -30,15 +35,41 @@ class _Dated(msgspec.Struct):
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """The oldest entries of a stream, as they lie on the disk: JSON that needs no further encoding."""
+    """The oldest entries of a stream, as they lie on the disk: JSON that needs no further encoding.
+
+    They are `first` to `last` of `store`; the row of an entry is its number plus `behind`.
+    """
 
     first: int
     last: int
     entries: list[bytes]
+    store: str = ""
+    behind: int = 0
+
+    @property
+    def last_row(self) -> int:
+        return self.behind + self.last
 
     @property
     def size(self) -> int:
         return sum(map(len, self.entries))
+
+
+@dataclass(frozen=True, slots=True)
+class _Numbering:
+    """Rows behind `behind`, up to `until` where another numbering follows, are those of `store`."""
+
+    behind: int
+    store: str
+    until: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Acknowledged:
+    """The row up to which central has committed; `is_ahead`: it has more than there ever was on this disk."""
+
+    row: int
+    is_ahead: bool
 
 
 @dataclass(slots=True)
@@ -77,6 +108,11 @@ def _widened(gap: Gap | None, dropped: _Dated) -> Gap:
     return Gap(since=gap.since, until=until, entries=gap.entries + count)
 
 
+def _numbered(entry: bytes, number: int) -> bytes:
+    """An entry with its number in its store: what was written first of it is the number of its row."""
+    return b'{"seq":%d' % number + entry[entry.index(b",") :]
+
+
 def _gap_entry(gap: Gap) -> LogEntry:
     return LogEntry(seq=0, at=gap.since, kind="gap", gap=gap)
 
@@ -86,6 +122,8 @@ class Outbox:
 
     def __init__(self, db: Database) -> None:
         self._db = db
+        # Under this name go the entries that this process writes.
+        self.store_id = uuid.uuid4().hex
         self._encode = msgspec.json.Encoder().encode
         self._dated = msgspec.json.Decoder(_Dated)
         self._memory = {stream: _Memory() for stream in Stream}
@@ -124,6 +162,10 @@ class Outbox:
         key = f"seq:{stream}"
         found = self._db.rows("SELECT value FROM meta WHERE key = ?", [key])
         seq = int(found[0][0]) if found else 0
+        if not self._db.rows(
+            "SELECT 1 FROM numbering WHERE stream = ? AND store = ?", (stream, self.store_id)
+        ):
+            self._number_anew(stream, behind=seq)
         size = 0
         rows = []
         for number, entry in enumerate(entries, start=seq + 1):
@@ -155,8 +197,10 @@ class Outbox:
 
     # --- out -----------------------------------------------------------------------------------------
 
-    def batch(self, stream: Stream, *, max_entries: int, max_bytes: int) -> Batch | None:
-        """The oldest entries, as many as the bounds allow and one in any case; None where there are none."""
+    def batch(self, stream: Stream, *, max_entries: int, max_bytes: int, behind: int = 0) -> Batch | None:
+        """The oldest entries of one store, or of those behind a row: as many as the bounds allow, and one in
+        any case; None where there are none.
+        """
         size = 0
 
         def fits(row: tuple[int, bytes]) -> bool:
@@ -167,12 +211,64 @@ class Outbox:
 
         rows = self._db.rows_while(
             "SELECT seq, entry FROM outbox WHERE stream = ? AND seq > ? ORDER BY seq LIMIT ?",
-            (stream, self._acknowledged[stream], max_entries),
+            (stream, max(behind, self._acknowledged[stream]), max_entries),
             fits,
         )
         if not rows:
             return None
-        return Batch(rows[0][0], rows[-1][0], [entry for _, entry in rows])
+        numbering = self._numbering(stream, rows[0][0])
+        entries = []
+        for row, entry in rows:
+            if numbering.until is not None and row > numbering.until:
+                break
+            entries.append(_numbered(entry, row - numbering.behind))
+        first = rows[0][0] - numbering.behind
+        return Batch(
+            first, rows[len(entries) - 1][0] - numbering.behind, entries, numbering.store, numbering.behind
+        )
+
+    def _number_anew(self, stream: Stream, *, behind: int) -> None:
+        self._db.execute("INSERT OR REPLACE INTO numbering VALUES (?, ?, ?)", (stream, behind, self.store_id))
+
+    def _numbering(self, stream: Stream, row: int) -> _Numbering:
+        """How the entry in this row is numbered."""
+        before = (
+            "SELECT behind, store FROM numbering WHERE stream = ? AND behind < ? ORDER BY behind DESC LIMIT 1"
+        )
+        found = self._db.rows(before, (stream, row))
+        behind, store = found[0] if found else (0, self._first_store())
+        after = "SELECT MIN(behind) FROM numbering WHERE stream = ? AND behind >= ?"
+        return _Numbering(behind, store, self._db.rows(after, (stream, row))[0][0])
+
+    def _first_store(self) -> str:
+        """The name of entries from before numberings were told apart."""
+        rows = self._db.rows("SELECT value FROM meta WHERE key = 'store_id'")
+        return str(rows[0][0]) if rows else ""
+
+    def find(self, stream: Stream, *, store: str, last: int) -> Acknowledged | None:
+        """What an acknowledgement is about; None where this disk knows no such store."""
+        found = self._db.rows("SELECT behind FROM numbering WHERE stream = ? AND store = ?", (stream, store))
+        if not found and (not store or store != self._first_store()):
+            return None
+        behind = int(found[0][0]) if found else 0
+        until = self._numbering(stream, behind + 1).until
+        row = behind + last
+        return Acknowledged(row if until is None else min(row, until), until is not None and row > until)
+
+    def begin_anew(self, stream: Stream, *, behind: int) -> None:
+        """Number what lies behind this row, and all that comes, from 1 under the name of another store.
+
+        `StoreFailed`: nothing has changed.
+        """
+        earlier, self.store_id = self.store_id, uuid.uuid4().hex
+        try:
+            own = self._db.rows(
+                "SELECT behind FROM numbering WHERE stream = ? AND store = ?", (stream, earlier)
+            )
+            self._number_anew(stream, behind=max([behind, *(int(row[0]) for row in own)]))
+        except StoreFailed:
+            self.store_id = earlier
+            raise
 
     def is_empty(self, stream: Stream) -> bool:
         """Whether nothing of this stream lies on the disk."""
@@ -194,7 +290,14 @@ class Outbox:
             (stream, self._acknowledged[stream], SLICE),
         )
         if rows:
-            self._db.execute("DELETE FROM outbox WHERE stream = ? AND seq <= ?", (stream, rows[-1][0]))
+            with self._db.transaction():
+                self._db.execute("DELETE FROM outbox WHERE stream = ? AND seq <= ?", (stream, rows[-1][0]))
+                # And the numberings of which nothing is left, save the one in use.
+                self._db.execute(
+                    "DELETE FROM numbering WHERE stream = ?1 AND behind <"
+                    " (SELECT MAX(behind) FROM numbering WHERE stream = ?1 AND behind <= ?2)",
+                    (stream, rows[-1][0]),
+                )
         if stream is Stream.TELEMETRY:
             self._bytes -= sum(size for _, size in rows)
         return len(rows) == SLICE

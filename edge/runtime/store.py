@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-import uuid
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, suppress
 from datetime import datetime, timedelta
@@ -80,7 +79,6 @@ class Store:
             for leftover in folder.glob(f"{UNFINISHED}*"):
                 leftover.unlink(missing_ok=True)
         self._db = Database(directory / "node.sqlite3")
-        self.store_id = self._meta("store_id") or self._set_meta("store_id", uuid.uuid4().hex)
         self.outbox = Outbox(self._db)
         self._encode = msgspec.json.Encoder().encode
         self._kept = msgspec.json.Decoder(Kept)
@@ -90,6 +88,11 @@ class Store:
 
     def close(self) -> None:
         self._db.close()
+
+    @property
+    def store_id(self) -> str:
+        """The name under which central knows the entries that this process writes."""
+        return self.outbox.store_id
 
     def transaction(self) -> AbstractContextManager[None]:
         """All or nothing, `StoreFailed` where it is nothing. Within another one it is part of that."""
@@ -236,9 +239,24 @@ class Store:
         self.outbox.append(stream, entry)
 
     def waiting(self, stream: Stream, *, limit: int, max_bytes: int) -> list[LogEntry]:
-        """The oldest entries on disk in order: as many as `limit` and `max_bytes` allow, one in any case."""
+        """The oldest entries on disk in order: as many as `limit` and `max_bytes` allow, one of each store in
+        any case.
+        """
+        entries: list[LogEntry] = []
         batch = self.outbox.batch(stream, max_entries=limit, max_bytes=max_bytes)
-        return [] if batch is None else [self._entry.decode(entry) for entry in batch.entries]
+        while batch is not None:
+            entries += [self._entry.decode(entry) for entry in batch.entries]
+            limit, max_bytes = limit - len(batch.entries), max_bytes - batch.size
+            if limit <= 0 or max_bytes <= 0:
+                break
+            following = self.outbox.batch(
+                stream, max_entries=limit, max_bytes=max_bytes, behind=batch.last_row
+            )
+            if following is not None and following.store == batch.store:
+                # Cut off by the bounds.
+                break
+            batch = following
+        return entries
 
     # --- documents ----------------------------------------------------------------------------------
 

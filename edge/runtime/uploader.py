@@ -81,7 +81,6 @@ class Uploader:
         stream: Stream,
         *,
         outbox: Outbox,
-        store_id: str,
         topic: str,
         clock: Clock,
         pace: Pace,
@@ -91,7 +90,6 @@ class Uploader:
         """`before`: the stream that goes first; while it has entries, nothing of this one leaves."""
         self._stream = stream
         self._outbox = outbox
-        self._store_id = store_id
         self._topic = topic
         self._clock = clock
         self._pace = pace
@@ -102,9 +100,11 @@ class Uploader:
         self._wanted = asyncio.Event()
         self._idle = asyncio.Event()
         self._acknowledged = asyncio.Event()
+        # All rows of the outbox, whatever store their numbers on the wire are of.
         self._awaited = 0
         self._sent_last = 0
         self._acknowledged_last = 0
+        self._told_old = False
 
     def appended(self) -> None:
         """The stream has a new entry."""
@@ -164,18 +164,31 @@ class Uploader:
         """Send a batch and wait for its acknowledgement; whether it came."""
         await self._clock.sleep(self._throttle.take(batch))
         self._acknowledged.clear()
-        self._awaited = batch.last
-        self._sent_last = max(self._sent_last, batch.last)
-        await session.publish(self._topic, _encoded(batch, self._stream, self._store_id))
+        self._awaited = batch.last_row
+        self._sent_last = max(self._sent_last, batch.last_row)
+        await session.publish(self._topic, _encoded(batch, self._stream))
         # (The event may be set by time as well.)
         await self._clock.wait(self._acknowledged, wait_s)
-        return self._acknowledged_last >= batch.last
+        return self._acknowledged_last >= batch.last_row
 
-    def acknowledge(self, last: int) -> None:
-        """Central has committed everything up to `last`."""
-        # What was never sent cannot have been committed, whatever a restored central thinks.
-        last = min(last, self._sent_last)
+    def acknowledge(self, store: str, last: int) -> None:
+        """Central has committed everything of this store up to `last`."""
         try:
+            found = self._outbox.find(self._stream, store=store, last=last)
+            if found is None:
+                return
+            if found.is_ahead and not self._told_old:
+                log.error(
+                    "this disk is older than what central has of it", stream=self._stream.value, last=last
+                )
+                self._told_old = True
+            if found.row > self._sent_last and store == self._outbox.store_id:
+                # This machine was put back while it ran, or central is wrong. It would take what comes next
+                # under these numbers for what it has.
+                log.error("central has what was not sent", stream=self._stream.value, last=last)
+                self._outbox.begin_anew(self._stream, behind=self._sent_last)
+            # What was never sent cannot have been committed, whatever a restored central thinks.
+            last = min(found.row, self._sent_last)
             while self._outbox.acknowledged(self._stream, last=last):
                 # A slice at a time; one batch in flight is at most one slice.
                 continue
@@ -186,9 +199,9 @@ class Uploader:
             self._acknowledged.set()
 
 
-def _encoded(batch: Batch, stream: Stream, store_id: str) -> bytes:
+def _encoded(batch: Batch, stream: Stream) -> bytes:
     # Each entry is JSON already: they are joined, for decoding and encoding again would hold up the loop.
     entries = cast("list[LogEntry]", [codec.raw(entry) for entry in batch.entries])
     return codec.encode(
-        LogBatch(stream=stream.value, store=store_id, first=batch.first, last=batch.last, entries=entries)
+        LogBatch(stream=stream.value, store=batch.store, first=batch.first, last=batch.last, entries=entries)
     )

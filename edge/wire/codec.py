@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from edge.wire.messages import ACCEPTED_VERSIONS, Command, Document, Envelope, Message
+from edge.wire.messages import ACCEPTED_VERSIONS, Command, Document, Envelope, LogBatch, LogEntry, Message
 
 M = TypeVar("M", bound=Message)
 
@@ -17,6 +17,9 @@ _canonical = msgspec.json.Encoder(order="deterministic")
 _envelope = msgspec.json.Decoder(Envelope)
 _command: msgspec.json.Decoder[Command] = msgspec.json.Decoder(Command)
 _decoders: dict[type[Message], msgspec.json.Decoder[Any]] = {}
+
+
+_log_entry: msgspec.json.Decoder[LogEntry] = msgspec.json.Decoder(LogEntry)
 
 
 class WireError(Exception):
@@ -42,6 +45,62 @@ def decode(kind: type[M], payload: bytes) -> M:
     if decoder is None:
         decoder = _decoders[kind] = msgspec.json.Decoder(kind)
     return _decode(decoder, payload)  # type: ignore[no-any-return]
+
+
+class _LooseBatch(msgspec.Struct):
+    stream: str
+    store: str
+    first: int
+    last: int
+    entries: list[msgspec.Raw]
+
+
+class _Numbered(msgspec.Struct):
+    seq: int
+
+
+_loose_batch: msgspec.json.Decoder[_LooseBatch] = msgspec.json.Decoder(_LooseBatch)
+_numbered: msgspec.json.Decoder[_Numbered] = msgspec.json.Decoder(_Numbered)
+
+# The kind of an entry that stands for one that could not be read.
+UNREADABLE = "unreadable"
+
+
+def decode_log(payload: bytes) -> LogBatch:
+    """Read a batch of log entries, and where some of them cannot be read, the others.
+
+    In the place of each that cannot stands one of the kind `unreadable`, whose `reason` says why and what
+    came: a node keeps and repeats what is not acknowledged, and its log must not end there.
+    """
+    try:
+        return decode(LogBatch, payload)
+    except UnknownVersionError:
+        raise
+    except WireError:
+        loose: _LooseBatch = _decode(_loose_batch, payload)
+    entries: list[LogEntry] = []
+    seq = loose.first - 1
+    for raw_entry in loose.entries:
+        try:
+            entry = _log_entry.decode(raw_entry)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            came = bytes(raw_entry).decode(errors="replace")
+            entry = LogEntry(
+                seq=_number(raw_entry, behind=seq), at="", kind=UNREADABLE, reason=f"{error}: {came}"
+            )
+        entries.append(entry)
+        seq = entry.seq
+    return LogBatch(
+        stream=loose.stream, store=loose.store, first=loose.first, last=loose.last, entries=entries
+    )
+
+
+def _number(raw_entry: msgspec.Raw, *, behind: int) -> int:
+    """The number of an entry that cannot be read: its own, or the one that follows."""
+    try:
+        return _numbered.decode(raw_entry).seq
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return behind + 1
 
 
 def decode_command(payload: bytes) -> Command:

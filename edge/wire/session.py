@@ -92,6 +92,12 @@ class Session:
         if refused:
             raise LinkDown(f"the broker refuses to let us read {', '.join(refused)}")
 
+    async def unsubscribe(self, *topics: str) -> None:
+        try:
+            await self._subscriber.unsubscribe(list(topics), timeout=CONNECT_TIMEOUT_S)
+        except aiomqtt.MqttError as error:
+            raise LinkDown(str(error)) from error
+
     async def publish(
         self,
         topic: str,
@@ -144,15 +150,19 @@ class Session:
 
 @asynccontextmanager
 async def open_session(
-    broker: Broker, *, identifier: str, will: Will | None = None
+    broker: Broker, *, identifier: str, will: Will | None = None, expiry_s: int = SESSION_EXPIRY_S
 ) -> AsyncIterator[Session]:
-    """Connect; `LinkDown` where that fails. Leaving the context says good-bye to the broker."""
+    """Connect; `LinkDown` where that fails. Leaving the context says good-bye to the broker.
+
+    `expiry_s`: for how long the broker keeps the session when the connection is lost.
+    """
     async with AsyncExitStack() as stack:
         try:
-            subscriber = await stack.enter_async_context(_client(broker, identifier, will))
+            subscriber = await stack.enter_async_context(_client(broker, identifier, will, expiry_s))
             publisher = subscriber
             if broker.split:
-                publisher = await stack.enter_async_context(_client(broker, f"{identifier}-up", None))
+                up = _client(broker, f"{identifier}-up", None, expiry_s)
+                publisher = await stack.enter_async_context(up)
         except (aiomqtt.MqttError, OSError) as error:
             raise LinkDown(f"no session with {broker.host}:{broker.port}: {error}") from error
         try:
@@ -171,9 +181,9 @@ async def _close_quietly(stack: AsyncExitStack) -> None:
         return
 
 
-def _client(broker: Broker, identifier: str, will: Will | None) -> aiomqtt.Client:
+def _client(broker: Broker, identifier: str, will: Will | None, expiry_s: int) -> aiomqtt.Client:
     properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
-    properties.SessionExpiryInterval = SESSION_EXPIRY_S
+    properties.SessionExpiryInterval = expiry_s
     properties.MaximumPacketSize = MAXIMUM_PACKET
     last_will = None
     if will is not None:

@@ -25,6 +25,18 @@ ALL_LOGS = f"{ROOT}/+/+/log"
 ALL_TELEMETRY = f"{ROOT}/+/+/tele"
 
 
+# The inbox processes as one reader: the broker gives each message to one of them.
+INBOX_GROUP = "inbox"
+
+
+def shared(topic_filter: str, *, group: str) -> str:
+    """The subscription by which all members of a group share what a topic filter brings.
+
+    The broker gives each message to one member; none gets retained messages (MQTT 5, 4.8.2).
+    """
+    return f"$share/{group}/{topic_filter}"
+
+
 def responses_to(worker: str) -> str:
     """The subscription of one Celery worker process: answers addressed to it, from every node."""
     return f"{ROOT}/+/+/rsp/{worker}"

@@ -28,3 +28,24 @@ class TimestampField(serializers.DateTimeField):
 class NumberField(serializers.FloatField):
     def to_representation(self, value: Any) -> Any:
         return number(value)
+
+
+class StrictCharField(serializers.CharField):
+    """A JSON string as it was sent; DRF's own takes numbers for one, and cuts blanks off."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(trim_whitespace=False, **options)
+
+    def to_internal_value(self, data: Any) -> str:
+        if not isinstance(data, str):
+            self.fail("invalid")
+        return super().to_internal_value(data)
+
+
+class StrictUUIDField(serializers.UUIDField):
+    """A UUID as text; DRF's own takes numbers too."""
+
+    def to_internal_value(self, data: Any) -> Any:
+        if not isinstance(data, str):
+            self.fail("invalid", value=data)
+        return super().to_internal_value(data)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import django_filters  # type: ignore[import-untyped]
 from django.db.models import Model, QuerySet
@@ -16,6 +16,13 @@ M = TypeVar("M", bound=Model)
 CharFilter = django_filters.CharFilter
 UUIDFilter = django_filters.UUIDFilter
 BooleanFilter = _BooleanFilter
+
+
+class DayFilter(django_filters.DateFilter):  # type: ignore[misc]
+    """A day as ISO 8601 writes it, and no other way."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, input_formats=["%Y-%m-%d"], **options)
 
 
 class FilterSet(django_filters.FilterSet):  # type: ignore[misc]

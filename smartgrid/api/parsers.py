@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,9 +14,15 @@ from rest_framework.parsers import BaseParser
 
 from smartgrid.api.exceptions import PayloadTooLarge
 
+# An error shows a name by as much of it.
+NAME_SHOWN = 64
+
 
 class StrictJSONParser(BaseParser):
-    """UTF-8 JSON as the standard has it: no NaN, no Infinity. Of a body above the limit no more is read."""
+    """UTF-8 JSON as the standard has it: no NaN, no Infinity; and no name twice in one object.
+
+    Of a body above the limit no more is read.
+    """
 
     media_type = "application/json"
 
@@ -29,6 +37,22 @@ class StrictJSONParser(BaseParser):
         if len(body) > limit:
             raise PayloadTooLarge
         try:
-            return msgspec.json.decode(body)
+            data = msgspec.json.decode(body)
+            # Once more for the names alone: the decoder takes the last of two without a word.
+            json.loads(
+                body, object_pairs_hook=_refuse_duplicates, parse_int=_passed_over, parse_float=_passed_over
+            )
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
             raise ParseError(f"The body is not JSON: {error}") from error
+        return data
+
+
+def _passed_over(number: str) -> None:
+    """Numbers have been read: a second reader has limits of its own."""
+
+
+def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> None:
+    if len(dict(pairs)) < len(pairs):
+        counts = Counter(name for name, _ in pairs)
+        twice = next(name for name, count in counts.items() if count > 1)
+        raise ParseError(f"The body has {twice[:NAME_SHOWN]!r} twice in one object.")

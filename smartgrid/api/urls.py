@@ -11,6 +11,7 @@ urlpatterns: list[URLPattern | URLResolver] = [
     path("version", VersionApi.as_view()),
     path("", include("sites_app.api.urls")),
     path("", include("devices_app.api.urls")),
+    path("", include("schedules_app.api.urls")),
     path("", include("control_app.api.urls")),
     # Last: everything else.
     re_path(r"^.*$", UnknownPathApi.as_view()),

@@ -79,6 +79,8 @@ class DemoSettings:
             "SGM_MQTT_INBOX_USERNAME": "central-inbox",
             "SGM_MQTT_INBOX_PASSWORD": self.secrets["mqtt_central-inbox"],
             "SGM_MQTT_SPLIT_CONNECTIONS": "1" if self.split_connections else "0",
+            # The broker that needs connections of their own is the one not to be trusted with these.
+            "SGM_MQTT_SHARED_SUBSCRIPTIONS": "0" if self.split_connections else "1",
             "SGM_TENANT": TENANT,
             "SGM_ROOT_TOKENS": self.secrets["root_token"],
             "SGM_TOKEN_HASH_KEY": self.secrets["token_hash_key"],

@@ -13,7 +13,8 @@ from django.db import connection, connections
 from django.utils import timezone
 
 from control_app import inbox
-from control_app.management.commands.run_inbox import Inbox
+from control_app.inbox import ReceivedLog
+from control_app.management.commands.run_inbox import Arrived, Inbox
 from control_app.models import (
     CommandState,
     ControlCommand,
@@ -42,6 +43,7 @@ from edge.wire.session import Incoming
 from sites_app.documents import manifest_for
 from sites_app.models import Node
 from sites_app.presence import presence_read
+from sites_app.reports import ReceivedReport
 from smartgrid.errors import Conflict
 from tests.factories import (
     control_command_make,
@@ -90,9 +92,15 @@ def batch(*entries: LogEntry, store: str = "store-1") -> LogBatch:
 
 
 def take(story, *entries: LogEntry, **options) -> int:
-    ack = inbox.on_log(str(story.node_a.pk), batch(*entries, **options))
-    assert ack is not None
-    return ack.last
+    last = log_taken(story.node_a.pk, batch(*entries, **options))
+    assert last is not None
+    return last
+
+
+def log_taken(node_id: uuid.UUID, sent: LogBatch) -> int | None:
+    """What is acknowledged of a batch; None where nothing is."""
+    acks = inbox.on_logs([ReceivedLog(str(node_id), sent, timezone.now())])
+    return acks[0][1].last if acks else None
 
 
 def values_logged() -> list[float | None]:
@@ -147,16 +155,14 @@ def test_batch_that_comes_twice_is_taken_once(story):
 def test_stream_that_has_no_place_yet_is_not_acknowledged_so_that_the_node_keeps_it(story):
     points = LogEntry(seq=1, at=wall(timezone.now()), kind="points")
     batch = LogBatch(stream="telemetry", store="store-1", first=1, last=1, entries=[points])
-    assert inbox.on_log(str(story.node_a.pk), batch) is None
+    assert log_taken(story.node_a.pk, batch) is None
     assert not NodeStream.objects.exists()
 
 
 @pytest.mark.parametrize("kind", ["clock", "gap"])
 def test_what_a_node_says_of_itself_is_acknowledged(story, kind):
     batch = LogBatch(stream="control", store="store-1", first=1, last=1, entries=[entry(1, kind=kind)])
-    ack = inbox.on_log(str(story.node_a.pk), batch)
-    assert ack is not None
-    assert ack.last == 1
+    assert log_taken(story.node_a.pk, batch) == 1
 
 
 def test_of_an_overlapping_batch_only_the_new_entries_are_taken(story):
@@ -184,7 +190,7 @@ def test_replaced_store_begins_its_numbers_anew(story):
 
 
 def test_unknown_node_is_not_acknowledged(story):
-    assert inbox.on_log(str(uuid.uuid4()), batch(entry(1))) is None
+    assert log_taken(uuid.uuid4(), batch(entry(1))) is None
     assert not NodeStream.objects.exists()
 
 
@@ -389,7 +395,7 @@ def test_unconfirmed_device_keeps_its_value(story):
 def test_result_takes_the_same_locks_in_the_same_order_as_the_view(story, django_assert_max_num_queries):
     """Command, request, device: two that learn of one result wait for each other, and do not deadlock."""
     command = unknown_command(story)
-    with django_assert_max_num_queries(20) as queries:
+    with django_assert_max_num_queries(25) as queries:
         take(story, result_of(command, 1))
     tables = [
         query["sql"].split('"')[1] for query in queries.captured_queries if query["sql"].startswith("UPDATE")
@@ -422,7 +428,8 @@ def report(story, **fields) -> Reported:
 
 def on_reported(story, *, retained: bool = False, after_s: float = 0, **fields) -> None:
     received = timezone.now() + timedelta(seconds=after_s)
-    inbox.on_reported(str(story.node_a.pk), report(story, **fields), received=received, retained=retained)
+    reported = report(story, **fields)
+    inbox.on_reports([ReceivedReport(str(story.node_a.pk), reported, received, retained)])
 
 
 def test_report_that_shows_no_acceptance_settles_the_unknown_as_not_delivered(story):
@@ -486,7 +493,7 @@ def test_log_outranks_what_a_report_seemed_to_prove(story):
 
 
 def test_report_of_an_unknown_node_is_passed_over(story):
-    inbox.on_reported(str(uuid.uuid4()), report(story), received=timezone.now(), retained=False)
+    inbox.on_reports([ReceivedReport(str(uuid.uuid4()), report(story), timezone.now(), retained=False)])
 
 
 # --- the process --------------------------------------------------------------------------------------------------------------
@@ -497,8 +504,10 @@ def process(live_redis):
     return Inbox()
 
 
-def incoming(node: str, leaf: str, payload: bytes, *, retain: bool = False) -> Incoming:
-    return Incoming(f"sgm/v1/tenant-123/{node}/{leaf}", payload, retain, None, None)
+def incoming(
+    node: str, leaf: str, payload: bytes, *, retain: bool = False, tenant: str = "tenant-123"
+) -> Arrived:
+    return Arrived.now(Incoming(f"sgm/v1/{tenant}/{node}/{leaf}", payload, retain, None, None))
 
 
 def beat_of(session: str) -> bytes:
@@ -506,7 +515,7 @@ def beat_of(session: str) -> bytes:
 
 
 def test_heartbeat_makes_a_node_reachable(story, process):
-    process._handle(incoming(str(story.node_a.pk), "hb", beat_of("s1")))
+    process.take([incoming(str(story.node_a.pk), "hb", beat_of("s1"))])
     known = presence_read([story.node_a.pk])[story.node_a.pk]
     assert (known.session, known.fresh) == ("s1", "token")
     assert known.is_reachable(now=timezone.now().timestamp())
@@ -515,14 +524,14 @@ def test_heartbeat_makes_a_node_reachable(story, process):
 @pytest.mark.parametrize("node", ["no-uuid", "5f27ec202c4f42c2bb85d309ca009be6", "A" * 64])
 @pytest.mark.parametrize("leaf", ["hb", "presence", "reported", "log", "tele"])
 def test_branch_of_no_node_is_passed_over(process, caplog, node, leaf):
-    process._handle(incoming(node, leaf, beat_of("s1")))
+    process.take([incoming(node, leaf, beat_of("s1"))])
     assert "message_of_no_node" in caplog.text
 
 
 @pytest.mark.parametrize("leaf", ["hb", "presence", "reported", "log", "tele", "poem"])
 @pytest.mark.parametrize("payload", [b"", b"{", b"null", b'{"v": 2}', b'{"v": 1}', b"[" * 5000, b"\xff"])
 def test_what_cannot_be_read_does_not_end_the_process(story, process, leaf, payload):
-    process._handle(incoming(str(story.node_a.pk), leaf, payload))
+    process.take([incoming(str(story.node_a.pk), leaf, payload)])
 
 
 def test_node_unknown_to_central_does_not_end_the_process(process):
@@ -533,13 +542,13 @@ def test_node_unknown_to_central_does_not_end_the_process(process):
         ("log", batch(entry(1))),
         ("tele", TelemetryBatch(points=points)),
     ):
-        process._handle(incoming(node, leaf, codec.encode(message)))
+        process.take([incoming(node, leaf, codec.encode(message))])
     assert not NodeStream.objects.exists()
 
 
 def test_birth_that_no_inbox_heard_is_learnt_from_the_retained_one(story, process):
     birth = codec.encode(Presence(online=True, session="s1", boot="b1", fresh="old token"))
-    process._handle(incoming(str(story.node_a.pk), "presence", birth, retain=True))
+    process.take([incoming(str(story.node_a.pk), "presence", birth, retain=True)])
     node = Node.objects.get(pk=story.node_a.pk)
     assert (node.online, node.session) == (True, "s1")
     known = presence_read([node.pk])[node.pk]
@@ -551,7 +560,7 @@ def test_will_of_a_former_session_changes_nothing(story, process):
     name = str(story.node_a.pk)
     for online, session in ((True, "s1"), (True, "s2"), (False, "s1")):
         presence = Presence(online=online, session=session, boot="b")
-        process._handle(incoming(name, "presence", codec.encode(presence)))
+        process.take([incoming(name, "presence", codec.encode(presence))])
     assert Node.objects.get(pk=story.node_a.pk).online is True
 
 
@@ -562,7 +571,7 @@ def test_telemetry_of_a_device_of_another_node_is_left_out(story, process):
         TelemetryPoint(t="", key="P_kW", value=500.0, device="INV_02"),
     ]
     telemetry = codec.encode(TelemetryBatch(points=points))
-    process._handle(incoming(str(story.node_a.pk), "tele", telemetry))
+    process.take([incoming(str(story.node_a.pk), "tele", telemetry)])
     metrics = story.root.get(f"/v1/sites/{story.site_a.pk}").json()["metrics"]
     assert [(metric["key"], metric["value"]) for metric in metrics] == [("P_Actual_kW", 30)]
 
@@ -577,11 +586,11 @@ def test_batch_that_could_not_be_committed_is_not_acknowledged_and_taken_when_it
     message = incoming(str(story.node_a.pk), "log", codec.encode(batch(entry(1))))
     table_rename("control_app_nodestream", "elsewhere")
     try:
-        process._handle(message)
+        process.take([message])
     finally:
         table_rename("elsewhere", "control_app_nodestream")
     assert not ControlLog.objects.exists()
-    process._handle(message)
+    process.take([message])
     assert NodeStream.objects.get().last == 1
 
 

@@ -22,10 +22,10 @@ from devices_app.services import (
     device_type_update,
     device_update,
 )
-from edge.wire.messages import AppliedDocument, NodeConfig, Reported
+from edge.wire.messages import AppliedDocument, NodeConfig
 from sites_app.documents import manifest_for
 from sites_app.models import Node
-from sites_app.services import node_reported_record, node_update, site_update
+from sites_app.services import node_update, site_update
 from smartgrid.errors import Conflict, Invalid, NotFound, SgmError
 from tests.factories import (
     device_make,
@@ -35,6 +35,7 @@ from tests.factories import (
     node_online,
     profile_body_make,
     report_make,
+    report_record,
     site_make,
 )
 
@@ -257,8 +258,7 @@ def test_what_keeps_it_is_told_in_the_nodes_words(node, device):
         return retiring_kept_by(RetiringDevice.objects.select_related("node").get())
 
     def said(**fields: Any) -> str:
-        report: Reported = report_make(node, **fields)
-        node_reported_record(node=node, reported=msgspec.to_builtins(report), at=device.created_at)
+        report_record(node, report_make(node, **fields))
         return kept_by()
 
     device_delete(device=device)

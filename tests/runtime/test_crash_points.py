@@ -232,6 +232,7 @@ class Process:
         self.control.desired.take_manifest(listed)
         for doc in documents:
             self.control.desired.take(SCHEDULE if "slots" in doc.body else "config", doc)
+        self.control.desired.settle()
 
 
 class _Over(Exception):  # noqa: N818 - ends the task group, nothing is wrong

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
@@ -24,6 +25,7 @@ from edge.runtime.uploader import PACE, Pace
 from edge.simulators.modbus import Fault, SimulatedDevice
 from edge.wire import codec
 from edge.wire.messages import (
+    DIGEST_LENGTH,
     Code,
     CommandAnswer,
     LogBatch,
@@ -325,6 +327,112 @@ async def test_bad_time_limit_is_refused_and_the_previous_one_stays(rig):
     assert 55 < (done.devices[A].holds_s or 0) <= 60
 
 
+def documents(report: Reported) -> dict[str, tuple[int, str, str]]:
+    return {name: (each.v, each.status, each.digest) for name, each in report.documents.items()}
+
+
+def days(count: int) -> list[str]:
+    return [f"schedule/2026-{3 + number // 28:02d}-{1 + number % 28:02d}/inverter" for number in range(count)]
+
+
+def day_body(name: str, value: float) -> dict[str, Any]:
+    return {"date": name.split("/")[1], "category": "inverter", "slots": {"10:00": value}}
+
+
+async def test_one_change_of_an_idle_node_is_reported_at_once_whatever_it_reported_before(
+    broker, tmp_path, monkeypatch
+):
+    """Between the birth or a report that nothing asked for and the change, no ten seconds need to pass."""
+    monkeypatch.setattr("edge.runtime.link.REPORT_ANYWAY_S", 0.3)
+    async with rigged(broker, tmp_path) as rig:
+        rig.start()
+        await rig.central.expect(Reported)
+        await rig.central.expect(Reported, lambda report: report is not rig.central.all(Reported)[0])
+        name = days(1)[0]
+        doc = await rig.central.put(name, day_body(name, 50.0), version=1)
+        await rig.central.put_manifest()
+
+        report = await rig.central.expect(Reported, lambda report: report.documents)
+        assert documents(report) == {name: (1, "applied", doc.sha256[:DIGEST_LENGTH])}
+        assert report.manifest_version == 1
+        # It says so by the node's own clock: what the machine of this test adds is not the node's.
+        applied_ms = int((tmp_path / "documents" / f"{name.replace('/', '~')}.json").stat().st_mtime * 1000)
+        reported_ms = datetime.fromisoformat(report.at).timestamp() * 1000
+        assert -1 <= reported_ms - applied_ms < 100
+
+
+async def test_documents_that_arrive_together_are_one_or_two_reports(broker, tmp_path):
+    async with rigged(broker, tmp_path) as rig:
+        rig.start()
+        await rig.central.expect(Reported)
+        before = len(rig.central.all(Reported))
+        for name in days(40):
+            await rig.central.put(name, day_body(name, 50.0), version=1)
+        await rig.central.put_manifest()
+
+        report = await rig.central.expect(Reported, lambda report: len(report.documents) == 40)
+        assert {each.status for each in report.documents.values()} == {"applied"}
+        assert len(rig.central.all(Reported)) - before <= 2
+
+
+async def test_reports_of_one_boot_are_in_the_order_of_their_clock(rig):
+    await rig.central.expect_answer(await rig.central.setpoint(INVERTER_01=30), "done")
+    await rig.central.expect(Reported, lambda report: report.sequences)
+    times = [report.mono_ms for report in rig.central.all(Reported)]
+    assert len(times) >= 2
+    assert times == sorted(set(times))
+    assert abs(times[-1] - rig.clock.boottime_s() * 1000) < 10_000
+
+
+async def test_node_moved_to_another_site_drops_its_schedules_and_retires_its_devices(rig):
+    """Also a device that moves with it: what holds it was asked by those whom it no longer belongs to."""
+    name = f"schedule/{rig.clock.now().utc.date()}/inverter"
+    await rig.central.put(name, day_body(name, 50.0), version=2)
+    await rig.central.put_manifest()
+    await rig.central.expect(Reported, lambda report: name in report.documents)
+    await rig.central.expect_answer(await rig.central.setpoint(INVERTER_01=30), "done")
+    body = rig.body
+    body["site"] |= {"id": "site-2", "tag": "site_b"}
+    del rig.central.documents[name]
+    await rig.central.put("config", body, version=rig.central.manifest_version + 1)
+    await rig.central.put_manifest()
+
+    entry = await rig.central.expect_entry(lambda entry: entry.kind == "retired")
+    assert (entry.value, list(entry.devices), rig.device.limit_in_force) == (100, [A], 100)
+    report = await rig.central.expect(
+        Reported, lambda report: report.documents.keys() == {"config"} and not report.retiring
+    )
+    assert report.devices_refused == {}
+    command = await rig.central.setpoint(INVERTER_01=40)
+    assert (await rig.central.expect_answer(command, "done")).devices[A].ok
+
+
+async def test_command_from_before_an_older_image_was_put_back_is_refused(rig, tmp_path, tmp_path_factory):
+    """Its memory of commands and sequences is as old as the image; the tokens are of the process alone."""
+    image = tmp_path_factory.mktemp("image") / "state"
+    await rig.end()
+    shutil.copytree(tmp_path, image)
+    rig.central.heard.clear()
+    rig.start()
+    token = await rig.central.token()
+    command = await rig.central.setpoint(INVERTER_01=30, command_id="once", sequence=70)
+    await rig.central.expect_answer(command, "done")
+    await rig.end()
+    shutil.rmtree(tmp_path)
+    shutil.copytree(image, tmp_path)
+    rig.central.heard.clear()
+    rig.start()
+    await rig.central.expect(Reported)
+    writes = rig.device.writes[LIMIT]
+
+    await rig.central.setpoint(INVERTER_01=30, command_id="once", sequence=70, fresh=token)
+    assert (await rig.central.expect_answer("once", "refused")).code == Code.STALE
+    assert rig.device.writes[LIMIT] == writes
+    # Central's sequence was never put back, so what it sends next is newer for this node.
+    command = await rig.central.setpoint(INVERTER_01=50, sequence=71)
+    assert (await rig.central.expect_answer(command, "done")).devices[A].ok
+
+
 async def test_reports_of_many_changes_are_gathered(rig):
     await rig.central.expect(Reported)
     before = len(rig.central.all(Reported))
@@ -375,7 +483,9 @@ async def test_acknowledgement_of_another_store_or_beyond_what_was_sent_deletes_
     rig.central.heard.clear()
     command = await rig.central.setpoint(INVERTER_01=60)
     entry = await rig.central.expect_entry(lambda entry: entry.command_id == command)
-    assert entry.seq == batch.last + 1
+    # Not under numbers that central thinks it has.
+    assert entry.seq == 1
+    assert {batch.store for batch in rig.central.all(LogBatch)}.isdisjoint({batch.store})
 
 
 async def test_readings_reach_central(rig):
@@ -428,9 +538,9 @@ async def test_backlog_drains_whole_and_in_order_while_live_commands_are_answere
         entry = await rig.central.expect_entry(lambda entry: entry.command_id == command, within_s=30)
 
         batches = rig.central.all(LogBatch)
-        numbers = [each.seq for batch in batches for each in batch.entries]
-        assert numbers[: entry.seq] == list(range(1, entry.seq + 1))
-        assert len(numbers) == len(set(numbers))
+        numbers = [(batch.store, each.seq) for batch in batches for each in batch.entries]
+        assert [number for _, number in numbers] == [*range(1, count + 1), *range(1, entry.seq + 1)]
+        assert len({store for store, _ in numbers}) == 2
         assert all(
             (batch.first, batch.last) == (batch.entries[0].seq, batch.entries[-1].seq) for batch in batches
         )

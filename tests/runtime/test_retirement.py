@@ -69,6 +69,40 @@ async def test_held_device_that_is_removed_goes_back_to_its_default_at_once_and_
         assert not plant.store.leaving()
 
 
+async def test_held_device_whose_node_moves_to_another_site_goes_back_to_its_default_and_serves_there(
+    tmp_path,
+):
+    async with running_plant(tmp_path) as plant:
+        device = await held(plant)
+        plant.site = {**plant.site, "id": "site-2"}
+        plant.apply()
+        await let_go(plant)
+        assert (plant.limit(A), device.writes[LIMIT]) == (100, 2)
+        assert len(plant.logged("retired")) == 1
+
+        answer = plant.hold({A: 40})[A]
+        await plant.run(2, answer.done)
+        assert answer.result().ok
+
+
+async def test_move_to_another_site_is_gone_on_with_after_a_restart(tmp_path):
+    async with running_plant(tmp_path) as plant:
+        device = await held(plant)
+        await device.set_fault(Fault.IGNORE_WRITES)
+        plant.site = {**plant.site, "id": "site-2"}
+        plant.apply()
+        await plant.run(3)
+        assert list(plant.fleet.retiring) == [A]
+        moved, site = plant.site, plant.outlive()
+    async with running_plant(tmp_path, site=site) as plant:
+        plant.site = moved
+        plant.apply()
+        assert list(plant.fleet.retiring) == [A]
+        await device.set_fault(Fault.NONE)
+        await let_go(plant, 30)
+        assert plant.limit(A) == 100
+
+
 async def test_scheduled_device_that_is_removed_goes_back_to_its_default(tmp_path):
     async with running_plant(tmp_path) as plant:
         device = await plant.add(A)

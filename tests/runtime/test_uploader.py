@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from itertools import pairwise
@@ -53,7 +54,6 @@ class Bench:
             return Uploader(
                 stream,
                 outbox=store.outbox,
-                store_id=store.store_id,
                 topic="log",
                 clock=self.clock,
                 pace=pace,
@@ -63,6 +63,12 @@ class Bench:
 
         self.control = uploader(CONTROL)
         self.telemetry = uploader(TELEMETRY, self.control)
+
+    def uploader(self, stream: str) -> Uploader:
+        return self.control if stream == CONTROL else self.telemetry
+
+    def acknowledge(self, batch: LogBatch, *, last: int | None = None) -> None:
+        self.uploader(batch.stream).acknowledge(batch.store, batch.last if last is None else last)
 
     def append(self, stream: Stream, *, count: int = 1, size: int = 0) -> None:
         with self.store.transaction():
@@ -138,11 +144,11 @@ async def test_telemetry_waits_until_no_control_entry_is_left(make):
     bench.append(CONTROL, count=PACE.batch_entries + 1)
     async with bench.session() as central:
         await bench.pass_time(0.5)
-        bench.control.acknowledge(central.of(CONTROL)[0].last)
+        bench.acknowledge(central.of(CONTROL)[0])
         await bench.pass_time(0.5)
         assert (len(central.of(CONTROL)), len(central.of(TELEMETRY))) == (2, 0)
 
-        bench.control.acknowledge(central.of(CONTROL)[1].last)
+        bench.acknowledge(central.of(CONTROL)[1])
         await bench.pass_time(0.5)
         assert len(central.of(TELEMETRY)) == 1
 
@@ -152,9 +158,9 @@ async def test_acknowledged_batch_is_followed_by_the_next_at_once_and_late_ones_
     bench.append(CONTROL, count=2 * PACE.batch_entries)
     async with bench.session() as central:
         await bench.pass_time(0.2)
-        bench.control.acknowledge(central.of(CONTROL)[0].last)
+        bench.acknowledge(central.of(CONTROL)[0])
         await bench.pass_time(0.2)
-        bench.control.acknowledge(central.of(CONTROL)[0].last)
+        bench.acknowledge(central.of(CONTROL)[0])
         await bench.pass_time(5)
         assert [(batch.first, batch.last) for batch in central.of(CONTROL)] == [(1, 50), (51, 100)]
 
@@ -164,9 +170,154 @@ async def test_what_was_never_sent_cannot_be_acknowledged(make):
     bench.append(CONTROL, count=PACE.batch_entries + 5)
     async with bench.session() as central:
         await bench.pass_time(0.2)
-        bench.control.acknowledge(10**6)
+        bench.acknowledge(central.of(CONTROL)[0], last=10**6)
         await bench.pass_time(0.2)
-        assert [(batch.first, batch.last) for batch in central.of(CONTROL)] == [(1, 50), (51, 55)]
+        first, second = central.of(CONTROL)
+        assert (first.first, first.last, second.first, second.last) == (1, 50, 1, 5)
+        # Under that name central would take them for what it has already.
+        assert second.store != first.store
+        assert [entry.seq for entry in second.entries] == [1, 2, 3, 4, 5]
+
+
+async def test_acknowledgement_of_a_store_that_this_disk_does_not_know_deletes_nothing(make):
+    bench = make()
+    bench.append(CONTROL)
+    async with bench.session():
+        await bench.pass_time(0.2)
+        for store in ("", "another"):
+            bench.control.acknowledge(store, 1)
+        assert not bench.store.outbox.is_empty(CONTROL)
+
+
+# --- a disk that was put back ------------------------------------------------------------------------------
+
+
+class Database:
+    """Central's side of the streams: a batch adds what is behind its position in that store (exactly once)."""
+
+    def __init__(self) -> None:
+        self.positions: dict[tuple[str, str], int] = {}
+        self.rows: list[tuple[str, str]] = []
+
+    def take(self, batch: LogBatch) -> int:
+        key = (batch.stream, batch.store)
+        for entry in batch.entries:
+            if entry.seq > self.positions.get(key, 0):
+                self.positions[key] = entry.seq
+                self.rows.append((batch.stream, entry.reason))
+        return self.positions[key]
+
+
+async def upload(bench: Bench, database: Database, *, batches: int | None = None) -> None:
+    """Send what waits; `batches`: the process ends when so many of both streams are taken, with the
+    acknowledgement of the last on its way."""
+    async with bench.session() as central:
+        taken = 0
+        while True:
+            await bench.pass_time(0.5)
+            fresh = [batch for _, batch in central.heard[taken:]]
+            if not fresh:
+                return
+            for batch in fresh:
+                last = database.take(batch)
+                taken += 1
+                if taken == batches:
+                    return
+                bench.uploader(batch.stream).acknowledge(batch.store, last)
+
+
+def say(bench: Bench, *reasons: str) -> None:
+    for stream in Stream:
+        for reason in reasons:
+            bench.store.append(stream, LogEntry(seq=0, at="", kind="result", reason=reason))
+
+
+def both(*reasons: str) -> list[tuple[str, str]]:
+    return sorted((stream.value, reason) for reason in reasons for stream in Stream)
+
+
+@pytest.mark.parametrize("sent_before", [0, 1, 2])
+@pytest.mark.parametrize("killed_after", [None, 1, 2, 3, 4])
+async def test_disk_put_back_to_an_image_loses_and_doubles_nothing(
+    make, tmp_path, tmp_path_factory, sent_before, killed_after
+):
+    """The image holds entries that were sent afterwards, and numbers that were used for others."""
+    database, image = Database(), tmp_path_factory.mktemp("image") / "state"
+    bench = make()
+    say(bench, "a", "b")
+    if sent_before:
+        await upload(bench, database, batches=sent_before)
+    bench.store.close()
+    shutil.copytree(tmp_path, image)
+    bench = make()
+    say(bench, "c", "d", "e")
+    await upload(bench, database)
+    assert sorted(database.rows) == both(*"abcde")
+    bench.store.close()
+
+    shutil.rmtree(tmp_path)
+    shutil.copytree(image, tmp_path)
+    bench = make()
+    say(bench, "f", "g")
+    if killed_after is not None:
+        await upload(bench, database, batches=killed_after)
+        bench.store.close()
+        bench = make()
+    say(bench, "h")
+    await upload(bench, database)
+
+    assert sorted(database.rows) == both(*"abcdefgh")
+    assert [reason for stream, reason in database.rows if stream == CONTROL] == list("abcdefgh")
+    assert all(bench.store.outbox.is_empty(stream) for stream in Stream)
+
+
+async def test_machine_put_back_while_it_ran_numbers_anew_what_it_had_not_sent(make):
+    """A snapshot of a virtual machine, its memory included: no process starts, and central is ahead."""
+    bench, database = make(), Database()
+    say(bench, "a", "b")
+    await upload(bench, database)
+    store = bench.store.store_id
+    # What the machine did in the future that was taken back.
+    for stream in Stream:
+        database.positions[stream.value, store] = 7
+    say(bench, "c")
+    await upload(bench, database)
+    say(bench, "d")
+    await upload(bench, database)
+
+    # What was under way when it was noticed may be taken for what central has; nothing behind it is.
+    assert sorted(set(database.rows) - set(both("c"))) == both("a", "b", "d")
+    assert bench.store.store_id != store
+
+
+async def test_numberings_of_former_processes_are_forgotten_when_central_has_their_entries(make):
+    database = Database()
+    for number in range(4):
+        bench = make()
+        say(bench, f"{number}")
+        if number == 3:
+            await upload(bench, database)
+        else:
+            bench.store.close()
+
+    assert sorted(database.rows) == both("0", "1", "2", "3")
+    left = bench.store._db.rows("SELECT stream, store FROM numbering")
+    assert sorted(left) == sorted((stream.value, bench.store.store_id) for stream in Stream)
+
+
+async def test_entries_of_software_that_had_one_store_for_all_processes_keep_its_numbers(make):
+    bench = make()
+    say(bench, "a", "b")
+    bench.store._db.execute("DELETE FROM numbering")
+    bench.store._db.execute("INSERT INTO meta VALUES ('store_id', 'the-one')")
+    bench.store.close()
+    bench, database = make(), Database()
+    database.positions[CONTROL.value, "the-one"] = 1
+    say(bench, "c")
+    await upload(bench, database)
+
+    assert [reason for stream, reason in database.rows if stream == CONTROL] == ["b", "c"]
+    assert database.positions[CONTROL.value, "the-one"] == 2
 
 
 async def test_backlog_of_a_session_waits_for_a_random_while_and_a_fresh_entry_for_none(make):

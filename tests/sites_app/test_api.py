@@ -2,14 +2,11 @@ from __future__ import annotations
 
 import json
 import uuid
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 import pytest
-from django.utils import timezone
 
 from sites_app.models import Node, Site
-from sites_app.selectors import metrics_key
-from smartgrid import live
 from tests.factories import site_make, story_make
 
 pytestmark = pytest.mark.django_db
@@ -168,49 +165,3 @@ def test_filter_value_which_cannot_be_used_is_named(story):
     response = story.root.get("/v1/nodes?site_id=everything")
     assert response.status_code == 400
     assert list(response.json()["errors"]) == ["site_id"]
-
-
-@pytest.fixture
-def readings(redis_url, settings):
-    """A real Redis behind `live`, and a way to put a site's readings there."""
-    settings.SGM_REDIS_URL = redis_url
-    live.client.cache_clear()
-
-    def put(site, **values):
-        for key, value in values.items():
-            live.client().hset(metrics_key(site.pk), key, value)
-
-    yield put
-    live.client().close()
-    live.client.cache_clear()
-
-
-def reading(value, *, age=timedelta()):
-    return json.dumps({"value": value, "timestamp": (timezone.now() - age).strftime("%Y-%m-%dT%H:%M:%S.%fZ")})
-
-
-def test_site_detail_shows_the_latest_reading_of_each_key(story, readings):
-    readings(story.site_a, **{"P_Actual_kW": reading(1249.0), "V_Wind_m/s": reading(3.00223)})
-    metrics = shown_as_printed(story.holder_a.get(f"/v1/sites/{story.site_a.pk}"))["metrics"]
-    assert [(metric["key"], metric["value"]) for metric in metrics] == [
-        ("P_Actual_kW", 1249),
-        ("V_Wind_m/s", 3.00223),
-    ]
-    assert isinstance(metrics[0]["value"], int)
-    assert list(metrics[0]) == ["key", "value", "timestamp"]
-
-
-def test_reading_older_than_a_quarter_of_an_hour_is_not_served(story, readings):
-    readings(
-        story.site_a,
-        old=reading(1, age=timedelta(minutes=15, seconds=1)),
-        new=reading(2, age=timedelta(minutes=14)),
-    )
-    metrics = story.holder_a.get(f"/v1/sites/{story.site_a.pk}").json()["metrics"]
-    assert [metric["key"] for metric in metrics] == ["new"]
-
-
-def test_unreadable_reading_hides_itself_and_no_other(story, readings):
-    readings(story.site_a, broken="not json", good=reading(2))
-    metrics = story.holder_a.get(f"/v1/sites/{story.site_a.pk}").json()["metrics"]
-    assert [metric["key"] for metric in metrics] == ["good"]

@@ -5,7 +5,7 @@ import pytest
 from edge.wire.codec import body_digest, decode, is_intact
 from edge.wire.messages import Document, Manifest
 from sites_app.documents import manifest_for, node_document_drop, node_document_put
-from sites_app.publishing import node_publish
+from sites_app.publishing import nodes_publish
 from sites_app.services import site_update
 from tests.factories import device_make, node_make, site_make
 
@@ -105,7 +105,7 @@ def test_published_documents_are_intact_and_the_manifest_comes_last():
     node = node_make()
     device_make(node=node, peak_power_kw=60.5)
     broker = Retained()
-    node_publish(node_id=str(node.pk), link=broker)
+    nodes_publish(node_ids=[node.pk], link=broker)
     config = broker.document(node, "config")
     assert is_intact(config)
     assert broker.order[-1] == "manifest"
@@ -118,7 +118,7 @@ def test_dropped_document_is_published_as_nothing():
     node_document_put(node=node, name="extra", body=BODY)
     node_document_drop(node=node, name="extra")
     broker = Retained()
-    node_publish(node_id=str(node.pk), names=["extra"], link=broker)
+    nodes_publish(node_ids=[node.pk], link=broker)
     assert broker.messages[node.topics.document("extra")] == b""
 
 
@@ -127,12 +127,12 @@ def test_publisher_overtaken_by_a_change_leaves_the_newest():
     node_document_put(node=node, name="extra", body=BODY)
     broker = Retained()
     broker.before_manifest = lambda: node_document_put(node=node, name="extra", body={"slots": {"00:00": 1}})
-    node_publish(node_id=str(node.pk), names=["extra"], link=broker)
+    nodes_publish(node_ids=[node.pk], link=broker)
     assert broker.document(node, "extra").body == {"slots": {"00:00": 1}}
     assert broker.manifest(node) == manifest_for(node)
 
 
 def test_publishing_a_node_which_is_gone_does_nothing():
     broker = Retained()
-    node_publish(node_id="00000000-0000-4000-8000-000000000000", link=broker)
+    nodes_publish(node_ids=["00000000-0000-4000-8000-000000000000"], link=broker)
     assert broker.messages == {}

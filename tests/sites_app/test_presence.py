@@ -23,8 +23,8 @@ def node_id(settings, redis_url):
     live.client.cache_clear()
 
 
-def beat(node_id, *, session="s1", fresh="token", at=NOW) -> None:
-    message = Heartbeat(session=session, seq=1, mono_ms=0, wall="1970-01-01T00:00:00Z", fresh=fresh)
+def beat(node_id, *, session="s1", fresh="token", at=NOW, seq=1) -> None:
+    message = Heartbeat(session=session, seq=seq, mono_ms=0, wall="1970-01-01T00:00:00Z", fresh=fresh)
     heartbeat_note(str(node_id), message, at=at)
 
 
@@ -77,7 +77,7 @@ def test_retained_birth_tells_nothing_about_now(node_id):
 
 def test_newest_token_replaces_the_one_before(node_id):
     beat(node_id, fresh="first")
-    beat(node_id, fresh="second", at=NOW + 5)
+    beat(node_id, fresh="second", at=NOW + 5, seq=2)
     assert (known(node_id).fresh, known(node_id).fresh_at) == ("second", NOW + 5)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from datetime import timedelta
 
 import pytest
@@ -11,9 +12,11 @@ from django.utils import timezone
 from edge.wire.messages import Heartbeat, Presence
 from sites_app.models import Alarm, Node
 from sites_app.presence import central_now, heartbeat_note, presence_note
-from sites_app.services import nodes_alarms_judge, nodes_presence_settle
+from sites_app.services import nodes_alarms_judge, nodes_silent_mark
 from smartgrid import live
 from tests.factories import node_make, node_online
+
+_numbers = itertools.count(1)
 
 pytestmark = pytest.mark.django_db
 
@@ -30,7 +33,9 @@ def redis_client(settings, redis_url):
 
 
 def beat(node: Node, *, session: str = "session-1", ago_s: float = 0) -> None:
-    message = Heartbeat(session=session, seq=1, mono_ms=0, wall="2026-11-23T00:00:00Z", fresh="token")
+    message = Heartbeat(
+        session=session, seq=next(_numbers), mono_ms=0, wall="2026-11-23T00:00:00Z", fresh="token"
+    )
     heartbeat_note(str(node.pk), message, at=central_now() - ago_s)
 
 
@@ -47,18 +52,18 @@ def node(redis_client):
 
 
 def test_node_whose_heartbeats_stop_is_offline_whatever_its_will_says(node):
-    assert nodes_presence_settle() == (0, 0)
+    assert nodes_silent_mark() == 0
     beat(node, ago_s=15)
-    assert nodes_presence_settle() == (1, 0)
+    assert nodes_silent_mark() == 1
     assert not is_online(node)
-    assert nodes_presence_settle() == (0, 0)
+    assert nodes_silent_mark() == 0
 
 
 def test_node_that_is_heard_again_without_a_birth_is_online_again(node):
     beat(node, ago_s=60)
-    nodes_presence_settle()
+    nodes_silent_mark()
     beat(node, session="session-2")
-    assert nodes_presence_settle() == (0, 1)
+    assert nodes_silent_mark() == 1
     row = Node.objects.get(pk=node.pk)
     assert (row.online, row.session) == (True, "session-2")
 
@@ -67,14 +72,14 @@ def test_node_whose_will_has_come_is_not_brought_back_by_its_last_heartbeat(node
     Node.objects.update(online=False)
     will = Presence(online=False, session="session-1", boot="boot-1")
     presence_note(str(node.pk), will, retained=False, at=central_now())
-    assert nodes_presence_settle() == (0, 0)
+    assert nodes_silent_mark() == 0
 
 
 def test_redis_that_came_back_empty_makes_nobody_offline_for_a_while(node, redis_client):
     redis_client.flushall()
-    assert nodes_presence_settle() == (0, 0)
+    assert nodes_silent_mark() == 0
     with time_machine.travel(timezone.now() + timedelta(seconds=16), tick=False):
-        assert nodes_presence_settle() == (1, 0)
+        assert nodes_silent_mark() == 1
 
 
 def test_redis_that_is_away_changes_nothing(node, settings):
@@ -82,20 +87,20 @@ def test_redis_that_is_away_changes_nothing(node, settings):
     live.client().close()
     live.client.cache_clear()
     with pytest.raises(live.LiveUnavailable):
-        nodes_presence_settle()
+        nodes_silent_mark()
     assert is_online(node)
 
 
-def test_many_nodes_cost_two_queries_when_nothing_changed_but_one(node, django_assert_num_queries):
+def test_many_nodes_cost_no_more_queries_than_one(node, django_assert_num_queries):
     others = [node_make() for _ in range(5)]
     for other in others:
         node_online(other)
         beat(other, ago_s=20)
-    # Read all, write the silent ones; nobody came back.
-    with django_assert_num_queries(2):
-        assert nodes_presence_settle() == (5, 0)
+    # All are read, those who changed are locked and written at once; two are the savepoint's.
+    with django_assert_num_queries(6):
+        assert nodes_silent_mark() == 5
     with django_assert_num_queries(1):
-        assert nodes_presence_settle() == (0, 0)
+        assert nodes_silent_mark() == 0
 
 
 # --- alarms ------------------------------------------------------------------------------------------------

@@ -5,19 +5,25 @@ from __future__ import annotations
 import queue
 import signal
 import threading
-from typing import Any
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, TypeVar
 from uuid import UUID
 
 import structlog
 from django.conf import settings
 from django.core.management.base import BaseCommand
-from django.db import DatabaseError, close_old_connections
-from django.utils import timezone
+from django.db import InterfaceError, OperationalError, close_old_connections
 
 from control_app import inbox
+from control_app.inbox import ReceivedLog
+from devices_app.telemetry import ReceivedReadings
 from edge.wire import codec
 from edge.wire.codec import WireError
-from edge.wire.messages import Heartbeat, LogBatch, Presence, Reported, TelemetryBatch
+from edge.wire.messages import Heartbeat, Presence, Reported, TelemetryBatch
 from edge.wire.session import Incoming
 from edge.wire.topics import (
     ALL_HEARTBEATS,
@@ -25,16 +31,36 @@ from edge.wire.topics import (
     ALL_PRESENCE,
     ALL_REPORTED,
     ALL_TELEMETRY,
+    INBOX_GROUP,
     NodeTopics,
     owner,
+    shared,
 )
-from sites_app.node_link import BrokerConnection, LinkUnavailable, SendUnconfirmed, broker_for
+from sites_app.node_link import BrokerConnection, LinkUnavailable, Outgoing, SendUnconfirmed, broker_for
+from sites_app.presence import ReceivedHeartbeat, ReceivedPresence
+from sites_app.reports import ReceivedReport
+from sites_app.tenants import KnownTenants
 from smartgrid.live import LiveUnavailable
 
 log = structlog.stdlib.get_logger(__name__)
 
-# Heartbeats and telemetry are only worth their moment: beyond this many waiting messages they are let go.
+T = TypeVar("T")
+
+# What is handled together: enough to share the cost of a transaction, little enough to be soon done.
+BATCH = 500
+# Messages that wait. Beyond the first, what is only worth its moment or comes again by itself is let go;
+# beyond the second, all. A node sends its log until it is acknowledged, and reports once a minute.
 BACKLOG = 20_000
+BACKLOG_OF_ALL = 100_000
+# A heartbeat that waited for longer brings a token that its node takes no longer (edge.wire, FRESH_WINDOW_S).
+HEARTBEAT_WORTH_S = 15.0
+# A process that stood still for longer does not know how old is what its socket holds.
+STANDS_STILL_S = 5.0
+# What the database did not take, and no node sends again, is tried again after this.
+RETRY_S = 1.0
+
+LIVE = ("hb", "presence", "reported", "tele")
+LEAVES = (*LIVE, "log")
 
 
 class Command(BaseCommand):
@@ -44,77 +70,235 @@ class Command(BaseCommand):
         Inbox().run()
 
 
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """A message, dated where it came in: by central's clock, in seconds, and by the monotonic one."""
+
+    topic: str
+    payload: bytes
+    retain: bool
+    at: float
+    monotonic_s: float
+
+    @classmethod
+    def now(cls, message: Incoming) -> Arrived:
+        return cls(message.topic, message.payload, message.retain, time.time(), time.monotonic())
+
+    @property
+    def received(self) -> datetime:
+        return datetime.fromtimestamp(self.at, UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class _Sorted:
+    """A message whose sender is known."""
+
+    topics: NodeTopics
+    arrived: Arrived
+
+
 class Inbox:
-    """One inbox process: a session in a thread of its own, and the database here."""
+    """One inbox process: a session in a thread of its own, and the database here.
+
+    Any number may run; the broker gives each message to one of them, where it can share subscriptions.
+    """
 
     def __init__(self) -> None:
-        self._arrived: queue.SimpleQueue[Incoming | None] = queue.SimpleQueue()
-        self._stopping = threading.Event()
+        self._waiting = _Waiting()
+        self._held: list[Arrived] = []
+        self._retry_at = 0.0
+        self._tenants = KnownTenants()
+        self._database_failed_at: float | None = None
+        everything = (ALL_PRESENCE, ALL_HEARTBEATS, ALL_REPORTED, ALL_LOGS, ALL_TELEMETRY)
+        is_shared = settings.SGM_MQTT_SHARED_SUBSCRIPTIONS
         self._connection = BrokerConnection(
             broker_for(settings.SGM_MQTT_INBOX_USERNAME, settings.SGM_MQTT_INBOX_PASSWORD),
             identifier="inbox",
-            subscriptions=(ALL_PRESENCE, ALL_HEARTBEATS, ALL_REPORTED, ALL_LOGS, ALL_TELEMETRY),
-            on_message=self._arrived.put,
+            subscriptions=tuple(shared(one, group=INBOX_GROUP) for one in everything)
+            if is_shared
+            else everything,
+            # Whoever shares a subscription is not sent what the broker keeps.
+            retained=(ALL_PRESENCE, ALL_REPORTED) if is_shared else (),
+            on_message=lambda message: self._waiting.put(Arrived.now(message)),
+            # A broker that kept the session of a dead inbox would go on giving it its share.
+            session_expiry_s=0,
+            stands_still_s=STANDS_STILL_S,
         )
 
     def run(self) -> None:
         """Serve until SIGTERM or SIGINT."""
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: self._arrived.put(None))
+            signal.signal(number, lambda *_: self._waiting.end())
         self._connection.start()
-        while (message := self._arrived.get()) is not None:
-            self._handle(message)
+        while (batch := self._waiting.take(within_s=RETRY_S if self._held else None)) is not None:
+            self.take(batch)
         self._connection.stop()
 
-    def _handle(self, message: Incoming) -> None:
-        found = owner(message.topic)
-        if found is None:
+    def take(self, batch: Sequence[Arrived]) -> None:
+        """Handle these messages, each kind together, and what was held back when its time has come."""
+        if self._held and time.monotonic() >= self._retry_at:
+            batch, self._held = [*self._held, *batch], []
+        kinds = self._sort(batch)
+        # Sessions first, for what they say counts for what is said in them.
+        self._handle("presence", kinds, _presence, inbox.on_presences)
+        self._handle("hb", kinds, _heartbeat, inbox.on_heartbeats)
+        self._handle("reported", kinds, _report, inbox.on_reports)
+        self._handle("tele", kinds, _readings, inbox.on_telemetry)
+        self._handle("log", kinds, _log_batch, self._take_logs)
+
+    # --- whose they are ---------------------------------------------------------------------------------
+
+    def _sort(self, batch: Iterable[Arrived]) -> dict[str, list[_Sorted]]:
+        kinds: dict[str, list[_Sorted]] = defaultdict(list)
+        now = time.monotonic()
+        for arrived in batch:
+            found = owner(arrived.topic)
+            if found is None:
+                continue
+            topics, leaf = found
+            if not _is_node_id(topics.node):
+                log.warning("message_of_no_node", topic=arrived.topic)
+            elif leaf not in LEAVES:
+                log.warning("message_on_unknown_topic", topic=arrived.topic)
+            elif leaf != "hb" or now - arrived.monotonic_s < HEARTBEAT_WORTH_S:
+                kinds[leaf].append(_Sorted(topics, arrived))
+        return kinds
+
+    def _of_known_nodes(self, leaf: str, items: list[_Sorted]) -> list[_Sorted]:
+        """Those whose topic names the tenant of their node: the broker's access list leaves that open."""
+        try:
+            self._tenants.load(item.topics.node for item in items)
+        except (OperationalError, InterfaceError) as error:
+            self._database_failed(leaf, items, error)
+            return []
+        return [item for item in items if self._tenants.is_right(item.topics)]
+
+    # --- what they say ----------------------------------------------------------------------------------
+
+    def _handle(
+        self,
+        leaf: str,
+        kinds: dict[str, list[_Sorted]],
+        read: Callable[[_Sorted], T],
+        handle: Callable[[Sequence[T]], None],
+    ) -> None:
+        items = kinds.get(leaf)
+        if not items:
             return
-        topics, leaf = found
-        if not _is_node_id(topics.node):
-            log.warning("message_of_no_node", topic=message.topic)
-            return
-        if leaf in {"hb", "tele"} and self._arrived.qsize() > BACKLOG:
+        readable: list[tuple[_Sorted, T]] = []
+        for item in self._of_known_nodes(leaf, items):
+            try:
+                readable.append((item, read(item)))
+            except WireError as error:
+                log.error("message_not_understood", topic=item.arrived.topic, error=str(error))  # noqa: TRY400
+        self._handle_all(leaf, readable, handle)
+
+    def _handle_all(
+        self, leaf: str, items: list[tuple[_Sorted, T]], handle: Callable[[Sequence[T]], None]
+    ) -> None:
+        if not items:
             return
         try:
-            self._take(topics, leaf, message)
-        except WireError as error:
-            log.error("message_not_understood", topic=message.topic, error=str(error))  # noqa: TRY400
+            handle([said for _, said in items])
         except LiveUnavailable as error:
-            log.warning("message_lost", topic=message.topic, error=error.detail)
-        except DatabaseError as error:
-            # Not acknowledged, so a log batch comes again; a report comes again by itself.
-            log.error("database_unavailable", topic=message.topic, error=str(error))  # noqa: TRY400
-            close_old_connections()
-        except Exception:  # the top of this process: one odd message must not end it
-            log.exception("message_failed", topic=message.topic)
+            log.warning("messages_lost", kind=leaf, count=len(items), error=error.detail)
+        except (OperationalError, InterfaceError) as error:
+            self._database_failed(leaf, [item for item, _ in items], error)
+        except Exception:  # the top of this process: one odd message must not end it, nor cost its neighbours
+            if len(items) == 1:
+                log.exception("message_failed", topic=items[0][0].arrived.topic)
+                return
+            middle = len(items) // 2
+            self._handle_all(leaf, items[:middle], handle)
+            self._handle_all(leaf, items[middle:], handle)
+        else:
+            self._database_answered()
 
-    def _take(self, topics: NodeTopics, leaf: str, message: Incoming) -> None:
-        node_id, payload = topics.node, message.payload
-        match leaf:
-            case "hb":
-                inbox.on_heartbeat(node_id, codec.decode(Heartbeat, payload))
-            case "presence":
-                inbox.on_presence(node_id, codec.decode(Presence, payload), retained=message.retain)
-            case "reported":
-                inbox.on_reported(
-                    node_id, codec.decode(Reported, payload), received=timezone.now(), retained=message.retain
-                )
-            case "tele":
-                inbox.on_telemetry(node_id, codec.decode(TelemetryBatch, payload), received=timezone.now())
-            case "log":
-                self._acknowledge(topics, inbox.on_log(node_id, codec.decode(LogBatch, payload)))
-            case _:
-                log.warning("message_on_unknown_topic", topic=message.topic)
-
-    def _acknowledge(self, topics: NodeTopics, ack: Any) -> None:
-        if ack is None:
-            return
+    def _take_logs(self, received: Sequence[ReceivedLog]) -> None:
+        acknowledgements = inbox.on_logs(received)
+        messages = [
+            Outgoing(topic=topics.log_ack, payload=codec.encode(ack)) for topics, ack in acknowledgements
+        ]
         try:
-            self._connection.publish(topics.log_ack, codec.encode(ack))
+            self._connection.publish_all(messages)
         except (LinkUnavailable, SendUnconfirmed) as error:
-            # The node sends the batch again, and it will be found to be there.
-            log.warning("log_not_acknowledged", node=topics.node, error=error.detail)
+            # The nodes send their batches again, which will be found to be there.
+            log.warning("logs_not_acknowledged", count=len(messages), error=error.detail)
+
+    # --- while the database is away ---------------------------------------------------------------------
+
+    def _database_failed(self, leaf: str, items: list[_Sorted], error: Exception) -> None:
+        """Keep what no node sends again; a log batch is not acknowledged, and comes again."""
+        close_old_connections()
+        now = time.monotonic()
+        if self._database_failed_at is None:
+            self._database_failed_at = now
+            log.error("database_unavailable", error=str(error))
+        if leaf in {"presence", "reported", "tele"}:
+            kept = [item.arrived for item in items][: max(0, BACKLOG - len(self._held))]
+            self._held += kept
+            self._retry_at = now + RETRY_S
+            if len(kept) < len(items):
+                self._waiting.count_dropped(len(items) - len(kept))
+
+    def _database_answered(self) -> None:
+        if self._database_failed_at is not None:
+            gone_s = time.monotonic() - self._database_failed_at
+            self._database_failed_at = None
+            log.warning("database_is_back", after_s=round(gone_s, 1))
+
+
+class _Waiting:
+    """Messages on their way from the session's thread to the main one, and how many there was no room for."""
+
+    def __init__(self) -> None:
+        self._messages: queue.SimpleQueue[Arrived | None] = queue.SimpleQueue()
+        self._counting = threading.Lock()
+        self._dropped = 0
+
+    def put(self, arrived: Arrived) -> None:
+        waiting = self._messages.qsize()
+        if waiting >= BACKLOG and (
+            waiting >= BACKLOG_OF_ALL or arrived.topic.endswith(("/hb", "/tele", "/log"))
+        ):
+            self.count_dropped(1)
+            return
+        self._messages.put(arrived)
+
+    def count_dropped(self, count: int) -> None:
+        with self._counting:
+            if not self._dropped:
+                log.error("inbox_overloaded", waiting=self._messages.qsize())
+            self._dropped += count
+
+    def _tell_dropped(self) -> None:
+        with self._counting:
+            if self._dropped:
+                log.error("inbox_no_longer_overloaded", dropped=self._dropped)
+                self._dropped = 0
+
+    def end(self) -> None:
+        """Let what has arrived be the last."""
+        self._messages.put(None)
+
+    def take(self, *, within_s: float | None) -> list[Arrived] | None:
+        """What is there, waiting for it at most `within_s`; None at the end."""
+        batch: list[Arrived] = []
+        try:
+            message = self._messages.get(timeout=within_s)
+            while message is not None:
+                batch.append(message)
+                if len(batch) == BATCH:
+                    return batch
+                message = self._messages.get_nowait()
+        except queue.Empty:
+            self._tell_dropped()
+            return batch
+        if batch:
+            # Once more, for the end.
+            self._messages.put(None)
+            return batch
+        return None
 
 
 def _is_node_id(level: str) -> bool:
@@ -123,3 +307,26 @@ def _is_node_id(level: str) -> bool:
         return str(UUID(level)) == level
     except ValueError:
         return False
+
+
+def _presence(item: _Sorted) -> ReceivedPresence:
+    presence = codec.decode(Presence, item.arrived.payload)
+    return ReceivedPresence(item.topics.node, presence, item.arrived.retain, item.arrived.at)
+
+
+def _heartbeat(item: _Sorted) -> ReceivedHeartbeat:
+    return ReceivedHeartbeat(item.topics.node, codec.decode(Heartbeat, item.arrived.payload), item.arrived.at)
+
+
+def _report(item: _Sorted) -> ReceivedReport:
+    reported = codec.decode(Reported, item.arrived.payload)
+    return ReceivedReport(item.topics.node, reported, item.arrived.received, item.arrived.retain)
+
+
+def _readings(item: _Sorted) -> ReceivedReadings:
+    batch = codec.decode(TelemetryBatch, item.arrived.payload)
+    return ReceivedReadings(item.topics.node, batch.points, item.arrived.received)
+
+
+def _log_batch(item: _Sorted) -> ReceivedLog:
+    return ReceivedLog(item.topics.node, codec.decode_log(item.arrived.payload), item.arrived.received)

@@ -6,7 +6,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('sites_app', '0003_alarms'),
+        ('sites_app', '0004_reports_and_farewells'),
     ]
 
     operations = [

@@ -1,0 +1,1 @@
+"""Schedules below /v1/."""
