@@ -15,6 +15,7 @@ from django.utils import timezone
 
 from sites_app import tokens
 from sites_app.alarms import (
+    LOGGED_EACH,
     NODE_OUT_OF_SYNC,
     NODE_SILENT,
     AlarmKey,
@@ -22,7 +23,7 @@ from sites_app.alarms import (
     alarms_settle,
     node_alarms_end,
 )
-from sites_app.documents import node_documents_render
+from sites_app.documents import node_documents_render, nodes_documents_render
 from sites_app.models import Alarm, ManagementToken, Node, Site
 from sites_app.presence import HEARTBEAT_LIMIT_S, central_now, presence_read
 from sites_app.publishing import node_farewell
@@ -80,8 +81,7 @@ def site_update(*, site: Site, **changes: Unpack[SiteChanges]) -> Site:
         site = Site.objects.select_for_update().get(pk=site.pk)
         _apply(site, changes)
         store(site)
-        for node in site.nodes.order_by("pk"):
-            node_documents_render(node=node)
+        nodes_documents_render(nodes=site.nodes.all())
     log.info("site_changed", site=site.site_tag, fields=sorted(changes))
     return site
 
@@ -226,9 +226,12 @@ def nodes_presence_record(changes: Sequence[PresenceChange]) -> int:
                 node.presence_changed_at = now
                 came_or_went.append(change)
         Node.objects.bulk_update(changed.values(), ["online", "session", "boot", "presence_changed_at"])
-    for change in came_or_went:
+    # Of very many at once, which is central's own trouble, the first and their number.
+    for change in came_or_went[:LOGGED_EACH]:
         event = "node_online" if change.online else "node_offline"
         log.info(event, node=str(change.node_id), session=change.session)
+    if len(came_or_went) > LOGGED_EACH:
+        log.warning("many_nodes_came_or_went", nodes=len(came_or_went))
     return len(came_or_went)
 
 
@@ -249,25 +252,31 @@ def _presence_apply(node: Node, change: PresenceChange) -> bool:
     return (node.online, node.session, node.boot) != before
 
 
-def nodes_silent_mark() -> int:
-    """Bring the database in line with the heartbeats, whatever births and wills were lost; how many changed.
+def nodes_presence_settle() -> tuple[int, int]:
+    """Note as offline the nodes whose heartbeats have stopped, whatever their will said, and as online those
+    that are heard again without a new birth: how many fell silent, how many came back.
 
-    A node whose heartbeats have stopped is offline, and one that is heard, and has not said good-bye since,
-    is online. `LiveUnavailable` where Redis does not answer: then nothing is known, and nothing changed.
+    `LiveUnavailable` where Redis does not answer: then nothing is known, and nothing changed.
     """
-    nodes = list(Node.objects.values_list("pk", "online", "session"))
-    presence = presence_read(pk for pk, _, _ in nodes)
+    nodes = list(Node.objects.only("online", "session"))
+    presence = presence_read(node.pk for node in nodes)
     now = central_now()
     # A Redis that came up empty a moment ago has heard of nobody yet.
-    knows_all = live.known_since(at=now) <= now - HEARTBEAT_LIMIT_S
-    changes = []
-    for pk, online, session in nodes:
-        heard = presence[pk]
-        if online and now - heard.hb_at >= HEARTBEAT_LIMIT_S and (heard.hb_at or knows_all):
-            changes.append(PresenceChange(node_id=pk, online=False, session=session))
-        elif heard.is_heard(now=now) and (not online or session != heard.session):
-            changes.append(PresenceChange(node_id=pk, online=True, session=heard.session))
-    return nodes_presence_record(changes)
+    is_judge = live.known_since(at=now) <= now - HEARTBEAT_LIMIT_S
+    silent = [
+        PresenceChange(node_id=node.pk, online=False, session=node.session)
+        for node in nodes
+        if node.online
+        and now - presence[node.pk].hb_at >= HEARTBEAT_LIMIT_S
+        and (is_judge or presence[node.pk].hb_at)
+    ]
+    heard = [
+        PresenceChange(node_id=node.pk, online=True, session=presence[node.pk].session)
+        for node in nodes
+        if presence[node.pk].is_heard(now=now)
+        and (not node.online or node.session != presence[node.pk].session)
+    ]
+    return nodes_presence_record(silent), nodes_presence_record(heard)
 
 
 def nodes_alarms_judge(*, now: datetime) -> tuple[int, int]:

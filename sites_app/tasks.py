@@ -13,7 +13,7 @@ from sites_app.alarms import alarms_forget
 from sites_app.documents import nodes_due_render
 from sites_app.publishing import farewells_publish, nodes_publish
 from sites_app.reports import reports_compare
-from sites_app.services import nodes_alarms_judge, nodes_silent_mark
+from sites_app.services import nodes_alarms_judge, nodes_presence_settle
 from sites_app.syncing import nodes_sync_begins, sweep
 from smartgrid.errors import Unavailable
 
@@ -63,7 +63,7 @@ def compare_reports() -> None:
 @shared_task(name="sites_app.tasks.mark_silent_nodes")  # type: ignore[untyped-decorator]
 def mark_silent_nodes() -> None:
     """Note as offline which nodes have fallen silent, and as online which are heard again."""
-    nodes_silent_mark()
+    nodes_presence_settle()
 
 
 @shared_task(name="sites_app.tasks.judge_alarms")  # type: ignore[untyped-decorator]

@@ -64,6 +64,12 @@ app.conf.beat_schedule = {
         "schedule": 300.0,
         "options": {"expires": 300},
     },
+    # An alarm for what begins within five minutes on a node that has not confirmed it.
+    "watch slots": {
+        "task": "schedules_app.tasks.watch_slots",
+        "schedule": 30.0,
+        "options": {"expires": 30},
+    },
     # Quarter hours that are over, and those that got readings late.
     "make telemetry means": {
         "task": "devices_app.tasks.telemetry_means_make",

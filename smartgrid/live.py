@@ -132,6 +132,12 @@ def hashes_write(hashes: Mapping[str, Mapping[str, str]], *, expires_s: int) -> 
         raise LiveUnavailable(f"Redis does not answer: {error}") from error
 
 
+def hash_newest_read(key: str) -> dict[str, tuple[str, str]]:
+    """Field -> stamp and value, of a hash that `hashes_newest_write` wrote."""
+    parts = {name: text.partition(" ") for name, text in hash_read(key).items()}
+    return {name: (stamp, value) for name, (stamp, _, value) in parts.items()}
+
+
 def known_since(*, at: float) -> float:
     """Since when this Redis has been known to hold what we wrote: `at`, where it came up empty since.
 
@@ -145,12 +151,6 @@ def known_since(*, at: float) -> float:
     except redis.RedisError as error:
         raise LiveUnavailable(f"Redis does not answer: {error}") from error
     return min(since, at)
-
-
-def hash_newest_read(key: str) -> dict[str, tuple[str, str]]:
-    """Field -> stamp and value, of a hash that `hashes_newest_write` wrote."""
-    parts = {name: text.partition(" ") for name, text in hash_read(key).items()}
-    return {name: (stamp, value) for name, (stamp, _, value) in parts.items()}
 
 
 def list_push(key: str, value: str, *, expires_s: int) -> None:

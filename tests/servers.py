@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -214,9 +214,13 @@ def _accepts(port: int) -> bool:
 # --- PostgreSQL -----------------------------------------------------------------------------------------------
 
 
+# What a crash of the machine could cost is nothing to a test.
+FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+
+
 @contextmanager
-def postgres_server() -> Iterator[str]:
-    """A new PostgreSQL cluster, fast rather than safe; the URL of an empty database."""
+def postgres_server(*, settings: Mapping[str, str] = FAST) -> Iterator[str]:
+    """A new PostgreSQL cluster with these settings, by default fast rather than safe; an empty database's URL."""
     binaries = _postgres_binaries()
     # It refuses to run as root; Debian's package brings a user of its own.
     user = "postgres" if os.geteuid() == 0 else None
@@ -242,16 +246,13 @@ def postgres_server() -> Iterator[str]:
         )
         if done.returncode != 0:
             raise ServiceMissingError(f"initdb failed: {done.stderr.strip()}")
-        settings = {
+        place = {
             "listen_addresses": "127.0.0.1",
             "port": str(port),
             "unix_socket_directories": str(directory),
-            "fsync": "off",
-            "synchronous_commit": "off",
-            "full_page_writes": "off",
         }
         argv = [str(binaries / "postgres"), "-D", str(data)]
-        for key, value in settings.items():
+        for key, value in {**settings, **place}.items():
             argv += ["-c", f"{key}={value}"]
         server = f"postgresql://sgm@127.0.0.1:{port}"
         with _running(argv, log=log, user=user):

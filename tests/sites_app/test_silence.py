@@ -12,7 +12,7 @@ from django.utils import timezone
 from edge.wire.messages import Heartbeat, Presence
 from sites_app.models import Alarm, Node
 from sites_app.presence import central_now, heartbeat_note, presence_note
-from sites_app.services import nodes_alarms_judge, nodes_silent_mark
+from sites_app.services import nodes_alarms_judge, nodes_presence_settle
 from smartgrid import live
 from tests.factories import node_make, node_online
 
@@ -52,18 +52,18 @@ def node(redis_client):
 
 
 def test_node_whose_heartbeats_stop_is_offline_whatever_its_will_says(node):
-    assert nodes_silent_mark() == 0
+    assert nodes_presence_settle() == (0, 0)
     beat(node, ago_s=15)
-    assert nodes_silent_mark() == 1
+    assert nodes_presence_settle() == (1, 0)
     assert not is_online(node)
-    assert nodes_silent_mark() == 0
+    assert nodes_presence_settle() == (0, 0)
 
 
 def test_node_that_is_heard_again_without_a_birth_is_online_again(node):
     beat(node, ago_s=60)
-    nodes_silent_mark()
+    nodes_presence_settle()
     beat(node, session="session-2")
-    assert nodes_silent_mark() == 1
+    assert nodes_presence_settle() == (0, 1)
     row = Node.objects.get(pk=node.pk)
     assert (row.online, row.session) == (True, "session-2")
 
@@ -72,14 +72,14 @@ def test_node_whose_will_has_come_is_not_brought_back_by_its_last_heartbeat(node
     Node.objects.update(online=False)
     will = Presence(online=False, session="session-1", boot="boot-1")
     presence_note(str(node.pk), will, retained=False, at=central_now())
-    assert nodes_silent_mark() == 0
+    assert nodes_presence_settle() == (0, 0)
 
 
 def test_redis_that_came_back_empty_makes_nobody_offline_for_a_while(node, redis_client):
     redis_client.flushall()
-    assert nodes_silent_mark() == 0
+    assert nodes_presence_settle() == (0, 0)
     with time_machine.travel(timezone.now() + timedelta(seconds=16), tick=False):
-        assert nodes_silent_mark() == 1
+        assert nodes_presence_settle() == (1, 0)
 
 
 def test_redis_that_is_away_changes_nothing(node, settings):
@@ -87,20 +87,22 @@ def test_redis_that_is_away_changes_nothing(node, settings):
     live.client().close()
     live.client.cache_clear()
     with pytest.raises(live.LiveUnavailable):
-        nodes_silent_mark()
+        nodes_presence_settle()
     assert is_online(node)
 
 
-def test_many_nodes_cost_no_more_queries_than_one(node, django_assert_num_queries):
+def test_many_nodes_cost_one_query_where_nothing_changed_and_few_where_they_did(
+    node, django_assert_num_queries
+):
     others = [node_make() for _ in range(5)]
     for other in others:
         node_online(other)
         beat(other, ago_s=20)
-    # All are read, those who changed are locked and written at once; two are the savepoint's.
+    # Read all, look at the silent ones, lock and write them between two savepoints; nobody came back.
     with django_assert_num_queries(6):
-        assert nodes_silent_mark() == 5
+        assert nodes_presence_settle() == (5, 0)
     with django_assert_num_queries(1):
-        assert nodes_silent_mark() == 0
+        assert nodes_presence_settle() == (0, 0)
 
 
 # --- alarms ------------------------------------------------------------------------------------------------
