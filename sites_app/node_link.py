@@ -17,13 +17,15 @@ from concurrent.futures import CancelledError, TimeoutError as FutureTimeoutErro
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any, Protocol, Self
 
 import structlog
 from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
 
 from edge.wire.messages import SESSION_EXPIRY_S
-from edge.wire.session import Broker, Incoming, LinkDown, Session, open_session
+from edge.wire.session import Broker, Incoming, LinkDown, Session, Tls, open_session
 from edge.wire.topics import NodeTopics, owner, responses_to
 from sites_app.publishing import DesiredMessage
 from smartgrid.errors import Unavailable
@@ -346,7 +348,18 @@ def broker_for(username: str, password: str) -> Broker:
         username or None,
         password or None,
         split=settings.SGM_MQTT_SPLIT_CONNECTIONS,
+        tls=_tls(username) if settings.SGM_MQTT_TLS else None,
     )
+
+
+def _tls(username: str) -> Tls:
+    """How the broker and this process know each other; `ImproperlyConfigured` says what is missing."""
+    try:
+        ca = Path(settings.SGM_MQTT_TLS_CA).read_text(encoding="ascii")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ImproperlyConfigured(f"SGM_MQTT_TLS_CA (or SGM_CA_DIR): {error}") from error
+    certificate = settings.SGM_MQTT_TLS_CERTIFICATES.get(username, "")
+    return Tls(ca=ca, certificate=Path(certificate) if certificate else None)
 
 
 class MqttNodeLink:
