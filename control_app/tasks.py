@@ -27,7 +27,7 @@ def settle_requests() -> None:
 
 @shared_task(name="control_app.tasks.ping_nodes")  # type: ignore[untyped-decorator]
 def ping_nodes() -> None:
-    """A second run is a second ping, which harms nothing."""
+    """Ask every reachable node for a sign that it hears us, and tell it what its clock is judged by."""
     nodes_ping(dispatcher())
 
 
