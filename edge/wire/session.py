@@ -26,7 +26,7 @@ from edge.wire.messages import KEEP_ALIVE_S, MAXIMUM_PACKET, SESSION_EXPIRY_S, W
 
 CONNECT_TIMEOUT_S = 5.0
 PUBLISH_TIMEOUT_S = 5.0
-# Messages of one session that wait for their acknowledgements; the broker takes as many (`smartgrid.demo.broker`).
+# Messages of one session that wait for their acknowledgements; the broker takes as many at once.
 IN_FLIGHT = 1000
 # Of many messages so many are on their way at once: enough to keep the broker busy between two answers.
 TOGETHER = 200
