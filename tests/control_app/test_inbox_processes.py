@@ -121,7 +121,7 @@ class Fleet:
                 continue
             if node not in left or last < sent[node]:
                 continue
-            if NodeStream.objects.get(node=node).last < last:
+            if NodeStream.objects.get(node_id=node).last < last:
                 self.early.append(node)
             acknowledged += 1
             have[node] = last
@@ -132,7 +132,7 @@ class Fleet:
             meanwhile(acknowledged)
 
     def _ack(self, message: paho.MQTTMessage) -> None:
-        self._acks.put((message.topic.split("/")[3], codec.decode(LogAck, message.payload).last))
+        self._acks.put((message.topic.split("/")[3], codec.decode(LogAck, bytes(message.payload)).last))
 
 
 def log_entry(seq: int) -> LogEntry:
