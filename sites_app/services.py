@@ -28,6 +28,7 @@ from sites_app.models import Alarm, ManagementToken, Node, Site
 from sites_app.presence import HEARTBEAT_LIMIT_S, central_now, presence_read
 from sites_app.publishing import node_farewell
 from smartgrid import live
+from smartgrid.bulk import rows_update
 from smartgrid.errors import Conflict, Invalid
 from smartgrid.integrity import store
 
@@ -244,8 +245,8 @@ def nodes_presence_record(changes: Sequence[PresenceChange]) -> int:
     now = timezone.now()
     came_or_went: list[PresenceChange] = []
     with transaction.atomic():
-        rows = _presence_rows(wanted).select_for_update(no_key=True)
-        nodes = {node.pk: node for node in rows.order_by("pk")}
+        locked = _presence_rows(wanted).select_for_update(no_key=True)
+        nodes = {node.pk: node for node in locked.order_by("pk")}
         changed: dict[uuid.UUID, Node] = {}
         for change in wanted:
             node = nodes.get(change.node_id)
@@ -256,7 +257,14 @@ def nodes_presence_record(changes: Sequence[PresenceChange]) -> int:
             if (node.online, node.session) != before:
                 node.presence_changed_at = now
                 came_or_went.append(change)
-        Node.objects.bulk_update(changed.values(), ["online", "session", "boot", "presence_changed_at"])
+        rows_update(
+            Node,
+            fields=["online", "session", "boot", "presence_changed_at"],
+            rows=[
+                (node.pk, node.online, node.session, node.boot, node.presence_changed_at)
+                for node in changed.values()
+            ],
+        )
     # Of very many at once, which is central's own trouble, the first and their number.
     for change in came_or_went[:LOGGED_EACH]:
         event = "node_online" if change.online else "node_offline"
