@@ -39,7 +39,7 @@ class InboxProcess:
     def log(self) -> str:
         return self._log.read_text(errors="replace")
 
-    def says(self, event: str, *, times: int = 1, within_s: float = 30.0) -> None:
+    def says(self, event: str, *, times: int = 1, within_s: float = 90.0) -> None:
         """Wait until it has logged this so often."""
         until(
             lambda: self.log.count(event) >= times,
