@@ -86,7 +86,9 @@ class Fleet:
             fleet._client.loop_stop()
 
     def publish(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False) -> None:
-        self._client.publish(topic, payload, qos=qos, retain=retain).wait_for_publish(5)
+        sent = self._client.publish(topic, payload, qos=qos, retain=retain)
+        sent.wait_for_publish(60)
+        assert sent.is_published()
 
     def say(self, topics: NodeTopics, session: str, *, online: bool = True, fresh: str | None = None) -> None:
         presence = Presence(online=online, session=session, boot="b", fresh=fresh)
