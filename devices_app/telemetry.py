@@ -91,9 +91,9 @@ def readings_record(received: Sequence[ReceivedReadings]) -> None:
     All or nothing reaches the history: the database's errors are the caller's, who may send the same again.
     What cannot be stored is counted in `dropped` and logged once: readings of unknown nodes and devices, of
     names no profile has, values beyond 1e15, and those older than the history is kept. A reading without a
-    time is dated by its receipt. One from more than five minutes ahead has a wrong clock behind it: the newest of its message is
-    dated by receipt, the others as far from that one as they say. Without Redis the history is kept all the
-    same.
+    time is dated by its receipt. One from more than five minutes ahead has a wrong clock behind it: the
+    newest of its message is dated by receipt, the others as far from that one as they say. Without Redis the
+    history is kept all the same.
     """
     nodes = _nodes_known({item.node_id for item in received})
     _series_find(received, nodes)

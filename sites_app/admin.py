@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
 
+from django import forms
 from django.contrib import admin, messages
+from django.core.exceptions import ValidationError
 from django.db.models import Model, QuerySet
 from django.forms import ModelForm
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse
+from django.urls import reverse
+from django.utils.html import format_html
+from django_celery_beat.models import CrontabSchedule, IntervalSchedule, PeriodicTask
 
 from sites_app import services
 from sites_app.alarms import alarms_open_first
 from sites_app.documents import nodes_documents_render
-from sites_app.models import Alarm, ManagementToken, Node, NodeDocument, Site
+from sites_app.models import Alarm, ManagementToken, Node, NodeDocument, Site, UnsettledDocument
+from sites_app.periodic import periodic_tasks_off
 from sites_app.publishing import nodes_publish_anew
-from sites_app.selectors import token_value
+from sites_app.selectors import documents_unsettled, token_value
 from smartgrid.admin import AnyModelAdmin, ServiceAdmin
+
+if TYPE_CHECKING:
+    AnyModelForm = forms.ModelForm[Any]
+else:
+    AnyModelForm = forms.ModelForm
 
 
 @admin.register(Site)
@@ -71,19 +83,29 @@ class NodeAdmin(ServiceAdmin):
         "presence_changed_at",
         "epoch",
         "manifest_version",
+        "published_at",
+        "out_of_sync_since",
+        "not_where_it_should_be",
         "last_reported_at",
         "alarms",
         "last_reported",
     ]
     actions = ["publish_again"]
 
-    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> list[str]:
-        return [*super().get_readonly_fields(request, obj), *(["site"] if obj else [])]
+    def save_model(self, request: HttpRequest, obj: Any, form: ModelForm[Any], change: bool) -> None:
+        if change:
+            # The form has put the new one into the row.
+            before = Node.objects.get(pk=obj.pk)
+            services.node_move(node=before, site=obj.site, by=request.user.get_username())
+        super().save_model(request, obj, form, change)
 
     def save_by_service(self, *, row: Any, values: dict[str, Any], is_new: bool) -> Model:
         if is_new:
             return services.node_create(**values)
-        return services.node_update(node=row, **values)
+        site = values.pop("site")
+        node = services.node_update(node=row, **values)
+        assert node.site_id == site.pk
+        return node
 
     def delete_model(self, request: HttpRequest, obj: Any) -> None:
         services.node_delete(node=obj, by=request.user.get_username())
@@ -93,6 +115,13 @@ class NodeAdmin(ServiceAdmin):
         """The codes of what the node last reported: `code` its own, `code TAG` of a device."""
         found = (row.last_reported or {}).get("alarms", [])
         return ", ".join(f"{alarm['code']} {alarm.get('device', '')}".strip() for alarm in found)
+
+    @admin.display(description="not where it should be")
+    def not_where_it_should_be(self, row: Node) -> str:
+        """How many of its documents, with the way to them."""
+        number = documents_unsettled().filter(node=row).count()
+        path = reverse(f"{self.admin_site.name}:sites_app_unsettleddocument_changelist")
+        return format_html('<a href="{}?node__id__exact={}">{} documents</a>', path, row.pk, number)
 
     @admin.action(description="Render and publish the desired state again")
     def publish_again(self, request: HttpRequest, queryset: QuerySet[Node]) -> None:
@@ -107,8 +136,8 @@ class NodeAdmin(ServiceAdmin):
 class NodeDocumentAdmin(AnyModelAdmin):
     """To look at only: documents are rendered from what they tell of."""
 
-    list_display = ["name", "node", "version", "sha256"]
-    list_filter = ["node__site"]
+    list_display = ["name", "node", "version", "status", "answered_at", "sha256"]
+    list_filter = ["status", "node__site"]
     search_fields = ["name", "node__name"]
     list_select_related = ["node"]
 
@@ -168,6 +197,37 @@ class AlarmAdmin(AnyModelAdmin):
         return False
 
 
+@admin.register(UnsettledDocument)
+class UnsettledDocumentAdmin(NodeDocumentAdmin):
+    """What nodes do not have yet, cannot use, or have otherwise, and what the broker was not told."""
+
+    list_display = ["name", "node", "site", "status", "wanted", "is_published", "since", "error"]
+    list_filter = ["status", "node__site"]
+    list_select_related = ["node__site"]
+    ordering = ["changed_at", "pk"]
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[NodeDocument]:  # noqa: ARG002 - Django's hook
+        return documents_unsettled().defer("body", "node__last_reported").order_by(*self.ordering)
+
+    @admin.display(description="site", ordering="node__site__site_tag")
+    def site(self, row: NodeDocument) -> str:
+        return row.node.site.site_tag
+
+    @admin.display(description="is to be")
+    def wanted(self, row: NodeDocument) -> str:
+        return "taken away" if row.dropped else f"version {row.version}"
+
+    @admin.display(description="published", boolean=True)
+    def is_published(self, row: NodeDocument) -> bool:
+        held = row.published_epoch, row.published_version
+        return not row.dropped and held == (row.node.epoch, row.version)
+
+    @admin.display(description="since", ordering="changed_at")
+    def since(self, row: NodeDocument) -> datetime:
+        """Since the node said so; where it has said nothing about it, since it was changed."""
+        return row.answered_at or row.changed_at
+
+
 @admin.register(ManagementToken)
 class ManagementTokenAdmin(ServiceAdmin):
     list_display = ["name", "id", "created_at"]
@@ -190,3 +250,62 @@ class ManagementTokenAdmin(ServiceAdmin):
 
     def delete_by_service(self, row: Any) -> None:
         services.token_revoke(token=row)
+
+
+@admin.register(PeriodicTask)
+class PeriodicTaskAdmin(AnyModelAdmin):
+    """How often which periodic work is done, and whether; what it is comes with the software."""
+
+    list_display = ["name", "description", "period", "enabled", "last_run_at"]
+    list_filter = ["enabled"]
+    search_fields = ["name", "task", "description"]
+    list_select_related = ["interval", "crontab"]
+    ordering = ["name"]
+    fields = ["name", "description", "task", "queue", "enabled", "interval", "crontab", "last_run_at"]
+    readonly_fields = ["name", "description", "task", "queue", "last_run_at"]
+
+    @admin.display(description="period")
+    def period(self, row: Any) -> str:
+        return str(row.scheduler)
+
+    def has_add_permission(self, request: HttpRequest) -> bool:  # noqa: ARG002 - Django's hook
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:  # noqa: ARG002
+        return False
+
+    def changelist_view(
+        self, request: HttpRequest, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        for trouble in periodic_tasks_off():
+            messages.warning(request, f"{trouble}.")
+        return super().changelist_view(request, extra_context)
+
+
+class IntervalForm(AnyModelForm):
+    def clean(self) -> dict[str, Any] | None:
+        """Beat looks at its clock once a second at best, and starts nothing more often."""
+        cleaned = super().clean()
+        if cleaned is not None and cleaned.get("period") == IntervalSchedule.MICROSECONDS:
+            raise ValidationError("A period is a second or longer.")
+        return cleaned
+
+
+class PeriodAdmin(AnyModelAdmin):
+    """To add periods that tasks can be given. Other tasks may have one that is there: it stays as it is."""
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:  # noqa: ARG002 - Django's hook
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:  # noqa: ARG002
+        return False
+
+
+@admin.register(IntervalSchedule)
+class IntervalAdmin(PeriodAdmin):
+    form = IntervalForm
+
+
+@admin.register(CrontabSchedule)
+class CrontabAdmin(PeriodAdmin):
+    fields = ["minute", "hour", "day_of_month", "month_of_year", "day_of_week", "timezone"]

@@ -17,13 +17,15 @@ from concurrent.futures import CancelledError, TimeoutError as FutureTimeoutErro
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any, Protocol, Self
 
 import structlog
 from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
 
 from edge.wire.messages import SESSION_EXPIRY_S
-from edge.wire.session import Broker, Incoming, LinkDown, Session, open_session
+from edge.wire.session import Broker, Incoming, LinkDown, Outgoing, Session, Tls, open_session
 from edge.wire.topics import NodeTopics, owner, responses_to
 from sites_app.publishing import DesiredMessage
 from smartgrid.errors import Unavailable
@@ -52,30 +54,31 @@ class SendUnconfirmed(Unavailable):
     code = "send_unconfirmed"
 
 
+@dataclass(frozen=True, slots=True)
+class CommandMessage:
+    """A command on its way to a node, worthless after `ttl_s`."""
+
+    topics: NodeTopics
+    op: str
+    payload: bytes
+    command_id: str
+    ttl_s: float
+
+
 class NodeLink(Protocol):
     """How central reaches its nodes."""
 
     def send(self, topics: NodeTopics, op: str, payload: bytes, *, command_id: str, ttl_s: float) -> None:
         """Send a command that is worthless after `ttl_s`; its answers come to the link's `results`."""
 
+    def send_all(self, commands: Sequence[CommandMessage]) -> None:
+        """Send many, none waiting for the one before; where it raises, any of them may have been sent."""
+
     def put_desired(self, messages: Sequence[DesiredMessage]) -> None:
         """Leave these for their nodes, in this order, each replacing the one of that name.
 
         Returns when the broker has taken over all of them; where it raises, any of them may have arrived.
         """
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outgoing:
-    """One message to publish."""
-
-    topic: str
-    payload: bytes
-    qos: int = 1
-    retain: bool = False
-    expiry_s: int | None = None
-    response_topic: str | None = None
-    correlation: bytes | None = None
 
 
 class BrokerConnection:
@@ -110,6 +113,7 @@ class BrokerConnection:
         self._on_message = on_message
         self._on_connect = on_connect
         self._session: Session | None = None
+        self._many = threading.Lock()
         self._connected = threading.Event()
         self._stop = asyncio.Event()
         self._thread = threading.Thread(target=self._run, name=f"broker {identifier}", daemon=True)
@@ -147,16 +151,16 @@ class BrokerConnection:
         `LinkUnavailable`: nothing was sent. `SendUnconfirmed`: the session died, or the broker took longer
         than two seconds, with the message on its way.
         """
-        message = Outgoing(
-            topic=topic,
-            payload=payload,
+        sending = self._open_session().publish(
+            topic,
+            payload,
             qos=qos,
             retain=retain,
             expiry_s=expiry_s,
             response_topic=response_topic,
             correlation=correlation,
         )
-        self._wait_for(_publish_all(self._open_session(), [message]), PUBLISH_TIMEOUT_S)
+        self._wait_for(sending, PUBLISH_TIMEOUT_S)
 
     def publish_all(self, messages: Sequence[Outgoing]) -> None:
         """Publish these in this order and return when the broker has taken over all of them.
@@ -166,7 +170,9 @@ class BrokerConnection:
         """
         if messages:
             timeout_s = PUBLISH_TIMEOUT_S + len(messages) * PUBLISH_EACH_S
-            self._wait_for(_publish_all(self._open_session(), messages), timeout_s)
+            # One after the other: together they would take as long, and each would wait for all of them.
+            with self._many:
+                self._wait_for(self._open_session().publish_all(messages), timeout_s)
 
     def _open_session(self) -> Session:
         if self._session is None:
@@ -182,6 +188,8 @@ class BrokerConnection:
         try:
             future.result(timeout_s)
         except FutureTimeoutError as error:
+            # What did not leave yet must not leave behind what comes next.
+            future.cancel()
             raise SendUnconfirmed(f"The message broker did not confirm within {timeout_s:g} s.") from error
         except (LinkDown, CancelledError) as error:
             raise SendUnconfirmed(f"The connection to the message broker broke: {error}") from error
@@ -310,24 +318,6 @@ async def _reading_retained(session: Session, topics: tuple[str, ...]) -> AsyncI
         await asyncio.gather(ending, return_exceptions=True)
 
 
-async def _publish_all(session: Session, messages: Sequence[Outgoing]) -> None:
-    """Hand over each before any is waited for: they leave in this order."""
-    await asyncio.gather(
-        *(
-            session.publish(
-                message.topic,
-                message.payload,
-                qos=message.qos,
-                retain=message.retain,
-                expiry_s=message.expiry_s,
-                response_topic=message.response_topic,
-                correlation=message.correlation,
-            )
-            for message in messages
-        )
-    )
-
-
 def broker_for(username: str, password: str) -> Broker:
     """The configured broker, as this central process."""
     return Broker(
@@ -336,7 +326,18 @@ def broker_for(username: str, password: str) -> Broker:
         username or None,
         password or None,
         split=settings.SGM_MQTT_SPLIT_CONNECTIONS,
+        tls=_tls(username) if settings.SGM_MQTT_TLS else None,
     )
+
+
+def _tls(username: str) -> Tls:
+    """How the broker and this process know each other; `ImproperlyConfigured` says what is missing."""
+    try:
+        ca = Path(settings.SGM_MQTT_TLS_CA).read_text(encoding="ascii")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ImproperlyConfigured(f"SGM_MQTT_TLS_CA (or SGM_CA_DIR): {error}") from error
+    certificate = settings.SGM_MQTT_TLS_CERTIFICATES.get(username, "")
+    return Tls(ca=ca, certificate=Path(certificate) if certificate else None)
 
 
 class MqttNodeLink:
@@ -372,6 +373,20 @@ class MqttNodeLink:
             expiry_s=max(1, round(ttl_s)),
             response_topic=topics.response(self.worker),
             correlation=command_id.encode(),
+        )
+
+    def send_all(self, commands: Sequence[CommandMessage]) -> None:
+        self._connection.publish_all(
+            [
+                Outgoing(
+                    topic=command.topics.command(command.op),
+                    payload=command.payload,
+                    expiry_s=max(1, round(command.ttl_s)),
+                    response_topic=command.topics.response(self.worker),
+                    correlation=command.command_id.encode(),
+                )
+                for command in commands
+            ]
         )
 
     def put_desired(self, messages: Sequence[DesiredMessage]) -> None:

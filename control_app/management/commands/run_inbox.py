@@ -25,7 +25,7 @@ from devices_app.telemetry import ReceivedReadings
 from edge.wire import codec
 from edge.wire.codec import WireError
 from edge.wire.messages import Heartbeat, Presence, Reported, TelemetryBatch
-from edge.wire.session import Incoming
+from edge.wire.session import Incoming, Outgoing
 from edge.wire.topics import (
     ALL_HEARTBEATS,
     ALL_LOGS,
@@ -37,7 +37,7 @@ from edge.wire.topics import (
     owner,
     shared,
 )
-from sites_app.node_link import BrokerConnection, LinkUnavailable, Outgoing, SendUnconfirmed, broker_for
+from sites_app.node_link import BrokerConnection, LinkUnavailable, SendUnconfirmed, broker_for
 from sites_app.presence import ReceivedHeartbeat, ReceivedPresence
 from sites_app.reports import ReceivedReport
 from sites_app.tenants import KnownTenants
