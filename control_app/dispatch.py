@@ -13,6 +13,7 @@ import threading
 import time
 import uuid
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache
@@ -27,8 +28,8 @@ from edge.wire import codec
 from edge.wire.codec import WireError
 from edge.wire.messages import Code, CommandAnswer, PingClosing, PingCommand, SetpointCommand, Stage
 from edge.wire.topics import NodeTopics
-from sites_app.node_link import LinkUnavailable, MqttNodeLink, SendUnconfirmed, node_link
-from sites_app.presence import central_now, pong_note
+from sites_app.node_link import CommandMessage, LinkUnavailable, MqttNodeLink, SendUnconfirmed, node_link
+from sites_app.presence import central_now, pongs_note
 from smartgrid import live
 
 log = structlog.stdlib.get_logger(__name__)
@@ -41,6 +42,7 @@ RESEND_WITHIN_S = 3.0
 # Answers are passed on this long after a claim; later ones come with the control log.
 FORGET_AFTER_S = 60.0
 ANSWERS_KEPT_S = 60
+PONGS_AT_ONCE = 500
 # An interim answer is passed on when the last one has not come by then.
 ACCEPTED_TOLD_AFTER_S = 0.3
 
@@ -127,6 +129,15 @@ class _Ping:
     fresh: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """One ping of a round. `closing` ends the exchange before."""
+
+    topics: NodeTopics
+    epoch: int
+    closing: PingClosing | None
+
+
 class Dispatcher:
     """The sending side of one worker process."""
 
@@ -136,6 +147,8 @@ class Dispatcher:
         self._pings: dict[str, _Ping] = {}
         # Pings nobody waits for: their node, and when they left.
         self._watched: dict[str, tuple[str, float]] = {}
+        # Answers to those, written down many at once: node -> ping, and when the answer arrived.
+        self._pongs: dict[str, tuple[str, datetime]] = {}
         # Accepted, and when; used by the consumer of answers alone.
         self._accepted: deque[tuple[float, CommandAnswer]] = deque()
         self._arrived: queue.SimpleQueue[tuple[NodeTopics, bytes, datetime] | None] = queue.SimpleQueue()
@@ -200,21 +213,29 @@ class Dispatcher:
             del self._pings[ping_id]
         return ping.fresh
 
-    def ping(self, topics: NodeTopics, *, epoch: int, closing: PingClosing | None) -> None:
-        """Ping a node without waiting for the answer, which `pong_note` records.
+    def ping_all(self, pings: Sequence[Ping]) -> None:
+        """Ping nodes in one go without waiting for their answers, which `pongs_note` records.
 
-        `closing` ends the exchange before. `LinkUnavailable`, `SendUnconfirmed`: a ping lost, which does no
-        harm.
+        `LinkUnavailable`, `SendUnconfirmed`: pings lost, which does no harm.
         """
         if not self._link.is_up:
             raise LinkUnavailable("There is no connection to the message broker.")
         horizon = time.monotonic() - FORGET_AFTER_S
         for old in [ping_id for ping_id, (_, left) in list(self._watched.items()) if left < horizon]:
             self._watched.pop(old, None)
-        ping_id = uuid.uuid4().hex
-        self._watched[ping_id] = (topics.node, time.monotonic())
-        command = PingCommand(id=ping_id, epoch=epoch, sent_wall=timezone.now().isoformat(), closing=closing)
-        self._link.send(topics, "ping", codec.encode(command), command_id=ping_id, ttl_s=PING_TIMEOUT_S)
+        commands = []
+        for ping in pings:
+            ping_id = uuid.uuid4().hex
+            self._watched[ping_id] = (ping.topics.node, time.monotonic())
+            command = PingCommand(
+                id=ping_id, epoch=ping.epoch, sent_wall=timezone.now().isoformat(), closing=ping.closing
+            )
+            commands.append(
+                CommandMessage(
+                    ping.topics, "ping", codec.encode(command), command_id=ping_id, ttl_s=PING_TIMEOUT_S
+                )
+            )
+        self._link.send_all(commands)
 
     def _forget_old(self) -> None:
         horizon = time.monotonic() - FORGET_AFTER_S
@@ -230,6 +251,7 @@ class Dispatcher:
         while True:
             try:
                 self._tell_accepted()
+                self._note_pongs()
                 arrived = self._arrived.get(timeout=ACCEPTED_TOLD_AFTER_S)
                 if arrived is None:
                     return
@@ -251,6 +273,12 @@ class Dispatcher:
             if pending is not None:
                 _tell(pending.order.request_id, Note(command_id=answer.id, answer=answer))
 
+    def _note_pongs(self) -> None:
+        """Once nothing else waits, or so many have come: a command's answer does not queue behind a round."""
+        if self._pongs and (self._arrived.empty() or len(self._pongs) >= PONGS_AT_ONCE):
+            pongs, self._pongs = self._pongs, {}
+            pongs_note(pongs)
+
     def _pong(self, topics: NodeTopics, answer: CommandAnswer, heard: datetime) -> None:
         # Taken out: the broker may deliver an answer twice, and the first is the one that measures.
         watched = self._watched.pop(answer.id, None)
@@ -260,7 +288,7 @@ class Dispatcher:
             self._watched[answer.id] = watched
             log.error("answer_from_another_node", node=topics.node, command=answer.id)
         elif answer.stage is Stage.DONE:
-            pong_note(topics.node, answer.id, heard=heard)
+            self._pongs[topics.node] = (answer.id, heard)
 
     def _answered(self, topics: NodeTopics, answer: CommandAnswer, heard: datetime) -> None:
         if answer.id in self._watched:

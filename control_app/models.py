@@ -169,7 +169,9 @@ class NodeEvent(models.Model):
 class NodeStream(models.Model):
     """How far a node's log stream is in the database, so that a batch that comes twice is taken once.
 
-    `store` is the node's own database: a replaced one begins its numbers anew.
+    `store` is the node's own database: a replaced one begins its numbers anew. `digest` knows the entry at
+    `last` again, empty where nothing is to be known. `forked`: the node said something else under a number
+    that was taken, or may have: its machine was put back to an earlier state (ADR 0017).
     """
 
     id = models.BigAutoField(primary_key=True)
@@ -177,6 +179,9 @@ class NodeStream(models.Model):
     stream = models.CharField(max_length=32)
     store = models.CharField(max_length=64)
     last = models.PositiveBigIntegerField(default=0)
+    digest = models.CharField(max_length=16, blank=True, default="")
+    since = models.DateTimeField(default=timezone.now, editable=False)
+    forked = models.BooleanField(default=False)
 
     class Meta:
         constraints = [

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import structlog
 
-from control_app.dispatch import Dispatcher
+from control_app.dispatch import Dispatcher, Ping
 from edge.wire.topics import NodeTopics
 from sites_app.models import Node
 from sites_app.node_link import LinkUnavailable, SendUnconfirmed
@@ -18,22 +18,23 @@ log = structlog.stdlib.get_logger(__name__)
 
 
 def nodes_ping(dispatcher: Dispatcher) -> int:
-    """Ping every node that is reachable; how many were. `LiveUnavailable` where Redis does not answer."""
+    """Ping every node that is reachable, in one go; how many were.
+
+    `LiveUnavailable` where Redis does not answer.
+    """
     nodes = list(Node.objects.only("tenant_tag", "epoch"))
     known = presence_read(node.pk for node in nodes)
-    pinged = 0
-    for node in nodes:
-        presence = known[node.pk]
-        if not presence.is_reachable(now=central_now()):
-            continue
-        topics = NodeTopics(node.tenant_tag, str(node.pk))
-        try:
-            dispatcher.ping(topics, epoch=node.epoch, closing=presence.closing)
-        except LinkUnavailable as error:
-            log.warning("nodes_not_pinged", error=error.detail)
-            return pinged
-        except SendUnconfirmed as error:
-            log.warning("ping_unconfirmed", node=topics.node, error=error.detail)
-            continue
-        pinged += 1
-    return pinged
+    now = central_now()
+    pings = [
+        Ping(NodeTopics(node.tenant_tag, str(node.pk)), node.epoch, known[node.pk].closing)
+        for node in nodes
+        if known[node.pk].is_reachable(now=now)
+    ]
+    try:
+        dispatcher.ping_all(pings)
+    except LinkUnavailable as error:
+        log.warning("nodes_not_pinged", error=error.detail)
+        return 0
+    except SendUnconfirmed as error:
+        log.warning("pings_unconfirmed", nodes=len(pings), error=error.detail)
+    return len(pings)

@@ -396,6 +396,12 @@ def _log_request(request: ControlRequest, result: ControlResult) -> None:
     )
 
 
+def nodes_in_doubt(nodes: Iterable[Node]) -> set[UUID]:
+    """Those of these nodes that have commands of unknown fate."""
+    unknown = ControlCommand.objects.filter(node__in=list(nodes), state=CommandState.UNKNOWN)
+    return set(unknown.values_list("node_id", flat=True))
+
+
 def commands_undelivered(*, node: Node, sequences: Mapping[str, int], before: Any) -> list[ControlCommand]:
     """Commands of unknown fate that this node's report proves it never accepted.
 

@@ -33,5 +33,5 @@ def ping_nodes() -> None:
 
 @shared_task(name="control_app.tasks.logs_retain")  # type: ignore[untyped-decorator]
 def logs_retain() -> None:
-    """Two at once delete the same lines, once."""
+    """Let go of log lines that are older than their settings say; two at once do it once."""
     log_lines_retain(now=datetime.now(UTC))

@@ -9,7 +9,8 @@ import msgspec
 from devices_app.models import Device
 from edge.wire.messages import BoundConfig, DeviceConfig, NodeConfig, SiteConfig
 from sites_app.documents import renderer_register
-from sites_app.models import Node, Site
+from sites_app.models import Node
+from smartgrid.api.fields import timestamp
 
 CONFIG = "config"
 
@@ -20,7 +21,9 @@ def register() -> None:
 
 def node_config_render(node: Node) -> dict[str, Any]:
     """The body of `desired/config`; equal rows give an equal body, hence an equal digest."""
-    site = Site.objects.get(pk=node.site_id)
+    # Afresh: whoever asks for the rendering may have read the node before it changed.
+    node = Node.objects.select_related("site").get(pk=node.pk)
+    site, renew = node.site, node.renew_certificates_before
     rows = node.devices.select_related("device_type", "controlled_by").prefetch_related("bounds")
     devices = list(rows.order_by("device_tag"))
     abandoned = node.retiring_devices.filter(abandoned_at__isnull=False)
@@ -37,6 +40,7 @@ def node_config_render(node: Node) -> dict[str, Any]:
         abandoned=tuple(
             sorted(str(config_id) for config_id in abandoned.values_list("config_id", flat=True))
         ),
+        renew_certificates_before=None if renew is None else timestamp(renew),
     )
     body: dict[str, Any] = msgspec.to_builtins(config)
     return body

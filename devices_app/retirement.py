@@ -131,6 +131,12 @@ def retirement_begin(*, place: Place, reason: str, device: Device | None) -> Ret
     return row
 
 
+def nodes_retiring(nodes: Iterable[Node]) -> set[uuid.UUID]:
+    """Those of these nodes that have yet to let go of a device."""
+    rows = RetiringDevice.objects.filter(node__in=list(nodes))
+    return set(rows.values_list("node_id", flat=True))
+
+
 def retired_record(*, node: Node, reported: Reported) -> int:
     """Close what a node's report shows it has let go of; how many. Late and repeated reports do no harm.
 

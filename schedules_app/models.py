@@ -13,6 +13,9 @@ from django.utils import timezone
 from devices_app.choices import CATEGORY_PATTERN
 from sites_app.models import Site
 
+# What the names of all schedules' documents begin with.
+DOCUMENTS = "schedule/"
+
 
 class Schedule(models.Model):
     """The setpoints of one category of a site on one UTC day: quarter hour -> value, null for the default."""
@@ -55,4 +58,9 @@ class Schedule(models.Model):
 
 def day_prefix(day: date) -> str:
     """What the names of a UTC day's documents begin with."""
-    return f"schedule/{day}/"
+    return f"{DOCUMENTS}{day}/"
+
+
+def day_of_document(name: str) -> date:
+    """The UTC day a schedule's document is about."""
+    return date.fromisoformat(name.removeprefix(DOCUMENTS).partition("/")[0])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from datetime import UTC, date, datetime
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -12,13 +13,19 @@ from django.db.models import QuerySet
 from devices_app.choices import category_rank
 from devices_app.models import Device
 from edge.core import schedule as core
-from schedules_app.models import Schedule
+from schedules_app.models import Schedule, day_prefix
 from schedules_app.slots import Member
+from sites_app.documents import DocumentState, document_states
 from sites_app.models import DocumentStatus, Node, NodeDocument, Site
 from sites_app.selectors import sites_visible_to
 from smartgrid.api.fields import timestamp
 from smartgrid.api.principal import Principal
 from smartgrid.errors import NotFound
+
+# A slot that begins this soon on a node which has not confirmed it is worth an alarm.
+ALERT_AHEAD = timedelta(minutes=5)
+# As long as a node may take to confirm a document before anybody worries.
+ANSWERS_WITHIN = timedelta(seconds=10)
 
 # The result of a schedule is the worst that any node says.
 WORST_FIRST = (
@@ -81,60 +88,136 @@ def synchronization_results(schedules: Iterable[Schedule]) -> dict[UUID, Result 
     """What the nodes say of each of these schedules, by its id.
 
     None until every node of the site has answered for this content, and for a day no node has been given yet.
-    Of a day that is over, the last word: what had not been answered by then stays `pending`.
+    Of a day that has left the window, the last word: what had not been answered by then stays `pending`.
     """
     schedules = list(schedules)
-    listed = [schedule for schedule in schedules if schedule.is_listed]
     results: dict[UUID, Result | None] = {
         schedule.pk: schedule.synchronization_result for schedule in schedules if not schedule.is_listed
     }
-    for schedule, nodes in _answers(listed):
-        is_answered = bool(nodes) and all(answer["version"] for answer in nodes.values())
-        results[schedule.pk] = _result(nodes) if is_answered else None
+    for pk, nodes in _states([schedule for schedule in schedules if schedule.is_listed]).items():
+        is_answered = all(state.at is not None for state in nodes.values())
+        results[pk] = _result(nodes) if nodes and is_answered else None
     return results
 
 
 def last_words(schedules: Iterable[Schedule]) -> dict[UUID, Result | None]:
     """What is left to say of schedules whose day is over: nobody waits for an answer any longer."""
-    return {schedule.pk: _result(nodes) if nodes else None for schedule, nodes in _answers(schedules)}
+    return {pk: _result(nodes) if nodes else None for pk, nodes in _states(schedules).items()}
 
 
-def _result(nodes: Mapping[str, dict[str, Any]]) -> Result:
-    said = {answer["status"] for answer in nodes.values()}
-    return {"status": next(status.value for status in WORST_FIRST if status in said), "nodes": dict(nodes)}
-
-
-def _answers(schedules: Iterable[Schedule]) -> Iterable[tuple[Schedule, dict[str, dict[str, Any]]]]:
+def _states(schedules: Iterable[Schedule]) -> dict[UUID, dict[str, DocumentState]]:
+    """Schedule -> node name -> what is known of its document there, for every node of its site."""
     schedules = list(schedules)
     if not schedules:
-        return
-    sites = {schedule.site_id for schedule in schedules}
-    nodes: dict[UUID, list[str]] = {}
-    for site_id, name in Node.objects.filter(site__in=sites).order_by("name").values_list("site_id", "name"):
-        nodes.setdefault(site_id, []).append(name)
-    states: dict[tuple[UUID, str, str], dict[str, Any]] = {}
-    documents = NodeDocument.objects.filter(
-        node__site__in=sites, name__in={schedule.document_name for schedule in schedules}, dropped=False
-    )
-    for site_id, node, name, status, version, at, error in documents.values_list(
-        "node__site_id", "node__name", "name", "status", "answered_version", "answered_at", "error"
-    ):
-        states[site_id, node, name] = _answer(status, version, at, error)
+        return {}
+    names: dict[UUID, set[str]] = {}
     for schedule in schedules:
-        yield (
-            schedule,
-            {
-                name: states.get(
-                    (schedule.site_id, name, schedule.document_name), _answer("pending", 0, None, "")
-                )
-                for name in nodes.get(schedule.site_id, [])
-            },
+        names.setdefault(schedule.site_id, set()).add(schedule.document_name)
+    states = document_states(names_by_site=names)
+    return {schedule.pk: states[schedule.site_id][schedule.document_name] for schedule in schedules}
+
+
+def _result(nodes: Mapping[str, DocumentState]) -> Result:
+    said = {state.status for state in nodes.values()}
+    return {
+        "status": next(status.value for status in WORST_FIRST if status in said),
+        "nodes": {name: _told(state) for name, state in nodes.items()},
+    }
+
+
+def _told(state: DocumentState) -> dict[str, Any]:
+    told = {
+        "status": state.status.value,
+        "version": state.version,
+        "at": None if state.at is None else timestamp(state.at),
+    }
+    return told | {"error": state.error} if state.error else told
+
+
+# --- slots that may not run --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class UnconfirmedSlot:
+    """A quarter hour that a node is not known to run as it is planned.
+
+    `value` None: the default. `status` and `error` are the node's last word about the day's document, `since`
+    when its content was put down.
+    """
+
+    site_id: UUID
+    node_id: UUID
+    node_name: str
+    category: str
+    begins: datetime
+    value: float | None
+    status: DocumentStatus
+    error: str
+    since: datetime
+
+
+def slots_unconfirmed(*, now: datetime) -> list[UnconfirmedSlot]:
+    """The slots running, or beginning within `ALERT_AHEAD`, whose document a node has not confirmed.
+
+    One for each node and category, the earlier of two. Left out is what cannot differ from what runs: nodes
+    that control no device of the category, and a slot without a value where the node has, by its last report,
+    no document of that day, since it runs the default as it is. What an earlier document said is not kept, so
+    a slot counts though that may have said the same. A document put down less than `ANSWERS_WITHIN` ago is on
+    its way.
+    """
+    found: dict[tuple[UUID, str], UnconfirmedSlot] = {}
+    utc = now.astimezone(UTC)
+    for begins in sorted({core.slot_start(utc), core.slot_start(utc + ALERT_AHEAD)}):
+        for slot in _unconfirmed(begins, changed_before=now - ANSWERS_WITHIN):
+            found.setdefault((slot.node_id, slot.category), slot)
+    controlled = set(
+        Device.objects.filter(
+            node__in={node_id for node_id, _ in found}, measured_only=False, include_in_curtailment=True
         )
+        .values_list("node_id", "category")
+        .distinct()
+    )
+    return [slot for key, slot in sorted(found.items()) if key in controlled]
 
 
-def _answer(status: str, version: int, at: datetime | None, error: str) -> dict[str, Any]:
-    answer = {"status": status, "version": version, "at": None if at is None else timestamp(at)}
-    return answer | {"error": error} if error else answer
+def _unconfirmed(begins: datetime, *, changed_before: datetime) -> list[UnconfirmedSlot]:
+    prefix = day_prefix(begins.date())
+    rows = (
+        NodeDocument.objects.exclude(status=DocumentStatus.APPLIED)
+        .filter(dropped=False, name__startswith=prefix, changed_at__lte=changed_before)
+        .values_list(
+            "node__site_id",
+            "node_id",
+            "node__name",
+            "name",
+            f"body__slots__{core.slot_key(begins)}",
+            "status",
+            "error",
+            "changed_at",
+        )
+    )
+    slots = [
+        UnconfirmedSlot(
+            site_id,
+            node_id,
+            node,
+            name.removeprefix(prefix),
+            begins,
+            value,
+            DocumentStatus(status),
+            error,
+            since,
+        )
+        for site_id, node_id, node, name, value, status, error, since in rows
+    ]
+    running: set[tuple[UUID, str]] = set()
+    for category in {slot.category for slot in slots if slot.value is None}:
+        nodes = Node.objects.filter(
+            pk__in={slot.node_id for slot in slots if slot.value is None and slot.category == category},
+            last_reported__documents__has_key=f"{prefix}{category}",
+        )
+        running |= {(node_id, category) for node_id in nodes.values_list("pk", flat=True)}
+    return [slot for slot in slots if slot.value is not None or (slot.node_id, slot.category) in running]
 
 
 # --- the value in force ---------------------------------------------------------------------------------

@@ -20,11 +20,12 @@ from django.utils import timezone
 
 from edge.wire.messages import ScheduleBody
 from schedules_app import selectors
-from schedules_app.models import Schedule
+from schedules_app.models import DOCUMENTS, Schedule, day_of_document
 from schedules_app.slots import Member, Slots, quarter_hours, slots_checked
-from schedules_app.window import Window, is_over, window_at
-from sites_app.documents import node_document_drop, node_document_put, renderer_register
-from sites_app.models import Node, Site
+from schedules_app.window import Window, expiry_of, is_over, window_at
+from sites_app.alarms import SLOT_NOT_CONFIRMED, AlarmKey, AlarmText, alarms_settle
+from sites_app.documents import documents_drop, documents_put, nodes_documents_render, renderer_register
+from sites_app.models import Alarm, Node, Site
 from smartgrid.errors import Conflict, Invalid, NotFound
 from smartgrid.integrity import store
 
@@ -34,7 +35,9 @@ MAX_COPIES = 366
 
 
 def register() -> None:
-    renderer_register(prefix="schedule/", render=_render)
+    renderer_register(
+        prefix=DOCUMENTS, render=_render, expires_at=lambda name: expiry_of(day_of_document(name))
+    )
 
 
 def schedule_create(*, site: Site, category: str, valid_on: date, slots: object) -> Schedule:
@@ -197,17 +200,15 @@ def schedules_roll(*, now: datetime | None = None) -> Rolled:
             rows = list(due.filter(site=site_id).select_for_update().order_by("valid_on", "category"))
             entering = [schedule for schedule in rows if not schedule.is_listed]
             leaving = [schedule for schedule in rows if schedule.is_listed]
-            for schedule in entering:
-                schedule.is_listed = True
-            _put_down(entering)
             words = selectors.last_words(
                 [schedule for schedule in leaving if is_over(schedule.valid_on, now=now)]
             )
-            _take_away(leaving)
-            for schedule in leaving:
-                schedule.is_listed = False
+            for schedule in rows:
+                schedule.is_listed = not schedule.is_listed
                 schedule.synchronization_result = words.get(schedule.pk)
             Schedule.objects.bulk_update(rows, ["is_listed", "synchronization_result"])
+            _take_away(leaving)
+            _put_down(entering)
         entered, left = entered + len(entering), left + len(leaving)
     if entered or left:
         log.info("schedules_rolled", entered=entered, left=left)
@@ -218,6 +219,29 @@ def _due(window: Window) -> QuerySet[Schedule]:
     inside = Q(valid_on__range=(window.first, window.last))
     outside = Q(valid_on__lt=window.first) | Q(valid_on__gt=window.last)
     return Schedule.objects.filter(Q(inside, is_listed=False) | Q(outside, is_listed=True))
+
+
+# --- the alarm ---------------------------------------------------------------------------------------------
+
+
+def slots_watch(*, now: datetime | None = None) -> tuple[int, int]:
+    """Raise an alarm for each slot running, or about to begin, that a node has not confirmed; clear the rest.
+
+    How many were raised, and cleared.
+    """
+    wanted = {}
+    for slot in selectors.slots_unconfirmed(now=timezone.now() if now is None else now):
+        key = AlarmKey(SLOT_NOT_CONFIRMED, slot.site_id, slot.node_id, subject=slot.category)
+        value = "the default" if slot.value is None else f"{slot.value:g}"
+        detail = (
+            f"{value} for {slot.category} from {slot.begins:%Y-%m-%d %H:%M} UTC is not confirmed:"
+            f" {slot.status.value} since {slot.since:%Y-%m-%d %H:%M:%S} UTC"
+        )
+        if slot.error:
+            detail += f", {slot.error}"
+        wanted[key] = AlarmText(detail=detail, node_name=slot.node_name)
+    among = Alarm.objects.filter(code=SLOT_NOT_CONFIRMED, by_node=False)
+    return alarms_settle(among=among, wanted=wanted)
 
 
 # --- the parts ------------------------------------------------------------------------------------------
@@ -290,16 +314,30 @@ def _plan_days(
 
 
 def _put_down(schedules: Sequence[Schedule]) -> None:
+    """Let the nodes of a site have those of these stored schedules, all its own, that are in the window."""
     listed = [schedule for schedule in schedules if schedule.is_listed]
-    for node in Node.objects.filter(site__in={schedule.site_id for schedule in listed}).order_by("pk"):
-        for schedule in listed:
-            node_document_put(node=node, name=schedule.document_name, body=_body(schedule))
+    if not listed:
+        return
+    nodes = Node.objects.filter(site=listed[0].site_id)
+    if len(listed) > 1:
+        # All at once: one version of the manifest, and as many statements for a month as for a day.
+        nodes_documents_render(nodes=nodes, only=[DOCUMENTS])
+        return
+    for schedule in listed:
+        documents_put(
+            nodes=nodes.values_list("pk", flat=True),
+            name=schedule.document_name,
+            body=_body(schedule),
+            expires_at=expiry_of(schedule.valid_on),
+        )
 
 
 def _take_away(schedules: Sequence[Schedule]) -> None:
-    for node in Node.objects.filter(site__in={schedule.site_id for schedule in schedules}).order_by("pk"):
-        for schedule in schedules:
-            node_document_drop(node=node, name=schedule.document_name)
+    """Take from the nodes of a site what they have of these schedules, all its own."""
+    if not schedules:
+        return
+    nodes = Node.objects.filter(site=schedules[0].site_id).values_list("pk", flat=True)
+    documents_drop(nodes=nodes, names=[schedule.document_name for schedule in schedules])
 
 
 def _render(node: Node) -> dict[str, dict[str, Any]]:

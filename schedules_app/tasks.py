@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from celery import shared_task
 
-from schedules_app.services import schedules_roll
+from schedules_app.services import schedules_roll, slots_watch
 
 
 @shared_task(name="schedules_app.tasks.roll_schedules")  # type: ignore[untyped-decorator]
 def roll_schedules() -> None:
     schedules_roll()
+
+
+@shared_task(name="schedules_app.tasks.watch_slots")  # type: ignore[untyped-decorator]
+def watch_slots() -> None:
+    slots_watch()

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from django import forms
 from django.contrib import admin, messages
+from django.core.exceptions import ValidationError
 from django.db.models import Model, QuerySet
 from django.forms import ModelForm
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse
+from django_celery_beat.models import CrontabSchedule, IntervalSchedule, PeriodicTask
 
 from sites_app import services
 from sites_app.alarms import alarms_open_first
 from sites_app.documents import nodes_documents_render
 from sites_app.models import Alarm, ManagementToken, Node, NodeDocument, Site
+from sites_app.periodic import periodic_tasks_off
 from sites_app.publishing import nodes_publish_anew
 from sites_app.selectors import token_value
 from smartgrid.admin import AnyModelAdmin, ServiceAdmin
+
+if TYPE_CHECKING:
+    AnyModelForm = forms.ModelForm[Any]
+else:
+    AnyModelForm = forms.ModelForm
 
 
 @admin.register(Site)
@@ -190,3 +199,62 @@ class ManagementTokenAdmin(ServiceAdmin):
 
     def delete_by_service(self, row: Any) -> None:
         services.token_revoke(token=row)
+
+
+@admin.register(PeriodicTask)
+class PeriodicTaskAdmin(AnyModelAdmin):
+    """How often which periodic work is done, and whether; what it is comes with the software."""
+
+    list_display = ["name", "description", "period", "enabled", "last_run_at"]
+    list_filter = ["enabled"]
+    search_fields = ["name", "task", "description"]
+    list_select_related = ["interval", "crontab"]
+    ordering = ["name"]
+    fields = ["name", "description", "task", "queue", "enabled", "interval", "crontab", "last_run_at"]
+    readonly_fields = ["name", "description", "task", "queue", "last_run_at"]
+
+    @admin.display(description="period")
+    def period(self, row: Any) -> str:
+        return str(row.scheduler)
+
+    def has_add_permission(self, request: HttpRequest) -> bool:  # noqa: ARG002 - Django's hook
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:  # noqa: ARG002
+        return False
+
+    def changelist_view(
+        self, request: HttpRequest, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        for trouble in periodic_tasks_off():
+            messages.warning(request, f"{trouble}.")
+        return super().changelist_view(request, extra_context)
+
+
+class IntervalForm(AnyModelForm):
+    def clean(self) -> dict[str, Any] | None:
+        """Beat looks at its clock once a second at best, and starts nothing more often."""
+        cleaned = super().clean()
+        if cleaned is not None and cleaned.get("period") == IntervalSchedule.MICROSECONDS:
+            raise ValidationError("A period is a second or longer.")
+        return cleaned
+
+
+class PeriodAdmin(AnyModelAdmin):
+    """To add periods that tasks can be given. Other tasks may have one that is there: it stays as it is."""
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:  # noqa: ARG002 - Django's hook
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:  # noqa: ARG002
+        return False
+
+
+@admin.register(IntervalSchedule)
+class IntervalAdmin(PeriodAdmin):
+    form = IntervalForm
+
+
+@admin.register(CrontabSchedule)
+class CrontabAdmin(PeriodAdmin):
+    fields = ["minute", "hour", "day_of_month", "month_of_year", "day_of_week", "timezone"]

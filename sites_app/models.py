@@ -1,4 +1,4 @@
-"""Site, Node, NodeDocument and ManagementToken: fields, constraints, facts of one row."""
+"""Site, Node, its documents and identity, and ManagementToken: fields, constraints, facts of one row."""
 
 from __future__ import annotations
 
@@ -132,6 +132,8 @@ class Node(models.Model):
     # the first report in the present epoch tells.
     foreign_sequence = models.PositiveBigIntegerField(null=True, default=0, editable=False)
     epoch_raised_at = models.DateTimeField(null=True, editable=False)
+    # A certificate issued before this moment is renewed by the node as soon as it hears of it.
+    renew_certificates_before = models.DateTimeField(null=True, editable=False)
 
     class Meta:
         constraints = [
@@ -220,6 +222,85 @@ class Farewell(models.Model):
         return f"farewell of {self.node_id}"
 
 
+class NodeCertificate(models.Model):
+    """A certificate of a node; `sites_app.identity` alone writes these.
+
+    It is good until it lapses, unless it is revoked. A node that is deleted leaves its certificates behind,
+    revoked.
+    """
+
+    node = models.ForeignKey(Node, on_delete=models.SET_NULL, null=True, related_name="certificates")
+    # The CN: the node's id, also after the node is gone.
+    common_name = models.UUIDField()
+    serial = models.CharField(max_length=40, unique=True)
+    fingerprint = models.CharField(max_length=64, unique=True)
+    # Of the public key: a key that once was certified is never certified for another.
+    key_digest = models.CharField(max_length=64, unique=True)
+    pem = models.TextField()
+    issued_at = models.DateTimeField()
+    not_after = models.DateTimeField()
+    # When the node said, signed with its key, that it works with it.
+    confirmed_at = models.DateTimeField(null=True)
+    revoked_at = models.DateTimeField(null=True)
+    reason = models.CharField(max_length=200, blank=True, default="")
+    # When it was certain that no session opened with it was left at the broker; only asked of revoked ones.
+    evicted_at = models.DateTimeField(null=True)
+
+    class Meta:
+        constraints = [
+            models.CheckConstraint(
+                condition=Q(fingerprint__regex=r"\A[0-9a-f]{64}\Z"), name="certificate_fingerprint_is_hex"
+            ),
+            models.CheckConstraint(
+                condition=Q(serial__regex=r"\A[0-9a-f]{40}\Z"), name="certificate_serial_is_hex"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.common_name} {self.serial[:8]}"
+
+    @property
+    def is_revoked(self) -> bool:
+        return self.revoked_at is not None or self.node_id is None
+
+
+class EnrolmentToken(models.Model):
+    """Lets one computer become this node, once, while the node is of this site. Found by a keyed digest."""
+
+    node = models.ForeignKey(Node, on_delete=models.CASCADE, related_name="enrolment_tokens")
+    site = models.ForeignKey(Site, on_delete=models.CASCADE, related_name="+")
+    digest = models.CharField(max_length=64, unique=True)
+    created_at = models.DateTimeField()
+    expires_at = models.DateTimeField()
+    issued_by = models.CharField(max_length=150, blank=True, default="")
+    used_at = models.DateTimeField(null=True)
+    # Another took its place, or its node was revoked.
+    voided_at = models.DateTimeField(null=True)
+    certificate = models.OneToOneField(
+        NodeCertificate, on_delete=models.SET_NULL, null=True, related_name="+"
+    )
+
+    class Meta:
+        constraints = [
+            models.CheckConstraint(
+                condition=Q(digest__regex=r"\A[0-9a-f]{64}\Z"), name="enrolment_token_digest_is_hex"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"enrolment of {self.node_id}"
+
+
+class SpentChallenge(models.Model):
+    """A challenge that was answered: it is not taken a second time. Kept for as long as it would be good."""
+
+    digest = models.CharField(max_length=64, primary_key=True)
+    spent_at = models.DateTimeField()
+
+    def __str__(self) -> str:
+        return self.digest
+
+
 class ManagementToken(models.Model):
     """Opens some sites. Found by a keyed digest; kept encrypted because root may see it again."""
 
@@ -297,3 +378,21 @@ class Alarm(models.Model):
 
     def __str__(self) -> str:
         return f"{self.code} {self.node_name} {self.subject}".strip()
+
+
+class PeriodicRun(models.Model):
+    """One kind of periodic work: when a beat last started it, and what our table said; `sites_app.periodic`.
+
+    The row is the guard against two beats: who moves `ran_at` starts the work.
+    """
+
+    id = models.BigAutoField(primary_key=True)
+    # As of the periodic task in the console.
+    name = models.CharField(max_length=200, unique=True)
+    # By the database's clock, which all beats share. Null: never yet.
+    ran_at = models.DateTimeField(null=True)
+    # The period our table had when it was last written to the console; empty for a task of an operator's own.
+    default = models.CharField(max_length=200, blank=True, default="")
+
+    def __str__(self) -> str:
+        return self.name

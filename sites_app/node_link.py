@@ -17,13 +17,15 @@ from concurrent.futures import CancelledError, TimeoutError as FutureTimeoutErro
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any, Protocol, Self
 
 import structlog
 from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
 
 from edge.wire.messages import SESSION_EXPIRY_S
-from edge.wire.session import Broker, Incoming, LinkDown, Session, open_session
+from edge.wire.session import Broker, Incoming, LinkDown, Session, Tls, open_session
 from edge.wire.topics import NodeTopics, owner, responses_to
 from sites_app.publishing import DesiredMessage
 from smartgrid.errors import Unavailable
@@ -52,11 +54,25 @@ class SendUnconfirmed(Unavailable):
     code = "send_unconfirmed"
 
 
+@dataclass(frozen=True, slots=True)
+class CommandMessage:
+    """A command on its way to a node, worthless after `ttl_s`."""
+
+    topics: NodeTopics
+    op: str
+    payload: bytes
+    command_id: str
+    ttl_s: float
+
+
 class NodeLink(Protocol):
     """How central reaches its nodes."""
 
     def send(self, topics: NodeTopics, op: str, payload: bytes, *, command_id: str, ttl_s: float) -> None:
         """Send a command that is worthless after `ttl_s`; its answers come to the link's `results`."""
+
+    def send_all(self, commands: Sequence[CommandMessage]) -> None:
+        """Send many, none waiting for the one before; where it raises, any of them may have been sent."""
 
     def put_desired(self, messages: Sequence[DesiredMessage]) -> None:
         """Leave these for their nodes, in this order, each replacing the one of that name.
@@ -332,7 +348,18 @@ def broker_for(username: str, password: str) -> Broker:
         username or None,
         password or None,
         split=settings.SGM_MQTT_SPLIT_CONNECTIONS,
+        tls=_tls(username) if settings.SGM_MQTT_TLS else None,
     )
+
+
+def _tls(username: str) -> Tls:
+    """How the broker and this process know each other; `ImproperlyConfigured` says what is missing."""
+    try:
+        ca = Path(settings.SGM_MQTT_TLS_CA).read_text(encoding="ascii")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ImproperlyConfigured(f"SGM_MQTT_TLS_CA (or SGM_CA_DIR): {error}") from error
+    certificate = settings.SGM_MQTT_TLS_CERTIFICATES.get(username, "")
+    return Tls(ca=ca, certificate=Path(certificate) if certificate else None)
 
 
 class MqttNodeLink:
@@ -368,6 +395,20 @@ class MqttNodeLink:
             expiry_s=max(1, round(ttl_s)),
             response_topic=topics.response(self.worker),
             correlation=command_id.encode(),
+        )
+
+    def send_all(self, commands: Sequence[CommandMessage]) -> None:
+        self._connection.publish_all(
+            [
+                Outgoing(
+                    topic=command.topics.command(command.op),
+                    payload=command.payload,
+                    expiry_s=max(1, round(command.ttl_s)),
+                    response_topic=command.topics.response(self.worker),
+                    correlation=command.command_id.encode(),
+                )
+                for command in commands
+            ]
         )
 
     def put_desired(self, messages: Sequence[DesiredMessage]) -> None:

@@ -7,7 +7,7 @@ younger than 15 s. The newest freshness token lies beside it, dated by its recei
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
@@ -126,6 +126,10 @@ class NodePresence:
             return False
         return self.offline_session != self.session or now - self.offline_at < WILL_COUNTS_AFTER_S
 
+    def is_heard(self, *, now: float) -> bool:
+        """Reachable, and no will of this session has come, counted yet or not."""
+        return self.is_reachable(now=now) and self.offline_session != self.session
+
     def why_not(self, *, now: float) -> str:
         """Why it is not reachable, for a person."""
         if not self.hb_at:
@@ -183,8 +187,20 @@ def heartbeats_note(received: Sequence[ReceivedHeartbeat]) -> list[ReceivedHeart
 
 def pong_note(node_id: str, ping_id: str, *, heard: datetime) -> None:
     """A ping was answered, and the answer arrived here at this moment. The next ping tells the node of it."""
-    fields = {"ping": ping_id, "pong_wall": heard.isoformat(), "pong_at": f"{heard.timestamp():.3f}"}
-    live.hash_write(node_key(node_id), fields, expires_s=FORGET_AFTER_S)
+    pongs_note({node_id: (ping_id, heard)})
+
+
+def pongs_note(pongs: Mapping[str, tuple[str, datetime]]) -> None:
+    """The same of many at once: node -> the ping it answered, and when the answer arrived."""
+    hashes = {
+        node_key(node_id): {
+            "ping": ping_id,
+            "pong_wall": heard.isoformat(),
+            "pong_at": f"{heard.timestamp():.3f}",
+        }
+        for node_id, (ping_id, heard) in pongs.items()
+    }
+    live.hashes_write(hashes, expires_s=FORGET_AFTER_S)
 
 
 def presence_note(node_id: str, presence: Presence, *, retained: bool, at: float) -> None:

@@ -2,13 +2,13 @@
 
 What the broker holds is recorded after it took it over, so a publisher that dies in between leaves work to be
 done twice, never work that is taken for done. Two publishers may overtake each other between database and
-broker. Each therefore looks again when it records: what changed meanwhile it marks as not published, and
-publishes it again, so that the last to publish leaves the newest.
+broker. Each therefore looks again when it records: what changed meanwhile it marks as not published, and has
+it published again, so that the last to publish leaves the newest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol
@@ -16,10 +16,11 @@ from uuid import UUID
 
 import structlog
 from django.db import transaction
-from django.db.models import F, Q, QuerySet
+from django.db.models import F, Q, QuerySet, TextField
+from django.db.models.functions import Cast
 from django.utils import timezone
 
-from edge.wire.codec import encode
+from edge.wire.codec import body_digest, encode, raw
 from edge.wire.messages import Document, Manifest, ManifestEntry
 from edge.wire.topics import NodeTopics
 from sites_app.documents import MANIFEST, manifest_for, nodes_sync_on_commit
@@ -30,8 +31,6 @@ log = structlog.stdlib.get_logger(__name__)
 
 # As many messages leave together: some megabytes at most, and half a second of the broker's time.
 MESSAGES_AT_ONCE = 500
-# How often a publisher repeats itself because the documents changed meanwhile, before it leaves it to others.
-ROUNDS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +64,31 @@ class _Row:
     is_wanted: bool
 
 
+@dataclass(frozen=True, slots=True)
+class _Content:
+    """What a document says. Its body goes as the database has it: nobody here needs to read it."""
+
+    version: int
+    sha256: str
+    body: str
+    expires_at: datetime | None
+
+    def payload(self, *, epoch: int) -> bytes:
+        body: Any = raw(self.body.encode())
+        return encode(Document(epoch=epoch, version=self.version, sha256=self.sha256, body=body))
+
+    def expiry_s(self, now: datetime) -> int | None:
+        if self.expires_at is None:
+            return None
+        return max(1, round((self.expires_at - now).total_seconds()))
+
+
+def _contents(keys: Iterable[int]) -> dict[int, _Content]:
+    rows = NodeDocument.objects.filter(pk__in=list(keys)).annotate(text=Cast("body", TextField()))
+    found = rows.values_list("pk", "version", "sha256", "text", "expires_at")
+    return {pk: _Content(*content) for pk, *content in found}
+
+
 @dataclass(slots=True)
 class _Plan:
     """What one node's publication was made from."""
@@ -75,8 +99,6 @@ class _Plan:
     version: int
     is_wanted: bool
     rows: list[_Row] = field(default_factory=list)
-    # Documents that are gone, and of which the broker may hold something.
-    orphans: set[str] = field(default_factory=set)
 
     @property
     def wanted(self) -> list[_Row]:
@@ -106,32 +128,24 @@ def nodes_publish(*, node_ids: Iterable[str | UUID], link: DesiredStateLink, aga
     """Publish what the broker is not recorded to hold of these nodes, and record it; how many messages.
 
     A dropped document is published as an empty message, the manifest comes last. `again`: what a node has
-    not answered for is published anew, and its manifest, whatever is recorded.
+    not answered for is published anew, and its manifest, whatever is recorded. A node that changed meanwhile
+    is queued once more.
 
     Errors as of `put_desired`; what was recorded until then stays so.
     """
-    wanted = sorted({UUID(str(node_id)) for node_id in node_ids})
     published = 0
-    orphans: dict[UUID, set[str]] = {}
-    for _ in range(ROUNDS):
-        plans = _plans(wanted, again=again, orphans=orphans)
-        orphans, wanted, again = {}, [], False
-        for some in _together(plans):
-            messages = _messages(some)
-            if messages is None:
-                wanted += [plan.pk for plan in some]
-                continue
-            link.put_desired(messages)
-            published += len(messages)
-            for pk, names in _record(some).items():
-                wanted.append(pk)
-                orphans[pk] = names
-        if not wanted:
-            break
+    for some in _together(_plans(sorted({UUID(str(node_id)) for node_id in node_ids}), again=again)):
+        messages = _messages(some)
+        if messages is None:
+            nodes_sync_on_commit([plan.pk for plan in some])
+            continue
+        link.put_desired(messages)
+        published += len(messages)
+        _record(some)
     return published
 
 
-def _plans(nodes: Sequence[UUID], *, again: bool, orphans: Mapping[UUID, set[str]]) -> list[_Plan]:
+def _plans(nodes: Sequence[UUID], *, again: bool) -> list[_Plan]:
     """Those of these nodes of which something is to be published, and what.
 
     Nodes and documents in one statement, hence as of one moment: a manifest must not list what its version
@@ -172,9 +186,8 @@ def _plans(nodes: Sequence[UUID], *, again: bool, orphans: Mapping[UUID, set[str
     ) in rows.order_by("pk"):
         plan = plans.get(pk)
         if plan is None:
-            is_wanted = again or pk in orphans or (has_epoch, has_version) != (epoch, version)
+            is_wanted = again or (has_epoch, has_version) != (epoch, version)
             plan = plans[pk] = _Plan(pk, tenant, epoch, version, is_wanted)
-            plan.orphans |= orphans.get(pk, set())
         if document is None:
             continue  # type: ignore[unreachable]  # a node may have none yet: it is an outer join
         is_wanted = (
@@ -184,7 +197,6 @@ def _plans(nodes: Sequence[UUID], *, again: bool, orphans: Mapping[UUID, set[str
         )
         plan.rows.append(_Row(document, name, v, sha256, dropped, is_wanted))
         plan.is_wanted |= is_wanted
-        plan.orphans.discard(name)
     return [plan for plan in plans.values() if plan.is_wanted]
 
 
@@ -194,7 +206,7 @@ def _together(plans: Iterable[_Plan]) -> Iterator[list[_Plan]]:
     messages = 0
     for plan in plans:
         some.append(plan)
-        messages += len(plan.wanted) + len(plan.orphans) + 1
+        messages += len(plan.wanted) + 1
         if messages >= MESSAGES_AT_ONCE:
             yield some
             some, messages = [], 0
@@ -205,37 +217,37 @@ def _together(plans: Iterable[_Plan]) -> Iterator[list[_Plan]]:
 def _messages(plans: Sequence[_Plan]) -> list[DesiredMessage] | None:
     """What these nodes are to be told; None where a document changed since the plan was made."""
     keys = [row.pk for plan in plans for row in plan.wanted if not row.dropped]
-    documents = {document.pk: document for document in NodeDocument.objects.filter(pk__in=keys)}
+    documents = _contents(keys)
     now = timezone.now()
     messages = []
     for plan in plans:
         topics = NodeTopics(plan.tenant, str(plan.pk))
-        messages += [DesiredMessage(topics, name, b"") for name in sorted(plan.orphans)]
         for row in plan.wanted:
             if row.dropped:
                 messages.append(DesiredMessage(topics, row.name, b""))
                 continue
-            document = documents.get(row.pk)
-            if document is None or document.version != row.version:
+            content = documents.get(row.pk)
+            if content is None or content.version != row.version:
                 return None
-            payload = _bytes(document, epoch=plan.epoch)
-            messages.append(DesiredMessage(topics, row.name, payload, _expiry_s(document, now)))
+            payload = content.payload(epoch=plan.epoch)
+            messages.append(DesiredMessage(topics, row.name, payload, content.expiry_s(now)))
         # The manifest last, so that a node which reads it finds what it lists.
         messages.append(DesiredMessage(topics, MANIFEST, encode(plan.manifest)))
     return messages
 
 
-def _record(plans: Sequence[_Plan]) -> dict[UUID, set[str]]:
-    """Record what the broker took over; the nodes that changed meanwhile, with the documents that are gone.
+def _record(plans: Sequence[_Plan]) -> None:
+    """Record what the broker took over, and queue once more what changed meanwhile.
 
-    Of those, another publisher may have published and recorded what is newer, and been overtaken by this one:
-    whatever is recorded of them is not to be believed.
+    Of that, another publisher may have published and recorded what is newer, and been overtaken by this one:
+    whatever is recorded of it is not to be believed.
     """
     now = timezone.now()
-    changed: dict[UUID, set[str]] = {}
     told: list[tuple[Any, ...]] = []
     doubtful: list[int] = []
     gone: list[int] = []
+    rows: list[tuple[Any, ...]] = []
+    changed: list[UUID] = []
     with transaction.atomic():
         nodes = Node.objects.select_for_update(no_key=True).filter(pk__in=[plan.pk for plan in plans])
         held = {
@@ -244,10 +256,8 @@ def _record(plans: Sequence[_Plan]) -> dict[UUID, set[str]]:
         }
         keys = [row.pk for plan in plans for row in plan.wanted]
         found = dict(NodeDocument.objects.filter(pk__in=keys).values_list("pk", "version"))
-        for plan in plans:
-            if plan.pk not in held:
-                # Deleted: its farewell says the last word.
-                continue
+        # Of a node that is deleted, its farewell says the last word.
+        for plan in (plan for plan in plans if plan.pk in held):
             lost = set()
             for row in plan.wanted:
                 if found.get(row.pk) == row.version:
@@ -259,21 +269,34 @@ def _record(plans: Sequence[_Plan]) -> dict[UUID, set[str]]:
                     doubtful.append(row.pk)
                 elif not row.dropped:
                     lost.add(row.name)
-            if held[plan.pk] != (plan.epoch, plan.version) or lost:
-                changed[plan.pk] = lost
+            if lost:
+                doubtful += _lost_again(plan.pk, lost, version=held[plan.pk][1])
+            if lost or held[plan.pk] != (plan.epoch, plan.version):
+                changed.append(plan.pk)
+                rows.append((plan.pk, 0, 0, now))
+            else:
+                rows.append((plan.pk, plan.epoch, plan.version, now))
         rows_update(NodeDocument, fields=["published_epoch", "published_version"], rows=told)
         NodeDocument.objects.filter(pk__in=doubtful).update(published_epoch=0, published_version=0)
         NodeDocument.objects.filter(pk__in=gone).delete()
-        rows_update(
-            Node,
-            fields=["published_epoch", "published_version", "published_at"],
-            rows=[
-                (plan.pk, 0, 0, now) if plan.pk in changed else (plan.pk, plan.epoch, plan.version, now)
-                for plan in plans
-                if plan.pk in held
-            ],
+        rows_update(Node, fields=["published_epoch", "published_version", "published_at"], rows=rows)
+        nodes_sync_on_commit(changed)
+
+
+def _lost_again(node_id: UUID, names: set[str], *, version: int) -> list[int]:
+    """The rows of documents of which the broker may hold what this publisher found and which went meanwhile.
+
+    One that was put down again has a row of its own; of the others, the broker is told once more.
+    """
+    renewed = dict(NodeDocument.objects.filter(node=node_id, name__in=names).values_list("name", "pk"))
+    tombstones = [
+        NodeDocument(
+            node_id=node_id, name=name, version=version, sha256=body_digest({}), body={}, dropped=True
         )
-    return changed
+        for name in sorted(names - renewed.keys())
+    ]
+    NodeDocument.objects.bulk_create(tombstones)
+    return list(renewed.values())
 
 
 def nodes_publish_anew(*, nodes: Iterable[UUID]) -> int:
@@ -294,10 +317,10 @@ def nodes_publish_anew(*, nodes: Iterable[UUID]) -> int:
 def node_messages(node: Node) -> dict[str, str]:
     """All that a node should have, name -> JSON, as it is now; the manifest last, as it is published."""
     manifest = manifest_for(node)
-    messages = {
-        document.name: _bytes(document, epoch=manifest.epoch).decode()
-        for document in NodeDocument.objects.filter(node=node, dropped=False).order_by("name")
-    }
+    documents = NodeDocument.objects.filter(node=node, dropped=False).order_by("name")
+    names = dict(documents.values_list("pk", "name"))
+    contents = _contents(names)
+    messages = {name: contents[pk].payload(epoch=manifest.epoch).decode() for pk, name in names.items()}
     return messages | {MANIFEST: encode(manifest).decode()}
 
 
@@ -328,13 +351,3 @@ def farewells_publish(*, link: DesiredStateLink) -> int:
             link.put_desired([DesiredMessage(topics, name, text.encode()) for name, text in row.messages])
         row.delete()
     return len(farewells)
-
-
-def _expiry_s(document: NodeDocument, now: datetime) -> int | None:
-    if document.expires_at is None:
-        return None
-    return max(1, round((document.expires_at - now).total_seconds()))
-
-
-def _bytes(document: NodeDocument, *, epoch: int) -> bytes:
-    return encode(Document(epoch=epoch, version=document.version, sha256=document.sha256, body=document.body))

@@ -5,23 +5,37 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any, TypedDict, Unpack
 
 import structlog
 from django.db import transaction
-from django.db.models import QuerySet
+from django.db.models import Q, QuerySet
 from django.utils import timezone
 
 from sites_app import tokens
-from sites_app.alarms import node_alarms_end
-from sites_app.documents import node_documents_render
-from sites_app.models import ManagementToken, Node, Site
+from sites_app.alarms import (
+    LOGGED_EACH,
+    NODE_OUT_OF_SYNC,
+    NODE_SILENT,
+    AlarmKey,
+    AlarmText,
+    alarms_settle,
+    node_alarms_end,
+)
+from sites_app.documents import node_documents_render, nodes_documents_render
+from sites_app.models import Alarm, ManagementToken, Node, Site
 from sites_app.presence import HEARTBEAT_LIMIT_S, central_now, presence_read
 from sites_app.publishing import node_farewell
+from smartgrid import live
 from smartgrid.errors import Conflict, Invalid
 from smartgrid.integrity import store
 
 log = structlog.stdlib.get_logger(__name__)
+
+# How long a node is offline, or without what it should have, before somebody should look.
+SILENT_AFTER = timedelta(seconds=60)
+OUT_OF_SYNC_AFTER = timedelta(minutes=5)
 
 
 class SiteChanges(TypedDict, total=False):
@@ -67,8 +81,7 @@ def site_update(*, site: Site, **changes: Unpack[SiteChanges]) -> Site:
         site = Site.objects.select_for_update().get(pk=site.pk)
         _apply(site, changes)
         store(site)
-        for node in site.nodes.order_by("pk"):
-            node_documents_render(node=node)
+        nodes_documents_render(nodes=site.nodes.all())
     log.info("site_changed", site=site.site_tag, fields=sorted(changes))
     return site
 
@@ -213,9 +226,12 @@ def nodes_presence_record(changes: Sequence[PresenceChange]) -> int:
                 node.presence_changed_at = now
                 came_or_went.append(change)
         Node.objects.bulk_update(changed.values(), ["online", "session", "boot", "presence_changed_at"])
-    for change in came_or_went:
+    # Of very many at once, which is central's own trouble, the first and their number.
+    for change in came_or_went[:LOGGED_EACH]:
         event = "node_online" if change.online else "node_offline"
         log.info(event, node=str(change.node_id), session=change.session)
+    if len(came_or_went) > LOGGED_EACH:
+        log.warning("many_nodes_came_or_went", nodes=len(came_or_went))
     return len(came_or_went)
 
 
@@ -236,19 +252,56 @@ def _presence_apply(node: Node, change: PresenceChange) -> bool:
     return (node.online, node.session, node.boot) != before
 
 
-def nodes_silent_mark() -> int:
-    """Bring the database in line with the heartbeats, whatever births and wills were lost; how many changed.
+def nodes_presence_settle() -> tuple[int, int]:
+    """Note as offline the nodes whose heartbeats have stopped, whatever their will said, and as online those
+    that are heard again without a new birth: how many fell silent, how many came back.
 
-    A node whose heartbeats have stopped is offline, and one that is heard is online.
+    `LiveUnavailable` where Redis does not answer: then nothing is known, and nothing changed.
     """
-    nodes = list(Node.objects.values_list("pk", "online", "session"))
-    presence = presence_read(pk for pk, _, _ in nodes)
+    nodes = list(Node.objects.only("online", "session"))
+    presence = presence_read(node.pk for node in nodes)
     now = central_now()
-    changes = []
-    for pk, online, session in nodes:
-        heard = presence[pk]
-        if online and now - heard.hb_at >= HEARTBEAT_LIMIT_S:
-            changes.append(PresenceChange(node_id=pk, online=False, session=session))
-        elif heard.is_reachable(now=now) and (not online or session != heard.session):
-            changes.append(PresenceChange(node_id=pk, online=True, session=heard.session))
-    return nodes_presence_record(changes)
+    # A Redis that came up empty a moment ago has heard of nobody yet.
+    is_judge = live.known_since(at=now) <= now - HEARTBEAT_LIMIT_S
+    silent = [
+        PresenceChange(node_id=node.pk, online=False, session=node.session)
+        for node in nodes
+        if node.online
+        and now - presence[node.pk].hb_at >= HEARTBEAT_LIMIT_S
+        and (is_judge or presence[node.pk].hb_at)
+    ]
+    heard = [
+        PresenceChange(node_id=node.pk, online=True, session=presence[node.pk].session)
+        for node in nodes
+        if presence[node.pk].is_heard(now=now)
+        and (not node.online or node.session != presence[node.pk].session)
+    ]
+    return nodes_presence_record(silent), nodes_presence_record(heard)
+
+
+def nodes_alarms_judge(*, now: datetime) -> tuple[int, int]:
+    """Raise and clear central's own alarms about nodes: how many of each.
+
+    Silent: gone for more than a minute; a node that was never there yet raises nothing. Out of sync:
+    reachable, and without what it should have for more than five minutes.
+    """
+    wanted: dict[AlarmKey, AlarmText] = {}
+    nodes = Node.objects.only("site_id", "name", "presence_changed_at", "out_of_sync_since")
+    for node in nodes.filter(_since("presence_changed_at", now - SILENT_AFTER, now=now), online=False):
+        detail = f"Offline since {_stamp(node.presence_changed_at)}."
+        wanted[AlarmKey(NODE_SILENT, node.site_id, node.pk)] = AlarmText(detail, node.name)
+    for node in nodes.filter(_since("out_of_sync_since", now - OUT_OF_SYNC_AFTER, now=now), online=True):
+        detail = f"Has not had all that it should have since {_stamp(node.out_of_sync_since)}."
+        wanted[AlarmKey(NODE_OUT_OF_SYNC, node.site_id, node.pk)] = AlarmText(detail, node.name)
+    among = Alarm.objects.filter(code__in=[NODE_SILENT, NODE_OUT_OF_SYNC], by_node=False)
+    return alarms_settle(among=among, wanted=wanted)
+
+
+def _since(field: str, moment: datetime, *, now: datetime) -> Q:
+    """The field is not after this moment; or in the future, because central's clock was set back."""
+    return Q(**{f"{field}__lte": moment}) | Q(**{f"{field}__gt": now + timedelta(seconds=5)})
+
+
+def _stamp(moment: datetime | None) -> str:
+    assert moment is not None
+    return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ")

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from uuid import UUID
 
 from celery import shared_task
+from django.conf import settings
+from django.utils import timezone
 
+from sites_app.alarms import alarms_forget
 from sites_app.documents import nodes_due_render
 from sites_app.publishing import farewells_publish, nodes_publish
 from sites_app.reports import reports_compare
-from sites_app.services import nodes_silent_mark
+from sites_app.services import nodes_alarms_judge, nodes_presence_settle
 from sites_app.syncing import nodes_sync_begins, sweep
 from smartgrid.errors import Unavailable
 
@@ -56,4 +60,17 @@ def compare_reports() -> None:
 
 @shared_task(name="sites_app.tasks.mark_silent_nodes")  # type: ignore[untyped-decorator]
 def mark_silent_nodes() -> None:
-    nodes_silent_mark()
+    """Note as offline which nodes have fallen silent, and as online which are heard again."""
+    nodes_presence_settle()
+
+
+@shared_task(name="sites_app.tasks.judge_alarms")  # type: ignore[untyped-decorator]
+def judge_alarms() -> None:
+    """Raise alarms for nodes that stay silent or do not have what they should, and clear them."""
+    nodes_alarms_judge(now=timezone.now())
+
+
+@shared_task(name="sites_app.tasks.forget_alarms")  # type: ignore[untyped-decorator]
+def forget_alarms() -> None:
+    """Delete alarms that were cleared long ago (`SGM_ALARM_HISTORY_DAYS`)."""
+    alarms_forget(before=timezone.now() - timedelta(days=settings.SGM_ALARM_HISTORY_DAYS))

@@ -27,16 +27,26 @@ class Console(AdminSite):
     site_header = "Smart Grid Manager"
     index_title = "Sites, devices and control"
 
-    def register(self, model_or_iterable: Any, *args: Any, **options: Any) -> None:
-        """Leave out the toolkit's tables that the embedded issuer never writes: of it, clients are of use."""
+    def register(self, model_or_iterable: Any, admin_class: Any = None, **options: Any) -> None:
+        """Leave out what of the libraries is of no use here.
+
+        Of the OAuth toolkit clients are, the rest the embedded issuer never writes; of periodic work tasks
+        and their periods, which stand here in forms of our own (`sites_app.admin`).
+        """
         single = isinstance(model_or_iterable, ModelBase)
         models: list[Any] = [model_or_iterable] if single else list(model_or_iterable)
-        used = [
-            model
-            for model in models
-            if model._meta.app_label != "oauth2_provider" or model._meta.model_name == "application"  # noqa: SLF001 - Django's documented name for it
-        ]
-        super().register(used, *args, **options)
+        used = [model for model in models if _is_of_use(model, admin_class=admin_class)]
+        super().register(used, admin_class, **options)
+
+
+def _is_of_use(model: type[Model], *, admin_class: type | None) -> bool:
+    match model._meta.app_label:  # noqa: SLF001 - Django's documented name for it
+        case "oauth2_provider":
+            return model._meta.model_name == "application"  # noqa: SLF001
+        case "django_celery_beat":
+            return admin_class is not None and not admin_class.__module__.startswith("django_celery_beat.")
+        case _:
+            return True
 
 
 class ServiceAdmin(AnyModelAdmin):

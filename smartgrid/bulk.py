@@ -5,7 +5,7 @@ Django's `bulk_update` writes a CASE for each row and field, which takes longer 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from django.db import connection, models
@@ -23,41 +23,66 @@ def rows_update(model: type[models.Model], *, fields: Sequence[str], rows: Seque
     key = options.pk
     assert key is not None
     columns: list[models.Field[Any, Any]] = [key, *(options.get_field(name) for name in fields)]  # type: ignore[list-item]
+    quote = connection.ops.quote_name
+    given = _Arrays(columns) if connection.vendor == "postgresql" else _Values(columns)
+    sets = [
+        f"{quote(str(column.column))} = {given.value(number)}"
+        for number, column in enumerate(columns[1:], start=1)
+    ]
+    table = quote(options.db_table)
     changed = 0
+    at_once = PARAMETERS // len(columns)
     with connection.cursor() as cursor:
-        quote = connection.ops.quote_name
-        sets = ", ".join(
-            f"{quote(str(column.column))} = {_value(number, column)}"
-            for number, column in enumerate(columns[1:], start=2)
-        )
-        one = f"({', '.join(['%s'] * len(columns))})"
-        table = quote(options.db_table)
-        at_once = PARAMETERS // len(columns)
-        for some in (rows[start : start + at_once] for start in range(0, len(rows), at_once)):
+        for start in range(0, len(rows), at_once):
+            some = [
+                [_prepared(column, value) for column, value in zip(columns, row, strict=True)]
+                for row in rows[start : start + at_once]
+            ]
+            source, parameters = given.source(some)
             cursor.execute(
-                f"UPDATE {table} SET {sets} FROM (VALUES {', '.join([one] * len(some))}) AS given"  # noqa: S608 - names of our own models
-                f" WHERE {table}.{quote(str(key.column))} = {_value(1, key)}",
-                [
-                    _parameter(column, value)
-                    for row in some
-                    for column, value in zip(columns, row, strict=True)
-                ],
+                f"UPDATE {table} SET {', '.join(sets)} FROM {source}"  # noqa: S608 - names of our own models
+                f" WHERE {table}.{quote(str(key.column))} = {given.value(0)}",
+                parameters,
             )
             changed += cursor.rowcount
     return changed
 
 
-def _value(number: int, column: models.Field[Any, Any]) -> str:
-    """The value given for a column: PostgreSQL takes a bare one for text, SQLite needs no types."""
-    value = f"given.column{number}"
-    if connection.vendor != "postgresql":
-        return value
-    # Of a key, the type of those who refer to it: its own says how it comes about.
-    kind = column.rel_db_type(connection) if column.primary_key else column.db_type(connection)
-    return f"CAST({value} AS {kind})"
+class _Values:
+    """Rows of parameters, as SQLite takes them: without types."""
+
+    def __init__(self, columns: Sequence[models.Field[Any, Any]]) -> None:
+        self._row = f"({', '.join(['%s'] * len(columns))})"
+
+    def value(self, number: int) -> str:
+        return f"given.column{number + 1}"
+
+    def source(self, rows: Sequence[Sequence[Any]]) -> tuple[str, list[Any]]:
+        values = ", ".join([self._row] * len(rows))
+        return f"(VALUES {values}) AS given", [value for row in rows for value in row]
 
 
-def _parameter(column: models.Field[Any, Any], value: Any) -> Any:
-    if isinstance(column, models.JSONField):
-        return value
-    return column.get_db_prep_save(value, connection)
+class _Arrays:
+    """An array a column, as PostgreSQL takes them: one parameter each, however many rows there are."""
+
+    def __init__(self, columns: Sequence[models.Field[Any, Any]]) -> None:
+        # Of a key, the type of those who refer to it: its own says how it comes about.
+        kinds = [
+            str(column.rel_db_type(connection) if column.primary_key else column.db_type(connection))
+            for column in columns
+        ]
+        self._kinds = kinds
+        # An array of JSON would be taken apart as one.
+        self._arrays = ", ".join(f"%s::{'text' if kind == 'jsonb' else kind}[]" for kind in kinds)
+        self._names = ", ".join(f"column{number}" for number in range(len(kinds)))
+
+    def value(self, number: int) -> str:
+        return f"CAST(given.column{number} AS {self._kinds[number]})"
+
+    def source(self, rows: Sequence[Sequence[Any]]) -> tuple[str, list[Any]]:
+        columns: Iterable[tuple[Any, ...]] = zip(*rows, strict=True)
+        return f"unnest({self._arrays}) AS given({self._names})", [list(column) for column in columns]
+
+
+def _prepared(column: models.Field[Any, Any], value: Any) -> Any:
+    return value if isinstance(column, models.JSONField) else column.get_db_prep_save(value, connection)

@@ -17,11 +17,18 @@ app.config_from_object("django.conf:settings", namespace="CELERY")
 app.autodiscover_tasks()
 
 # name -> task, period in seconds. A run that is late is worth nothing: the next one does the same.
+# These are defaults: beat works from the database's copy, where operators change the periods
+# (`sites_app.periodic`). A name that is changed here is another task there. Descriptions are the tasks' own.
 app.conf.beat_schedule = {
     "mark silent nodes": {
         "task": "sites_app.tasks.mark_silent_nodes",
         "schedule": 5.0,
-        "options": {"expires": 5},
+        "options": {"queue": "sync", "expires": 5},
+    },
+    "raise and clear alarms": {
+        "task": "sites_app.tasks.judge_alarms",
+        "schedule": 10.0,
+        "options": {"queue": "sync", "expires": 10},
     },
     # Whatever of desired state was lost on its way is found in the database.
     "sync sweep": {
@@ -39,18 +46,29 @@ app.conf.beat_schedule = {
     "ping nodes": {
         "task": "control_app.tasks.ping_nodes",
         "schedule": 30.0,
-        "options": {"expires": 15},
+        "options": {"queue": "sync", "expires": 15},
     },
     "settle requests": {
         "task": "control_app.tasks.settle_requests",
         "schedule": 10.0,
-        "options": {"expires": 10},
+        "options": {"queue": "sync", "expires": 10},
+    },
+    "forget old alarms": {
+        "task": "sites_app.tasks.forget_alarms",
+        "schedule": 86400.0,
+        "options": {"queue": "sync", "expires": 3600},
     },
     # Days enter and leave the window at midnight; the rest of the day this finds nothing.
     "roll schedules": {
         "task": "schedules_app.tasks.roll_schedules",
         "schedule": 300.0,
         "options": {"expires": 300},
+    },
+    # An alarm for what begins within five minutes on a node that has not confirmed it.
+    "watch slots": {
+        "task": "schedules_app.tasks.watch_slots",
+        "schedule": 30.0,
+        "options": {"expires": 30},
     },
     # Quarter hours that are over, and those that got readings late.
     "make telemetry means": {

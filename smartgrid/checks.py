@@ -7,8 +7,9 @@ from typing import Any
 
 from cryptography.fernet import Fernet
 from django.conf import settings
-from django.core.checks import CheckMessage, Error, register, run_checks
+from django.core.checks import CheckMessage, Error, Tags, Warning, register, run_checks  # noqa: A004 - Django's name
 from django.core.exceptions import ImproperlyConfigured
+from django.db import DatabaseError
 
 TAG = "smartgrid"
 TOPIC_LEVEL_HINT = "Letters, digits, '-' and '_', at most 64."
@@ -58,6 +59,28 @@ def check_secrets(**_: Any) -> Sequence[CheckMessage]:
             variable = name if name.startswith("SGM_") else f"SGM_{name}"
             found.append(Error(f"{variable} is not set.", hint=f"Or {variable}_FILE.", id="smartgrid.E004"))
     return found
+
+
+@register(Tags.database)
+def check_periodic_work(databases: Sequence[str] | None, **_: Any) -> Sequence[CheckMessage]:
+    """What operators have switched off, or made so rare that it is as good as off."""
+    from sites_app.periodic import periodic_tasks_off  # noqa: PLC0415 - models are not there before
+
+    if not databases:
+        return []
+    try:
+        troubles = periodic_tasks_off()
+    except DatabaseError:
+        # Before the first migration, which runs these checks, there is nothing to look at.
+        return []
+    return [
+        Warning(
+            f"Periodic work: {trouble}.",
+            hint="Periodic tasks, in the console, say what each is for.",
+            id="smartgrid.W001",
+        )
+        for trouble in troubles
+    ]
 
 
 def refuse_to_serve_unless_sound() -> None:

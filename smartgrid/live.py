@@ -19,6 +19,7 @@ from smartgrid.errors import Unavailable
 CONNECT_TIMEOUT_S = 0.5
 ANSWER_TIMEOUT_S = 1.0
 LONGEST_WAIT_S = 12.0
+_KNOWN_SINCE = "sgm:known_since"
 
 
 class LiveUnavailable(Unavailable):
@@ -119,10 +120,37 @@ def hashes_newest_write(hashes: Mapping[str, Mapping[str, tuple[str, str]]], *, 
         raise LiveUnavailable(f"Redis does not answer: {error}") from error
 
 
+def hashes_write(hashes: Mapping[str, Mapping[str, str]], *, expires_s: int) -> None:
+    """`hash_write` of several hashes in one round trip."""
+    try:
+        pipe = client().pipeline(transaction=False)
+        for key, fields in hashes.items():
+            pipe.hset(key, items=[part for item in fields.items() for part in item])
+            pipe.expire(key, expires_s)
+        pipe.execute()
+    except redis.RedisError as error:
+        raise LiveUnavailable(f"Redis does not answer: {error}") from error
+
+
 def hash_newest_read(key: str) -> dict[str, tuple[str, str]]:
     """Field -> stamp and value, of a hash that `hashes_newest_write` wrote."""
     parts = {name: text.partition(" ") for name, text in hash_read(key).items()}
     return {name: (stamp, value) for name, (stamp, _, value) in parts.items()}
+
+
+def known_since(*, at: float) -> float:
+    """Since when this Redis has been known to hold what we wrote: `at`, where it came up empty since.
+
+    In seconds of central's clock. A moment still to come, because the clock was set back, is `at` too.
+    """
+    try:
+        kept = cast("str | None", client().set(_KNOWN_SINCE, f"{at:.3f}", nx=True, get=True))
+        since = at if kept is None else float(kept)
+        if since > at:
+            client().set(_KNOWN_SINCE, f"{at:.3f}")
+    except redis.RedisError as error:
+        raise LiveUnavailable(f"Redis does not answer: {error}") from error
+    return min(since, at)
 
 
 def list_push(key: str, value: str, *, expires_s: int) -> None:

@@ -47,6 +47,7 @@ INSTALLED_APPS = [
     "django.contrib.staticfiles",
     "rest_framework",
     "oauth2_provider",
+    "django_celery_beat",
     "smartgrid.apps.SmartgridConfig",
     "sites_app",
     "devices_app",
@@ -134,6 +135,7 @@ CELERY_TASK_QUEUES: dict[str, dict[str, str]] = {"control": {}, "sync": {}}
 CELERY_TASK_ROUTES = {"control_app.tasks.dispatch_command": {"queue": "control"}}
 CELERY_TASK_CREATE_MISSING_QUEUES = False
 CELERY_WORKER_PREFETCH_MULTIPLIER = 1
+CELERY_BEAT_SCHEDULER = "smartgrid.beat:Scheduler"
 if DATABASES["default"]["ENGINE"].endswith("sqlite3"):
     # Celery closes a thread's database connection after each task. That gives a pooled one back; a SQLite
     # file would be opened anew for each command, which costs more than the command's own query.
@@ -145,12 +147,27 @@ SGM_REQUEST_DEADLINE_S: float = env_int("SGM_REQUEST_DEADLINE_S", default=8, min
 # --- MQTT -----------------------------------------------------------------------------------------------
 
 SGM_MQTT_URL, SGM_MQTT_HOST, SGM_MQTT_PORT = env_url(
-    "SGM_MQTT_URL", default="mqtt://127.0.0.1:1883", schemes=("mqtt",), default_port=1883
+    "SGM_MQTT_URL", default="mqtt://127.0.0.1:1883", schemes=("mqtt", "mqtts"), default_port=0
 )
+SGM_MQTT_TLS = SGM_MQTT_URL.startswith("mqtts:")
+SGM_MQTT_PORT = SGM_MQTT_PORT or (8883 if SGM_MQTT_TLS else 1883)
 SGM_MQTT_WORKER_USERNAME = env_str("SGM_MQTT_WORKER_USERNAME", default="central-worker")
 SGM_MQTT_WORKER_PASSWORD = env_secret("SGM_MQTT_WORKER_PASSWORD")
 SGM_MQTT_INBOX_USERNAME = env_str("SGM_MQTT_INBOX_USERNAME", default="central-inbox")
 SGM_MQTT_INBOX_PASSWORD = env_secret("SGM_MQTT_INBOX_PASSWORD")
+# Where `manage.py ca init` made the authority; what it issued for central is there unless told otherwise.
+SGM_CA_DIR = env_str("SGM_CA_DIR")
+SGM_CA_PASSWORD = env_secret("SGM_CA_PASSWORD")
+SGM_MQTT_TLS_CA = env_str("SGM_MQTT_TLS_CA", default=f"{SGM_CA_DIR}/central-ca.pem" if SGM_CA_DIR else "")
+# User -> PEM file with key and certificate.
+SGM_MQTT_TLS_CERTIFICATES = {
+    SGM_MQTT_WORKER_USERNAME: env_str(
+        "SGM_MQTT_TLS_WORKER_CERTIFICATE", default=f"{SGM_CA_DIR}/central-worker.pem" if SGM_CA_DIR else ""
+    ),
+    SGM_MQTT_INBOX_USERNAME: env_str(
+        "SGM_MQTT_TLS_INBOX_CERTIFICATE", default=f"{SGM_CA_DIR}/central-inbox.pem" if SGM_CA_DIR else ""
+    ),
+}
 # Publish and subscribe on connections of their own, for brokers which cannot switch Nagle off.
 SGM_MQTT_SPLIT_CONNECTIONS = env_bool("SGM_MQTT_SPLIT_CONNECTIONS", default=False)
 # Several inbox processes share the messages; off for brokers that know no shared subscriptions.
@@ -166,6 +183,19 @@ SGM_TELEMETRY_MEANS_RETENTION_DAYS = env_int(
 # 0: for ever.
 SGM_CONTROL_LOG_RETENTION_DAYS = env_int("SGM_CONTROL_LOG_RETENTION_DAYS", default=0, minimum=0)
 SGM_DEVICE_ERROR_LOG_RETENTION_DAYS = env_int("SGM_DEVICE_ERROR_LOG_RETENTION_DAYS", default=400, minimum=0)
+
+# Days for which alarms that are over are kept.
+SGM_ALARM_HISTORY_DAYS = env_int("SGM_ALARM_HISTORY_DAYS", default=90, minimum=1, maximum=3650)
+
+# --- identity of nodes ----------------------------------------------------------------------------------
+
+# As nodes reach it, mqtts://host:port; empty where nodes are not enrolled here.
+SGM_NODES_MQTT_URL = env_str("SGM_NODES_MQTT_URL")
+SGM_ENROL_URL = env_str("SGM_ENROL_URL")
+SGM_ENROL_CA_FILE = env_str("SGM_ENROL_CA_FILE")
+SGM_NODE_CERTIFICATE_DAYS = env_int("SGM_NODE_CERTIFICATE_DAYS", default=365, minimum=1, maximum=3650)
+# A command that makes the broker read its files again.
+SGM_BROKER_RELOAD = env_str("SGM_BROKER_RELOAD")
 
 # --- sites and tokens -----------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""/admin/ and /v1/, the two health pages, and nothing else."""
+"""/admin/ and /v1/, the two health pages, the enrolment of nodes, and nothing else."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from django.contrib import admin
 from django.urls import include, path
 from django.views.generic import RedirectView
 
+from sites_app.enrolment import enrolment_urlpatterns
 from smartgrid.health import healthz, readyz
 from smartgrid.issuer import issuer_urlpatterns
 
@@ -16,6 +17,7 @@ urlpatterns = [
     path("admin/", admin.site.urls),
     path("v1/", include("smartgrid.api.urls")),
     *issuer_urlpatterns(),
+    *enrolment_urlpatterns(),
 ]
 
 handler400 = "smartgrid.api.views.bad_request"

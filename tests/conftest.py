@@ -7,10 +7,17 @@ from collections.abc import Iterator
 import pytest
 import redis
 
-from tests.servers import Broker, mosquitto_broker, postgres_server, redis_server
+from tests.servers import (
+    Broker,
+    TlsBroker,
+    mosquitto_broker,
+    mosquitto_tls_broker,
+    postgres_server,
+    redis_server,
+)
 
 DATABASE_FIXTURES = frozenset({"db", "transactional_db", "django_db_reset_sequences", "live_server"})
-SERVICE_FIXTURES = frozenset({"redis_server_url", "broker", "postgres_url"})
+SERVICE_FIXTURES = frozenset({"redis_server_url", "broker", "tls_broker", "postgres_url"})
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -70,6 +77,13 @@ def redis_url(redis_server_url: str) -> str:
 def broker() -> Iterator[Broker]:
     """A real mosquitto with the product's access list; give every test node UUIDs of its own."""
     with mosquitto_broker() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def tls_broker() -> Iterator[TlsBroker]:
+    """A real mosquitto with mutual TLS, and its authority; give every test node UUIDs of its own."""
+    with mosquitto_tls_broker() as running:
         yield running
 
 

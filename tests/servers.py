@@ -18,9 +18,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
 import paho.mqtt.client as paho
@@ -32,6 +33,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 from edge.wire.topics import CENTRAL_RIGHTS
 from smartgrid.demo.broker import mosquitto_config, on_path, redis_command, write_passwords
 from smartgrid.demo.state import free_port
+from smartgrid.mosquitto import tls_config
 
 START_S = 30.0
 INSTALL = "`make test` installs what is missing on Debian as root; else: mosquitto redis-server postgresql"
@@ -203,6 +205,82 @@ def mosquitto_broker() -> Iterator[Broker]:
             )
 
 
+@dataclass(kw_only=True)
+class TlsBroker:
+    """A running mosquitto with mutual TLS as in production, and the authority that stands behind it.
+
+    `directory` is what SGM_CA_DIR is in production; `nodes_url` and `central_url` are its two doors.
+    """
+
+    directory: Path
+    nodes_port: int
+    central_port: int
+    data: Path
+    process: subprocess.Popen[bytes]
+
+    @property
+    def nodes_url(self) -> str:
+        return f"mqtts://localhost:{self.nodes_port}"
+
+    @property
+    def central_url(self) -> str:
+        return f"mqtts://localhost:{self.central_port}"
+
+    @property
+    def reload_command(self) -> str:
+        """As SGM_BROKER_RELOAD takes it."""
+        return f"kill -HUP {self.process.pid}"
+
+    @property
+    def log(self) -> str:
+        return (self.data / "log").read_text(errors="replace")
+
+    @property
+    def broker_authority(self) -> str:
+        return (self.directory / "central-ca.pem").read_text()
+
+
+@contextmanager
+def mosquitto_tls_broker() -> Iterator[TlsBroker]:
+    """mosquitto as `smartgrid.mosquitto` configures it for production, with an authority of its own."""
+    from sites_app import authority  # noqa: PLC0415 - for those who need no broker, nothing of Django
+
+    program = on_path("mosquitto")
+    if program is None:
+        raise ServiceMissingError(f"mosquitto is not installed. {INSTALL}")
+    with tempfile.TemporaryDirectory(prefix="sgm-mqtts-") as name:
+        data, directory = Path(name), Path(name) / "ca"
+        nodes_port, central_port = free_port(), free_port()
+        config = tls_config(
+            files=directory / authority.BROKER,
+            data=data,
+            nodes=("127.0.0.1", nodes_port),
+            central=("127.0.0.1", central_port),
+        )
+        if os.geteuid() == 0:
+            # Else it becomes the user `mosquitto`, who can read nothing below a directory of root's.
+            config += "user root\n"
+        authority.authority_make(
+            directory=directory,
+            hosts=["localhost", "127.0.0.1"],
+            now=datetime.now(UTC),
+            broker_files={"mosquitto.conf": config},
+        )
+        argv = [program, "-c", str(directory / authority.BROKER / "mosquitto.conf")]
+        with _running(argv, log=data / "log") as process:
+            until(
+                lambda: _accepts(nodes_port) and _accepts(central_port),
+                what=f"mosquitto did not answer ({_tail(data / 'log')})",
+            )
+            yield TlsBroker(
+                directory=directory,
+                nodes_port=nodes_port,
+                central_port=central_port,
+                data=data,
+                process=process,
+            )
+
+
 def _accepts(port: int) -> bool:
     try:
         socket.create_connection(("127.0.0.1", port), timeout=1).close()
@@ -214,9 +292,13 @@ def _accepts(port: int) -> bool:
 # --- PostgreSQL -----------------------------------------------------------------------------------------------
 
 
+# What a crash of the machine could cost is nothing to a test.
+FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+
+
 @contextmanager
-def postgres_server() -> Iterator[str]:
-    """A new PostgreSQL cluster, fast rather than safe; the URL of an empty database."""
+def postgres_server(*, settings: Mapping[str, str] = FAST) -> Iterator[str]:
+    """A new PostgreSQL cluster with these settings, by default fast rather than safe; an empty database's URL."""
     binaries = _postgres_binaries()
     # It refuses to run as root; Debian's package brings a user of its own.
     user = "postgres" if os.geteuid() == 0 else None
@@ -242,16 +324,13 @@ def postgres_server() -> Iterator[str]:
         )
         if done.returncode != 0:
             raise ServiceMissingError(f"initdb failed: {done.stderr.strip()}")
-        settings = {
+        place = {
             "listen_addresses": "127.0.0.1",
             "port": str(port),
             "unix_socket_directories": str(directory),
-            "fsync": "off",
-            "synchronous_commit": "off",
-            "full_page_writes": "off",
         }
         argv = [str(binaries / "postgres"), "-D", str(data)]
-        for key, value in settings.items():
+        for key, value in {**settings, **place}.items():
             argv += ["-c", f"{key}={value}"]
         server = f"postgresql://sgm@127.0.0.1:{port}"
         with _running(argv, log=log, user=user):

@@ -29,9 +29,14 @@ def slot_key(utc: datetime) -> str:
     return f"{utc.hour:02d}:{utc.minute - utc.minute % 15:02d}"
 
 
+def slot_start(utc: datetime) -> datetime:
+    """When the quarter hour this moment lies in began."""
+    return utc.replace(minute=utc.minute - utc.minute % 15, second=0, microsecond=0)
+
+
 def slot_end(utc: datetime) -> datetime:
     """The quarter hour after this moment."""
-    start = utc.replace(minute=utc.minute - utc.minute % 15, second=0, microsecond=0)
+    start = slot_start(utc)
     return start + SLOT if start <= datetime.max.replace(tzinfo=UTC) - SLOT else start
 
 

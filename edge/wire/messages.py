@@ -376,7 +376,18 @@ class LogBatch(Message, frozen=True, kw_only=True):
     entries: list[LogEntry]
 
 
+# In an acknowledgement: a number no node ever reaches.
+NEVER_SENT = 2**53 - 1
+
+
 class LogAck(Message, frozen=True, kw_only=True):
+    """Everything of this stream of this store up to `last` is committed at central.
+
+    A `last` above all that a node ever sent tells it that its disk is an older one, put back: under these
+    numbers central has what another life of the node sent. It begins a new store, and sends under that what
+    it has not had acknowledged (ADR 0017).
+    """
+
     stream: str
     store: str
     last: int

@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import aiomqtt
@@ -31,6 +32,40 @@ class LinkDown(Exception):  # noqa: N818 - states the fault, as the style asks
     """There is no session with the broker, or it ended while a message was on its way."""
 
 
+# OpenSSL's X509_V_FLAG_NO_CHECK_TIME, which the ssl module has no name for.
+NO_CHECK_TIME = 0x200000
+PORTS = {"mqtt": 1883, "mqtts": 8883}
+
+
+def _always() -> bool:
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """How we know the broker, and how it knows us.
+
+    `ca`: PEM of the one authority we believe about the broker. `certificate`: a PEM file with our private key
+    and our certificate, in one file so that both are replaced in one step; read again at each connect, so a
+    renewed one needs no restart. `is_dated`: whether we know the time well enough to judge the broker's
+    certificate by it; a computer whose clock begins in 1970 must still come to where it learns the time.
+    """
+
+    ca: str
+    certificate: Path | None = None
+    is_dated: Callable[[], bool] = _always
+
+    def context(self) -> ssl.SSLContext:
+        """TLS 1.2 or newer, the broker's certificate and name verified; `ssl.SSLError`, `OSError`."""
+        context = ssl.create_default_context(cadata=self.ca)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        if self.certificate is not None:
+            context.load_cert_chain(self.certificate)
+        if not self.is_dated():
+            context.verify_flags = ssl.VerifyFlags(context.verify_flags | NO_CHECK_TIME)
+        return context
+
+
 @dataclass(frozen=True, slots=True)
 class Broker:
     """Where the broker is and who we are to it.
@@ -43,15 +78,35 @@ class Broker:
     username: str | None = None
     password: str | None = None
     split: bool = False
-    tls: ssl.SSLContext | None = None
+    tls: Tls | None = None
 
 
-def broker_from_url(url: str, *, username: str | None, password: str | None, split: bool = False) -> Broker:
-    """Read `mqtt://host:port`; `ValueError` for anything else."""
+def broker_from_url(
+    url: str,
+    *,
+    username: str | None,
+    password: str | None,
+    split: bool = False,
+    tls: Tls | None = None,
+) -> Broker:
+    """Read `mqtt://host:port`, or `mqtts://host:port` where there is `tls`; else `ValueError`."""
     parts = urlsplit(url)
-    if parts.scheme != "mqtt" or not parts.hostname:
-        raise ValueError(f"{url!r} is not a broker: expected mqtt://host:port")
-    return Broker(parts.hostname, parts.port or 1883, username or None, password or None, split=split)
+    if parts.scheme not in PORTS or not parts.hostname:
+        raise ValueError(f"{url!r} is not a broker: expected mqtt://host:port or mqtts://host:port")
+    if (parts.scheme == "mqtts") != (tls is not None):
+        raise ValueError(
+            f"{url!r}: mqtts needs an authority to know the broker by"
+            if tls is None
+            else f"{url!r}: there is a certificate to show, expected mqtts://host:port"
+        )
+    return Broker(
+        parts.hostname,
+        parts.port or PORTS[parts.scheme],
+        username or None,
+        password or None,
+        split=split,
+        tls=tls,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +218,8 @@ async def open_session(
             if broker.split:
                 up = _client(broker, f"{identifier}-up", None, expiry_s)
                 publisher = await stack.enter_async_context(up)
-        except (aiomqtt.MqttError, OSError) as error:
+        except (aiomqtt.MqttError, OSError, ValueError) as error:
+            # (`ssl.SSLError` is an OSError, and a file that holds no certificate a ValueError.)
             raise LinkDown(f"no session with {broker.host}:{broker.port}: {error}") from error
         try:
             yield Session(subscriber, publisher)
@@ -172,6 +228,34 @@ async def open_session(
         finally:
             # The good-bye of a dead connection raises what we know already.
             await _close_quietly(stack)
+
+
+async def try_certificate(
+    broker: Broker, *, within_s: float = CONNECT_TIMEOUT_S, silent_s: float = 1.0
+) -> None:
+    """See by a TLS handshake alone whether the broker would let us in; `LinkDown` where it would not.
+
+    No MQTT is spoken, so a session that we have meanwhile goes on. In TLS 1.3 the refusal of our certificate
+    comes after the handshake: a broker that says nothing for `silent_s` has taken it.
+    """
+    if broker.tls is None:
+        raise ValueError("there is no certificate to try")
+    try:
+        async with asyncio.timeout(within_s):
+            context = broker.tls.context()
+            reader, writer = await asyncio.open_connection(broker.host, broker.port, ssl=context)
+        try:
+            async with asyncio.timeout(silent_s):
+                said = await reader.read(1)
+        except TimeoutError:
+            return
+        finally:
+            writer.transport.abort()
+    except (OSError, ValueError) as error:
+        raise LinkDown(f"{broker.host}:{broker.port} does not take the certificate: {error}") from error
+    raise LinkDown(
+        f"{broker.host}:{broker.port} does not take the certificate: it {'spoke' if said else 'hung up'}"
+    )
 
 
 async def _close_quietly(stack: AsyncExitStack) -> None:
@@ -203,6 +287,6 @@ def _client(broker: Broker, identifier: str, will: Will | None, expiry_s: int) -
         timeout=CONNECT_TIMEOUT_S,
         max_inflight_messages=1000,
         properties=properties,
-        tls_context=broker.tls,
+        tls_context=None if broker.tls is None else broker.tls.context(),
         socket_options=NO_DELAY,
     )

@@ -7,6 +7,7 @@ its own branch and nothing else; the broker's pattern ACL (`acl_lines`) says so 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 ROOT = "sgm/v1"
@@ -125,16 +126,28 @@ def owner(topic: str) -> tuple[NodeTopics, str] | None:
 
 
 def acl_lines(*, central_users: dict[str, tuple[tuple[str, str], ...]]) -> list[str]:
-    """The broker's access list, in mosquitto's words.
+    """The broker's access list, in mosquitto's words, for a broker where all come in by one door."""
+    return [*node_acl_lines(), *central_acl_lines(central_users)]
 
-    `pattern` lines hold for every user, with the user name (the node's UUID) put in for `%u`: one list for
-    any number of nodes. Central's processes come as user -> ((access, topic), ...).
+
+def node_acl_lines(*, denied: Iterable[str] = ()) -> list[str]:
+    """What nodes may do: one list for any number of them.
+
+    `pattern` lines hold for every user, with the user name (the node's UUID) put in for `%u`. The denied may
+    nothing: mosquitto looks at denials before all else, for a session that is open as well.
     """
     lines = [f"pattern write {ROOT}/+/%u/{leaf}" for leaf in UP]
     lines += [f"pattern read {ROOT}/+/%u/{leaf}" for leaf in DOWN]
-    for user, rights in central_users.items():
-        lines += ["", f"user {user}"]
-        lines += [f"topic {access} {topic}" for access, topic in rights]
+    for node in sorted(denied):
+        lines += ["", f"user {node}", "topic deny #"]
+    return lines
+
+
+def central_acl_lines(rights: Mapping[str, Sequence[tuple[str, str]]]) -> list[str]:
+    """What central's processes may do, as user -> ((access, topic), ...)."""
+    lines: list[str] = []
+    for user, theirs in rights.items():
+        lines += ["", f"user {user}", *(f"topic {access} {topic}" for access, topic in theirs)]
     return lines
 
 

@@ -21,6 +21,7 @@ from edge.wire.messages import MAXIMUM_PACKET
 from edge.wire.topics import CENTRAL_RIGHTS, acl_lines
 from smartgrid.demo.options import DemoError
 from smartgrid.demo.state import write_private
+from smartgrid.mosquitto import broker_lines
 
 # Debian installs the broker where only root's PATH looks.
 MORE_PATH = "/usr/sbin:/usr/local/sbin:/opt/homebrew/sbin"
@@ -69,20 +70,7 @@ def mosquitto_config(*, directory: Path, port: int, passwords: Mapping[str, str]
         "allow_anonymous false",
         f"password_file {directory / 'passwords'}",
         f"acl_file {directory / 'acl'}",
-        # Else a request and its answer wait 44 ms each for a delayed acknowledgement.
-        "set_tcp_nodelay true",
-        f"max_packet_size {MAXIMUM_PACKET}",
-        # The default of 20 would let the worker's commands to many nodes queue behind each other.
-        "max_inflight_messages 1000",
-        "max_queued_messages 10000",
-        "persistence true",
-        f"persistence_location {directory}/",
-        "sys_interval 0",
-        "log_dest stdout",
-        "log_type error",
-        "log_type warning",
-        "log_type notice",
-        "log_timestamp_format %Y-%m-%dT%H:%M:%S",
+        *broker_lines(data=directory),
     ]
     if os.geteuid() == 0:
         # Started by root it would become the user `mosquitto`, who can read none of these files; and the

@@ -119,10 +119,7 @@ class DemoSettings:
         )
 
     def beat(self) -> ProcessSpec:
-        schedule = self.var / "beat" / "schedule"
-        schedule.parent.mkdir(parents=True, exist_ok=True)
-        argv = (*program("celery"), "-A", "smartgrid", "beat", "-s", str(schedule))
-        return self._central("beat", argv)
+        return self._central("beat", (*program("celery"), "-A", "smartgrid", "beat"))
 
     def inbox(self) -> ProcessSpec:
         return self._central("inbox", (sys.executable, "manage.py", "run_inbox"))

@@ -13,7 +13,6 @@ from django.db import connection, connections
 from django.utils import timezone
 
 from control_app import inbox
-from control_app.inbox import ReceivedLog
 from control_app.management.commands.run_inbox import Arrived, Inbox
 from control_app.models import (
     CommandState,
@@ -25,10 +24,12 @@ from control_app.models import (
     NodeStream,
     Status,
 )
-from devices_app.models import Device
+from control_app.node_logs import ReceivedLog
+from devices_app.models import Device, TelemetryReading
 from devices_app.services import device_delete
 from edge.wire import codec
 from edge.wire.messages import (
+    NEVER_SENT,
     DeviceResult,
     Gap,
     Heartbeat,
@@ -147,14 +148,14 @@ def test_lapse_is_a_line_of_the_control_log_and_the_devices_value(story):
 
 
 def test_batch_that_comes_twice_is_taken_once(story):
-    assert take(story, entry(1), entry(2)) == 2
-    assert take(story, entry(1), entry(2)) == 2
+    entries = entry(1), entry(2)
+    assert take(story, *entries) == 2
+    assert take(story, *entries) == 2
     assert ControlLog.objects.count() == 2
 
 
-def test_stream_that_has_no_place_yet_is_not_acknowledged_so_that_the_node_keeps_it(story):
-    points = LogEntry(seq=1, at=wall(timezone.now()), kind="points")
-    batch = LogBatch(stream="telemetry", store="store-1", first=1, last=1, entries=[points])
+def test_stream_that_has_no_place_here_is_not_acknowledged_so_that_the_node_keeps_it(story):
+    batch = LogBatch(stream="poems", store="store-1", first=1, last=1, entries=[entry(1)])
     assert log_taken(story.node_a.pk, batch) is None
     assert not NodeStream.objects.exists()
 
@@ -166,8 +167,9 @@ def test_what_a_node_says_of_itself_is_acknowledged(story, kind):
 
 
 def test_of_an_overlapping_batch_only_the_new_entries_are_taken(story):
-    take(story, entry(1, value=1), entry(2, value=2))
-    assert take(story, entry(2, value=2), entry(3, value=3)) == 3
+    second = entry(2, value=2)
+    take(story, entry(1, value=1), second)
+    assert take(story, second, entry(3, value=3)) == 3
     assert values_logged() == [1, 2, 3]
 
 
@@ -217,7 +219,59 @@ def test_two_inboxes_take_a_batch_once_between_them():
     assert values_logged() == list(range(1, 21))
 
 
-# --- entries that are odd -------------------------------------------------------------------------------------------------
+# --- a node whose disk is an older one, put back (ADR 0017) -----------------------------------------------------------
+
+
+def test_node_that_goes_another_way_is_told_so_and_nothing_of_that_is_taken_under_old_numbers(story, caplog):
+    take(story, entry(1, value=1), entry(2, value=2))
+    assert take(story, entry(2, value=22), entry(3, value=33)) == NEVER_SENT
+    assert values_logged() == [1, 2]
+    assert "log_stream_forked" in caplog.text
+
+
+def test_node_that_goes_another_way_below_the_position_learns_it_from_that(story):
+    take(story, *(entry(seq, value=seq) for seq in range(1, 6)))
+    assert take(story, entry(3, value=33)) == 5
+    assert values_logged() == [1, 2, 3, 4, 5]
+
+
+def test_gap_in_the_place_of_what_had_to_make_room_is_not_another_way(story):
+    take(story, entry(1, value=1), entry(2, value=2))
+    gap = Gap(since="2026-11-20T00:00:00Z", until="2026-11-20T00:00:01Z", entries=2)
+    assert take(story, entry(2, kind="gap", gap=gap), entry(3, value=3)) == 3
+    assert values_logged() == [1, 2, 3]
+
+
+def test_of_what_comes_again_under_a_new_store_nothing_is_doubled_and_nothing_new_is_lost(story):
+    error = {TAG: DeviceResult(code="device_error", detail="no answer")}
+    known = [
+        entry(1, value=1),
+        entry(2, kind="device_error", devices=error),
+        entry(3, kind="clock", reason="stepped by 7 s"),
+        entry(4, kind="retired", value=None, reason="confirmed"),
+    ]
+    take(story, *known)
+    take(story, entry(1, value=55))
+    # Of its other life, from before central hears of the new store too.
+    between = entry(5, value=55)
+    again = [
+        msgspec.structs.replace(one, seq=seq) for seq, one in enumerate([*known[1:], known[0], between], 1)
+    ]
+    assert take(story, *again, store="store-2") == 5
+    assert take(story, *again, store="store-2") == 5
+    assert take(story, entry(6, value=66), store="store-2") == 6
+    assert sorted(value for value in values_logged() if value is not None) == [1, 55, 66]
+    assert ControlLog.objects.count() == 4
+    assert DeviceErrorLog.objects.count() == 1
+    assert NodeEvent.objects.count() == 1
+
+
+def test_result_under_a_new_store_is_known_by_its_command(story):
+    command = unknown_command(story)
+    take(story, result_of(command, 1))
+    take(story, result_of(command, 1), store="store-2")
+    assert ControlLog.objects.count() == 1
+
 
 ODD = {
     "unknown kind": {"kind": "poem"},
@@ -241,6 +295,85 @@ ODD = {
     "a command that is no id": {"kind": "result", "command_id": "no id", "sequence": 1},
     "a result of nothing": {"kind": "result"},
 }
+
+
+def kept(story, *entries: LogEntry) -> int | None:
+    """What is acknowledged of the stream of readings from a time without a link."""
+    return log_taken(story.node_a.pk, msgspec.structs.replace(batch(*entries), stream="telemetry"))
+
+
+def points_of(seq: int, *values: float) -> LogEntry:
+    at = timezone.now() - timedelta(minutes=10)
+    points = tuple(
+        TelemetryPoint(t=wall(at + timedelta(minutes=number)), key="P_kW", value=value, unit="kW", device=TAG)
+        for number, value in enumerate(values)
+    )
+    return LogEntry(seq=seq, at=wall(at), kind="points", points=points)
+
+
+def readings() -> list[float]:
+    return list(TelemetryReading.objects.order_by("at").values_list("value", flat=True))
+
+
+def test_readings_from_a_time_without_a_link_are_kept_once_and_acknowledged(story, live_redis):
+    sent = [points_of(1, 30.0, 31.0), points_of(2, 32.0)]
+    assert kept(story, *sent) == 2
+    assert kept(story, *sent) == 2
+    assert sorted(readings()) == [30.0, 31.0, 32.0]
+
+
+def test_gap_in_the_readings_is_an_event_of_the_node(story, live_redis):
+    gap = Gap(since="2026-11-20T00:00:00Z", until="2026-11-21T00:00:00Z", entries=7)
+    assert kept(story, LogEntry(seq=1, at="", kind="gap", gap=gap), points_of(2, 30.0)) == 2
+    assert "7 entries from" in NodeEvent.objects.get().reason
+    assert readings() == [30.0]
+
+
+# --- many nodes at once -----------------------------------------------------------------------------------------------
+
+
+def received(node: Node, *entries: LogEntry) -> ReceivedLog:
+    return ReceivedLog(str(node.pk), batch(*entries), timezone.now())
+
+
+def test_batches_of_many_nodes_are_acknowledged_each_on_its_own(story):
+    sent = [received(story.node_a, entry(1), entry(2)), received(story.node_b, entry(1))]
+    acks = {topics.node: ack.last for topics, ack in inbox.on_logs(sent)}
+    assert acks == {str(story.node_a.pk): 2, str(story.node_b.pk): 1}
+    assert ControlLog.objects.count() == 3
+
+
+def test_batch_that_comes_twice_at_once_is_taken_once_and_acknowledged_once(story):
+    sent = received(story.node_a, entry(1))
+    assert [ack.last for _, ack in inbox.on_logs([sent, sent])] == [1]
+    assert ControlLog.objects.count() == 1
+
+
+def test_many_batches_cost_no_more_queries_than_one(story, django_assert_max_num_queries):
+    nodes = [node_make(site=story.site_a) for _ in range(20)]
+    inbox.on_logs([received(node, entry(1)) for node in nodes])
+    with django_assert_max_num_queries(8):
+        inbox.on_logs([received(node, entry(2)) for node in nodes])
+    assert ControlLog.objects.count() == 40
+
+
+@pytest.mark.parametrize("fields", ODD.values(), ids=ODD.keys())
+def test_odd_entry_of_one_node_costs_its_neighbours_nothing(story, fields):
+    sent = [received(story.node_a, entry(1, **fields)), received(story.node_b, entry(1, value=77))]
+    assert [ack.last for _, ack in inbox.on_logs(sent)] == [1, 1]
+    assert ControlLog.objects.filter(value=77, node=story.node_b).count() == 1
+
+
+@pytest.mark.parametrize(
+    "fields", [{"store": "s" * 65}, {"store": "a\x00b"}, {"last": 2**63}, {"first": -1}], ids=str
+)
+def test_batch_that_no_column_can_hold_is_left_with_its_node(story, fields):
+    odd = msgspec.structs.replace(batch(entry(1)), **fields)
+    sent = [ReceivedLog(str(story.node_a.pk), odd, timezone.now()), received(story.node_b, entry(1))]
+    assert [topics.node for topics, _ in inbox.on_logs(sent)] == [str(story.node_b.pk)]
+
+
+# --- entries that are odd -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("fields", ODD.values(), ids=ODD.keys())

@@ -91,7 +91,7 @@ def test_empty_schedule_is_one(story):
     assert post(story.holder_a, wish(story, schedule={})).json()["schedule"] == {}
 
 
-BAD_BODIES = {
+BAD_BODIES: dict[str, list[object]] = {
     "site_id": [None, "", "x", 5, True, [], {}, ...],
     "category": [None, "", 5, True, [], {}, ..., "x" * 65, "inverters", "meter", "a/b", "+", "\x00"],
     "valid_on": [

@@ -25,6 +25,8 @@ from edge.wire.messages import (
 from edge.wire.session import Incoming
 from edge.wire.topics import NodeTopics
 
+# Of each name, so many documents wait for their manifest.
+WAITING_EACH = 3
 FRESH_S = 15.0
 GRACE_S = 900.0
 # A hold lapses strictly after its end, and the node looks a few milliseconds later.
@@ -94,7 +96,7 @@ class Oracle:
     _unsure: dict[str, Order] = field(default_factory=dict)
     _unsure_until_s: dict[str, float] = field(default_factory=dict)
     _left_orders: dict[str, Order] = field(default_factory=dict)
-    _waiting: dict[str, Document] = field(default_factory=dict)
+    _waiting: dict[str, list[Document]] = field(default_factory=dict)
     _issued: dict[str, float] = field(default_factory=dict)
     shift_s: float = 0.0
     _confirmed_shift_s: float | None = 0.0
@@ -337,25 +339,28 @@ class Oracle:
         self.manifest = manifest
         for name in [name for name in self.applied if name not in manifest.docs and name != "config"]:
             del self.applied[name]
-        for name in list(self._waiting):
-            self._consider(name)
+        waiting, self._waiting = self._waiting, {}
+        for name, documents in waiting.items():
+            for doc in documents:
+                self._consider(name, doc)
         self._schedules()
 
     def _take_document(self, name: str, doc: Document) -> None:
-        waiting = self._waiting.get(name)
-        if waiting is None or (doc.epoch, doc.version) >= (waiting.epoch, waiting.version):
-            self._waiting[name] = doc
-        self._consider(name)
+        self._consider(name, doc)
         self._schedules()
 
-    def _consider(self, name: str) -> None:
-        doc = self._waiting[name]
+    def _consider(self, name: str, doc: Document) -> None:
+        """What the manifest lists is applied; of what is newer than the manifest, the newest wait."""
         listed = self.manifest.docs.get(name) if self.manifest is not None else None
         if listed is None or (listed.v, listed.sha256) != (doc.version, doc.sha256):
+            manifest = (0, 0) if self.manifest is None else (self.manifest.epoch, self.manifest.version)
+            if (doc.epoch, doc.version) > manifest:
+                others = [each for each in self._waiting.get(name, []) if each.version != doc.version]
+                newest = sorted([*others, doc], key=lambda each: (each.epoch, each.version))
+                self._waiting[name] = newest[-WAITING_EACH:]
             return
-        del self._waiting[name]
         current = self.applied.get(name)
-        if current is not None and (doc.epoch, doc.version) <= (current.epoch, current.version):
+        if current is not None and current.sha256 == doc.sha256:
             return
         if name == "config" and not self._configure(doc.body):
             return

@@ -122,16 +122,6 @@ def test_dropped_document_is_published_as_nothing():
     assert broker.messages[node.topics.document("extra")] == b""
 
 
-def test_publisher_overtaken_by_a_change_leaves_the_newest():
-    node = node_make()
-    node_document_put(node=node, name="extra", body=BODY)
-    broker = Retained()
-    broker.before_manifest = lambda: node_document_put(node=node, name="extra", body={"slots": {"00:00": 1}})
-    nodes_publish(node_ids=[node.pk], link=broker)
-    assert broker.document(node, "extra").body == {"slots": {"00:00": 1}}
-    assert broker.manifest(node) == manifest_for(node)
-
-
 def test_publishing_a_node_which_is_gone_does_nothing():
     broker = Retained()
     nodes_publish(node_ids=["00000000-0000-4000-8000-000000000000"], link=broker)

@@ -19,7 +19,7 @@ from django.core.management.base import BaseCommand
 from django.db import InterfaceError, OperationalError, close_old_connections
 
 from control_app import inbox
-from control_app.inbox import ReceivedLog
+from control_app.node_logs import ReceivedLog
 from devices_app.telemetry import ReceivedReadings
 from edge.wire import codec
 from edge.wire.codec import WireError
