@@ -27,11 +27,11 @@ def settle_requests() -> None:
 
 @shared_task(name="control_app.tasks.ping_nodes")  # type: ignore[untyped-decorator]
 def ping_nodes() -> None:
-    """A second run is a second ping, which harms nothing."""
+    """Ask every reachable node for a sign that it hears us, and tell it what its clock is judged by."""
     nodes_ping(dispatcher())
 
 
 @shared_task(name="control_app.tasks.logs_retain")  # type: ignore[untyped-decorator]
 def logs_retain() -> None:
-    """Let go of log lines that are older than their settings say; two at once do it once."""
+    """Two at once delete the same lines, once."""
     log_lines_retain(now=datetime.now(UTC))

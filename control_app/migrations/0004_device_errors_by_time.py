@@ -6,9 +6,9 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('control_app', '0004_log_streams_know_their_last_entry'),
+        ('control_app', '0003_device_errors_outlive_devices_node_events'),
         ('devices_app', '0003_telemetry'),
-        ('sites_app', '0006_identity'),
+        ('sites_app', '0003_alarms'),
     ]
 
     operations = [
