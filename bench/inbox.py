@@ -116,7 +116,7 @@ class Load:
 
     def _ack(self, message: paho.MQTTMessage) -> None:
         node = message.topic.split("/")[3]
-        if codec.decode(LogAck, message.payload).last == self._seq[node]:
+        if codec.decode(LogAck, bytes(message.payload)).last == self._seq[node]:
             self.acknowledged += 1
             if self._running:
                 self._log(self._of[node])
