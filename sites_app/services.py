@@ -215,6 +215,7 @@ def nodes_presence_record(changes: Sequence[PresenceChange]) -> int:
     with transaction.atomic():
         rows = _presence_rows(wanted).select_for_update(no_key=True)
         nodes = {node.pk: node for node in rows.order_by("pk")}
+        were_online = {(node.pk, node.session, node.boot) for node in nodes.values() if node.online}
         changed: dict[uuid.UUID, Node] = {}
         for change in wanted:
             node = nodes.get(change.node_id)
@@ -225,7 +226,16 @@ def nodes_presence_record(changes: Sequence[PresenceChange]) -> int:
             if (node.online, node.session) != before:
                 node.presence_changed_at = now
                 came_or_went.append(change)
-        Node.objects.bulk_update(changed.values(), ["online", "session", "boot", "presence_changed_at"])
+        # Who just went has nothing else to say: ten thousand at once, as the broker goes, are one update.
+        went = {
+            pk
+            for pk, node in changed.items()
+            if not node.online and (pk, node.session, node.boot) in were_online
+        }
+        Node.objects.filter(pk__in=went).update(online=False, presence_changed_at=now)
+        others = [node for pk, node in changed.items() if pk not in went]
+        fields = ["online", "session", "boot", "presence_changed_at"]
+        Node.objects.bulk_update(others, fields, batch_size=500)
     # Of very many at once, which is central's own trouble, the first and their number.
     for change in came_or_went[:LOGGED_EACH]:
         event = "node_online" if change.online else "node_offline"
