@@ -428,8 +428,10 @@ class Node(asyncio.Protocol):
         """Tell the fleet whether this node has all that its manifest lists, and that it lists something."""
         manifest = self.manifest
         assert manifest is not None
-        if manifest.docs and len(self.applied) == len(manifest.docs) and all(
-            self.applied[name][1] == entry.v for name, entry in manifest.docs.items()
+        if (
+            manifest.docs
+            and len(self.applied) == len(manifest.docs)
+            and all(self.applied[name][1] == entry.v for name, entry in manifest.docs.items())
         ):
             self.fleet.complete(self, manifest)
 
