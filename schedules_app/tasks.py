@@ -9,6 +9,7 @@ from schedules_app.services import schedules_roll, slots_watch
 
 @shared_task(name="schedules_app.tasks.roll_schedules")  # type: ignore[untyped-decorator]
 def roll_schedules() -> None:
+    """Let days enter the window that nodes are told of, and leave it."""
     schedules_roll()
 
 

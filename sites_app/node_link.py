@@ -281,9 +281,11 @@ class _Retained:
 
     def __init__(self) -> None:
         self._came_at = time.monotonic()
+        self._count = 0
 
     def came(self) -> None:
         self._came_at = time.monotonic()
+        self._count += 1
 
     async def end(self, session: Session, topics: tuple[str, ...]) -> None:
         """Unsubscribe when no more have come for a while."""
@@ -294,6 +296,7 @@ class _Retained:
                 break
             await asyncio.sleep(RETAINED_QUIET_S / 4)
         await session.unsubscribe(*topics)
+        log.info("retained_messages_read", count=self._count)
 
 
 @asynccontextmanager

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -301,6 +302,7 @@ class _Waiting:
         return None
 
 
+@lru_cache(maxsize=65_536)
 def _is_node_id(level: str) -> bool:
     """Tell whether this is a UUID in the one spelling that nodes are addressed by."""
     try:
