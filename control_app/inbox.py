@@ -16,6 +16,7 @@ from django.db import transaction
 from control_app.node_logs import ReceivedLog, logs_record
 from control_app.services import command_resolve, commands_undelivered, nodes_in_doubt
 from devices_app.retirement import nodes_retiring, retired_record
+from devices_app.services import device_values_follow
 from devices_app.telemetry import ReceivedReadings, readings_record
 from edge.wire.messages import LogAck, Presence
 from edge.wire.topics import NodeTopics
@@ -87,6 +88,9 @@ def on_reports(received: Sequence[ReceivedReport]) -> None:
     nodes_alarms_mirror([(taken.node, taken.received.reported.alarms) for taken in reports])
     # Few nodes have anything to be settled, and all of them report.
     nodes = [taken.node for taken in reports]
+    device_values_follow(
+        (taken.node.pk, taken.received.reported) for taken in reports if not taken.received.retained
+    )
     retiring, in_doubt = nodes_retiring(nodes), nodes_in_doubt(nodes)
     for taken in reports:
         node, reported = taken.node, taken.received.reported
