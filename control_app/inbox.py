@@ -14,6 +14,7 @@ import structlog
 from django.db import transaction
 
 from control_app.node_logs import ReceivedLog, logs_record
+from control_app.pings import nodes_greet
 from control_app.services import command_resolve, commands_undelivered, nodes_in_doubt
 from devices_app.retirement import nodes_retiring, retired_record
 from devices_app.services import device_values_follow
@@ -36,12 +37,13 @@ ACCEPTANCE_OVER_S = 10.0
 def on_heartbeats(received: Sequence[ReceivedHeartbeat]) -> None:
     """Signs of life. One of a session that nobody knew of is as good as the birth that got lost."""
     births = heartbeats_note(received)
-    nodes_presence_record(
+    changes = nodes_presence_record(
         [
             PresenceChange(node_id=UUID(birth.node_id), online=True, session=birth.beat.session)
             for birth in births
         ]
     )
+    nodes_greet(change.node_id for change in changes)
 
 
 def on_presences(received: Sequence[ReceivedPresence]) -> None:
@@ -52,7 +54,7 @@ def on_presences(received: Sequence[ReceivedPresence]) -> None:
         # Whether they were overtaken cannot be told then; the heartbeats will tell.
         log.warning("presence_not_kept", count=len(received), error=error.detail)
         taken = list(received)
-    nodes_presence_record(
+    changes = nodes_presence_record(
         [
             PresenceChange(
                 node_id=UUID(item.node_id),
@@ -63,6 +65,7 @@ def on_presences(received: Sequence[ReceivedPresence]) -> None:
             for item in taken
         ]
     )
+    nodes_greet(change.node_id for change in changes if change.online)
 
 
 def on_reports(received: Sequence[ReceivedReport]) -> None:
