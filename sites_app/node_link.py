@@ -231,7 +231,8 @@ class BrokerConnection:
             _Pulse(self._stands_still_s) as pulse,
         ):
             if self._subscriptions:
-                await session.subscribe(*self._subscriptions)
+                # (No broker should send them to those who share a subscription; mosquitto 2.0.11 does.)
+                await session.subscribe(*self._subscriptions, with_retained=not self._retained)
             async with _reading_retained(session, self._retained) as retained:
                 self._session = session
                 self._connected.set()
@@ -296,7 +297,7 @@ class _Retained:
 
     async def end(self, session: Session, topics: tuple[str, ...]) -> None:
         """Unsubscribe when no more have come for a while."""
-        started = time.monotonic()
+        started = self._came_at = time.monotonic()
         while (now := time.monotonic()) - self._came_at < RETAINED_QUIET_S:
             if now - started > RETAINED_LONGEST_S:
                 log.warning("retained_messages_still_coming", topics=topics)
@@ -313,8 +314,8 @@ async def _reading_retained(session: Session, topics: tuple[str, ...]) -> AsyncI
     if not topics:
         yield retained
         return
-    # QoS 0: the broker hands them out as fast as the connection takes them.
-    await session.subscribe(*topics, qos=0)
+    # QoS 0: the broker hands them out as fast as the connection takes them, and most before it answers.
+    await session.subscribe(*topics, qos=0, within_s=RETAINED_LONGEST_S)
     ending = asyncio.ensure_future(retained.end(session, topics))
     try:
         yield retained
