@@ -391,7 +391,12 @@ def _compare(keys: Sequence[UUID]) -> int:
     answers: list[_Answer] = []
     rows: list[tuple[Any, ...]] = []
     for node in nodes:
-        reported = msgspec.convert(node.last_reported, Reported)
+        try:
+            reported = msgspec.convert(node.last_reported, Reported)
+        except msgspec.ValidationError as error:
+            # Of another release of the wire: the node's next report takes its place.
+            log.warning("kept_report_not_understood", node=node.name, error=str(error))
+            continue
         judgement = _judge(node, reported, documents[node.pk], at=node.last_reported_at)
         answers += judgement.changed
         if judgement.is_in_sync != (node.out_of_sync_since is None):
