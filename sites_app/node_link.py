@@ -66,7 +66,12 @@ class CommandMessage:
 
 
 class NodeLink(Protocol):
-    """How central reaches its nodes."""
+    """How central reaches its nodes.
+
+    What nodes say unasked (`reported`, presence, logs, telemetry) comes the other way, through the inbox's
+    own session. A backend without retained messages may forget what `put_desired` left: a node that lacks
+    something says so in its next report, and is told again.
+    """
 
     def send(self, topics: NodeTopics, op: str, payload: bytes, *, command_id: str, ttl_s: float) -> None:
         """Send a command that is worthless after `ttl_s`; its answers come to the link's `results`."""
@@ -77,7 +82,9 @@ class NodeLink(Protocol):
     def put_desired(self, messages: Sequence[DesiredMessage]) -> None:
         """Leave these for their nodes, in this order, each replacing the one of that name.
 
-        Returns when the broker has taken over all of them; where it raises, any of them may have arrived.
+        An empty payload takes the one of that name away. Each stays for nodes that are away now, until its
+        `expiry_s` is over. Returns when the broker has taken over all of them; `LinkUnavailable`: none was
+        sent; `SendUnconfirmed`: any of them may have arrived. The same again does no harm.
         """
 
 
