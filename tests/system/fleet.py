@@ -328,7 +328,7 @@ class Fleet:
     def locked(self, table: str) -> Iterator[None]:
         """Nobody writes this table; reading goes on."""
         with closing(psycopg.connect(self.postgres)) as connection:
-            connection.execute(f"LOCK TABLE {table} IN SHARE ROW EXCLUSIVE MODE")  # type: ignore[arg-type]
+            connection.execute(f"LOCK TABLE {table} IN SHARE ROW EXCLUSIVE MODE")
             yield
             connection.rollback()
 
@@ -352,8 +352,8 @@ class Fleet:
         with closing(
             psycopg.connect(parts._replace(path="/postgres").geturl(), autocommit=True)
         ) as connection:
-            connection.execute(f"DROP DATABASE {name} WITH (FORCE)")  # type: ignore[arg-type]
-            connection.execute(f"CREATE DATABASE {name}")  # type: ignore[arg-type]
+            connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+            connection.execute(f"CREATE DATABASE {name}")
         subprocess.run(["pg_restore", "-d", self.postgres, str(path)], check=True)
 
     # --- what nodes have to tell ----------------------------------------------------------------------------
@@ -388,7 +388,7 @@ class Fleet:
         user = "central-inbox"
         client = paho.Client(CallbackAPIVersion.VERSION2, protocol=paho.MQTTv5)
         client.username_pw_set(user, self.broker.passwords[user])
-        client.on_connect = lambda *_: client.subscribe(ALL_REPORTED, qos=1)
+        client.on_connect = _subscribe
         client.on_message = self._heard
         client.reconnect_delay_set(1, 1)
         client.connect(self.broker.host, self.broker.port)
@@ -399,7 +399,7 @@ class Fleet:
     def _heard(self, _client: paho.Client, _data: object, message: paho.MQTTMessage) -> None:
         found = owner(message.topic)
         if found is not None and message.payload:
-            self._reports[found[0].node] = codec.decode(Reported, message.payload)
+            self._reports[found[0].node] = codec.decode(Reported, bytes(message.payload))
 
     def until_consistent(self, *, within_s: float = WITHIN_S) -> float:
         """Wait until every node runs exactly what the database says, and all agree on it; the seconds it took.
@@ -420,7 +420,9 @@ class Fleet:
         return time.monotonic() - begun
 
     def differences(self) -> list[str]:
-        """What is not as it should be."""
+        """What is not as it should be. A process that ended by itself is nothing to wait for."""
+        ended = [name for name, process in self._processes.items() if process.poll() is not None]
+        assert not ended, f"ended by themselves: {ended}"
         try:
             state = self.call("state")
         except RuntimeError as error:
@@ -477,6 +479,10 @@ class Fleet:
         if odd := counts.keys() - self.expected_logs:
             texts.append(f"nobody's in the log: {sorted(odd)[:5]}")
         return texts
+
+
+def _subscribe(client: paho.Client, *_: object) -> None:
+    client.subscribe(ALL_REPORTED, qos=1)
 
 
 def _difference(has: Any, should: Any) -> str:
@@ -551,6 +557,7 @@ def _device(node: EdgeNode) -> dict[str, Any]:
         "profile": "generic_modbus",
         "host": "127.0.0.1",
         "port": node.port,
+        "observe_port": free_port(),
         "unit": 1,
         "nameplate_kw": 60.0,
         "site": node.site,
