@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
@@ -11,6 +11,7 @@ from django.db.models import Q, QuerySet
 
 from sites_app import tokens
 from sites_app.models import DocumentStatus, ManagementToken, Node, Site, UnsettledDocument
+from sites_app.presence import central_now, presence_read
 from sites_app.publishing import documents_unpublished, nodes_unpublished
 from smartgrid.api.principal import Principal
 from smartgrid.errors import NotFound
@@ -75,6 +76,34 @@ def documents_unsettled() -> QuerySet[UnsettledDocument]:
     not_applied = documents.filter(~Q(status=DocumentStatus.APPLIED) | Q(dropped=True))
     unpublished = documents.filter(documents_unpublished(), node__in=nodes_unpublished())
     return documents.filter(pk__in=not_applied.values("pk").union(unpublished.values("pk")))
+
+
+@dataclass(frozen=True, slots=True)
+class NodeHealth:
+    """Whether a node is healthy: present in its current session, just heard, and hearing us."""
+
+    tenant_tag: str
+    site_tag: str
+    node_name: str
+    healthy: bool
+
+
+def nodes_health(nodes: Sequence[Node]) -> list[NodeHealth]:
+    """Each of these, whose sites are loaded, as it is now; `LiveUnavailable` where Redis does not answer.
+
+    Without Redis nothing is known, and all nodes called unwell would send somebody to look at the wrong end.
+    """
+    presence = presence_read(node.pk for node in nodes)
+    now = central_now()
+    return [
+        NodeHealth(
+            tenant_tag=node.tenant_tag,
+            site_tag=node.site.site_tag,
+            node_name=node.name,
+            healthy=presence[node.pk].is_healthy(now=now),
+        )
+        for node in nodes
+    ]
 
 
 @dataclass(frozen=True, slots=True)
