@@ -20,8 +20,8 @@ from tests.system.fleet import EdgeNode, Fleet, running_fleet
 pytestmark = pytest.mark.system
 
 A, B = "site_a", "site_b"
-# All the days from tomorrow that a manifest lists.
-DAYS = 35
+# All the days that a manifest lists.
+DAYS = 36
 EVERYTHING = {A: DAYS, B: DAYS}
 DOCUMENTS = "sites_app_nodedocument"
 LOG = "control_app_controllog"
@@ -152,7 +152,7 @@ def test_node_restored_from_an_old_image(fleet, tmp_path):
     fleet.log(node, 3)
     fleet.edit(70.0, plan={A: 5}, unplan={A: 3})
     fleet.start_node(node)
-    fleet.until_consistent()
+    fleet.until_taken()
 
     fleet.kill(node.name)
     replace_disk(fleet, node, image)
@@ -177,8 +177,8 @@ def test_central_restored_from_a_backup(fleet, tmp_path, announced):
     fleet.kill(first.name)
     fleet.log(first, 10)
     fleet.start_node(first)
-    fleet.until_consistent()
-    # Not acknowledged before the restore.
+    fleet.until_taken()
+    # What this one has to tell is not acknowledged before the restore.
     fleet.kill(second.name)
 
     fleet.kill_central()
