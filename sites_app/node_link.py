@@ -25,7 +25,7 @@ from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 
 from edge.wire.messages import SESSION_EXPIRY_S
-from edge.wire.session import Broker, Incoming, LinkDown, Session, Tls, open_session
+from edge.wire.session import Broker, Incoming, LinkDown, Outgoing, Session, Tls, open_session
 from edge.wire.topics import NodeTopics, owner, responses_to
 from sites_app.publishing import DesiredMessage
 from smartgrid.errors import Unavailable
@@ -66,7 +66,12 @@ class CommandMessage:
 
 
 class NodeLink(Protocol):
-    """How central reaches its nodes."""
+    """How central reaches its nodes.
+
+    What nodes say unasked (`reported`, presence, logs, telemetry) comes the other way, through the inbox's
+    own session. A backend without retained messages may forget what `put_desired` left: a node that lacks
+    something says so in its next report, and is told again.
+    """
 
     def send(self, topics: NodeTopics, op: str, payload: bytes, *, command_id: str, ttl_s: float) -> None:
         """Send a command that is worthless after `ttl_s`; its answers come to the link's `results`."""
@@ -77,21 +82,10 @@ class NodeLink(Protocol):
     def put_desired(self, messages: Sequence[DesiredMessage]) -> None:
         """Leave these for their nodes, in this order, each replacing the one of that name.
 
-        Returns when the broker has taken over all of them; where it raises, any of them may have arrived.
+        An empty payload takes the one of that name away. Each stays for nodes that are away now, until its
+        `expiry_s` is over. Returns when the broker has taken over all of them; `LinkUnavailable`: none was
+        sent; `SendUnconfirmed`: any of them may have arrived. The same again does no harm.
         """
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outgoing:
-    """One message to publish."""
-
-    topic: str
-    payload: bytes
-    qos: int = 1
-    retain: bool = False
-    expiry_s: int | None = None
-    response_topic: str | None = None
-    correlation: bytes | None = None
 
 
 class BrokerConnection:
@@ -126,6 +120,7 @@ class BrokerConnection:
         self._on_message = on_message
         self._on_connect = on_connect
         self._session: Session | None = None
+        self._many = threading.Lock()
         self._connected = threading.Event()
         self._stop = asyncio.Event()
         self._thread = threading.Thread(target=self._run, name=f"broker {identifier}", daemon=True)
@@ -163,16 +158,16 @@ class BrokerConnection:
         `LinkUnavailable`: nothing was sent. `SendUnconfirmed`: the session died, or the broker took longer
         than two seconds, with the message on its way.
         """
-        message = Outgoing(
-            topic=topic,
-            payload=payload,
+        sending = self._open_session().publish(
+            topic,
+            payload,
             qos=qos,
             retain=retain,
             expiry_s=expiry_s,
             response_topic=response_topic,
             correlation=correlation,
         )
-        self._wait_for(_publish_all(self._open_session(), [message]), PUBLISH_TIMEOUT_S)
+        self._wait_for(sending, PUBLISH_TIMEOUT_S)
 
     def publish_all(self, messages: Sequence[Outgoing]) -> None:
         """Publish these in this order and return when the broker has taken over all of them.
@@ -182,7 +177,9 @@ class BrokerConnection:
         """
         if messages:
             timeout_s = PUBLISH_TIMEOUT_S + len(messages) * PUBLISH_EACH_S
-            self._wait_for(_publish_all(self._open_session(), messages), timeout_s)
+            # One after the other: together they would take as long, and each would wait for all of them.
+            with self._many:
+                self._wait_for(self._open_session().publish_all(messages), timeout_s)
 
     def _open_session(self) -> Session:
         if self._session is None:
@@ -198,6 +195,8 @@ class BrokerConnection:
         try:
             future.result(timeout_s)
         except FutureTimeoutError as error:
+            # What did not leave yet must not leave behind what comes next.
+            future.cancel()
             raise SendUnconfirmed(f"The message broker did not confirm within {timeout_s:g} s.") from error
         except (LinkDown, CancelledError) as error:
             raise SendUnconfirmed(f"The connection to the message broker broke: {error}") from error
@@ -232,7 +231,8 @@ class BrokerConnection:
             _Pulse(self._stands_still_s) as pulse,
         ):
             if self._subscriptions:
-                await session.subscribe(*self._subscriptions)
+                # (No broker should send them to those who share a subscription; mosquitto 2.0.11 does.)
+                await session.subscribe(*self._subscriptions, with_retained=not self._retained)
             async with _reading_retained(session, self._retained) as retained:
                 self._session = session
                 self._connected.set()
@@ -289,19 +289,22 @@ class _Retained:
 
     def __init__(self) -> None:
         self._came_at = time.monotonic()
+        self._count = 0
 
     def came(self) -> None:
         self._came_at = time.monotonic()
+        self._count += 1
 
     async def end(self, session: Session, topics: tuple[str, ...]) -> None:
         """Unsubscribe when no more have come for a while."""
-        started = time.monotonic()
+        started = self._came_at = time.monotonic()
         while (now := time.monotonic()) - self._came_at < RETAINED_QUIET_S:
             if now - started > RETAINED_LONGEST_S:
                 log.warning("retained_messages_still_coming", topics=topics)
                 break
             await asyncio.sleep(RETAINED_QUIET_S / 4)
         await session.unsubscribe(*topics)
+        log.info("retained_messages_read", count=self._count)
 
 
 @asynccontextmanager
@@ -311,8 +314,8 @@ async def _reading_retained(session: Session, topics: tuple[str, ...]) -> AsyncI
     if not topics:
         yield retained
         return
-    # QoS 0: the broker hands them out as fast as the connection takes them.
-    await session.subscribe(*topics, qos=0)
+    # QoS 0: the broker hands them out as fast as the connection takes them, and most before it answers.
+    await session.subscribe(*topics, qos=0, within_s=RETAINED_LONGEST_S)
     ending = asyncio.ensure_future(retained.end(session, topics))
     try:
         yield retained
@@ -320,24 +323,6 @@ async def _reading_retained(session: Session, topics: tuple[str, ...]) -> AsyncI
         ending.cancel()
         # Where it failed the session is dying, and whoever reads the messages hears of that.
         await asyncio.gather(ending, return_exceptions=True)
-
-
-async def _publish_all(session: Session, messages: Sequence[Outgoing]) -> None:
-    """Hand over each before any is waited for: they leave in this order."""
-    await asyncio.gather(
-        *(
-            session.publish(
-                message.topic,
-                message.payload,
-                qos=message.qos,
-                retain=message.retain,
-                expiry_s=message.expiry_s,
-                response_topic=message.response_topic,
-                correlation=message.correlation,
-            )
-            for message in messages
-        )
-    )
 
 
 def broker_for(username: str, password: str) -> Broker:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
 
-from django.db.models import QuerySet
+from django.db.models import Q, QuerySet
 
 from sites_app import tokens
-from sites_app.models import ManagementToken, Node, Site
+from sites_app.models import DocumentStatus, ManagementToken, Node, Site, UnsettledDocument
+from sites_app.presence import central_now, presence_read
+from sites_app.publishing import documents_unpublished, nodes_unpublished
 from smartgrid.api.principal import Principal
 from smartgrid.errors import NotFound
 
@@ -63,6 +65,45 @@ def management_token_find(value: str) -> ManagementToken | None:
 def token_value(token: ManagementToken) -> str:
     """What its holder sends; `TokenUnreadable` where its key is gone."""
     return tokens.decrypt(token.encrypted)
+
+
+def documents_unsettled() -> QuerySet[UnsettledDocument]:
+    """The documents that are not where they should be: not applied, or not known to be at the broker.
+
+    Found by a partial index and by the few nodes that are not published whole, not among all documents.
+    """
+    documents = UnsettledDocument.objects.order_by()
+    not_applied = documents.filter(~Q(status=DocumentStatus.APPLIED) | Q(dropped=True))
+    unpublished = documents.filter(documents_unpublished(), node__in=nodes_unpublished())
+    return documents.filter(pk__in=not_applied.values("pk").union(unpublished.values("pk")))
+
+
+@dataclass(frozen=True, slots=True)
+class NodeHealth:
+    """Whether a node is healthy: present in its current session, just heard, and hearing us."""
+
+    tenant_tag: str
+    site_tag: str
+    node_name: str
+    healthy: bool
+
+
+def nodes_health(nodes: Sequence[Node]) -> list[NodeHealth]:
+    """Each of these, whose sites are loaded, as it is now; `LiveUnavailable` where Redis does not answer.
+
+    Without Redis nothing is known, and all nodes called unwell would send somebody to look at the wrong end.
+    """
+    presence = presence_read(node.pk for node in nodes)
+    now = central_now()
+    return [
+        NodeHealth(
+            tenant_tag=node.tenant_tag,
+            site_tag=node.site.site_tag,
+            node_name=node.name,
+            healthy=presence[node.pk].is_healthy(now=now),
+        )
+        for node in nodes
+    ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,11 +50,13 @@ def sync_farewells() -> None:
 
 @shared_task(name="sites_app.tasks.sync_sweep")  # type: ignore[untyped-decorator]
 def sync_sweep() -> None:
+    """Publish what nodes lack and nobody else has sent, as the database knows it."""
     sweep()
 
 
 @shared_task(name="sites_app.tasks.compare_reports")  # type: ignore[untyped-decorator]
 def compare_reports() -> None:
+    """Compare all that nodes last reported with all that they should run."""
     reports_compare()
 
 

@@ -32,7 +32,13 @@ CLOCK_SET_S = 1.0
 def defaults_of(app: Celery) -> dict[str, PeriodicDefault]:
     """The table of `smartgrid.celery`, each with what its task says of itself."""
     app.loader.import_default_modules()
-    return {name: _default(app, **entry) for name, entry in app.conf.beat_schedule.items()}
+    unknown = {name for name, entry in app.conf.beat_schedule.items() if entry["task"] not in app.tasks}
+    for name in sorted(unknown):
+        # No reason to start none of the others.
+        log.error("periodic_task_unknown", task=name)
+    return {
+        name: _default(app, **entry) for name, entry in app.conf.beat_schedule.items() if name not in unknown
+    }
 
 
 def _default(app: Celery, *, task: str, schedule: Any, options: dict[str, Any]) -> PeriodicDefault:

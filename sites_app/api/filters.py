@@ -13,3 +13,8 @@ class SiteFilter(FilterSet):
 class NodeFilter(FilterSet):
     site_id = UUIDFilter()
     polaris_node_name = CharFilter(field_name="name")
+
+
+class HealthFilter(FilterSet):
+    site_tag = CharFilter(field_name="site__site_tag")
+    node_name = CharFilter(field_name="name")

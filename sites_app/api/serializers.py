@@ -5,7 +5,7 @@ from __future__ import annotations
 from rest_framework import serializers
 
 from sites_app.models import Node, Site
-from sites_app.selectors import Metric
+from sites_app.selectors import Metric, NodeHealth
 from smartgrid.api.fields import NumberField, TimestampField
 
 
@@ -16,6 +16,13 @@ class SiteOutput(serializers.Serializer[Site]):
     name = serializers.CharField()
     meta_data = serializers.JSONField()
     curtailment_time_limit = serializers.IntegerField()
+
+
+class NodeHealthOutput(serializers.Serializer[NodeHealth]):
+    tenant_tag = serializers.CharField()
+    site_tag = serializers.CharField()
+    node_name = serializers.CharField()
+    healthy = serializers.BooleanField()
 
 
 class MetricOutput(serializers.Serializer[Metric]):

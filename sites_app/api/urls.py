@@ -7,6 +7,7 @@ from django.urls import path
 from sites_app.api import views
 
 urlpatterns = [
+    path("site-health-report", views.SiteHealthReportApi.as_view()),
     path("sites", views.SiteListApi.as_view()),
     path("sites/<uuid:site_id>", views.SiteDetailApi.as_view()),
     path("sites/<uuid:site_id>/nodes", views.SiteNodeListApi.as_view()),

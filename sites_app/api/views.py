@@ -10,8 +10,8 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from sites_app import selectors
-from sites_app.api.filters import NodeFilter, SiteFilter
-from sites_app.api.serializers import MetricOutput, NodeDetailOutput, NodeOutput, SiteOutput
+from sites_app.api.filters import HealthFilter, NodeFilter, SiteFilter
+from sites_app.api.serializers import MetricOutput, NodeDetailOutput, NodeHealthOutput, NodeOutput, SiteOutput
 from smartgrid.api.filters import filtered
 from smartgrid.api.pagination import list_response
 from smartgrid.api.principal import principal_of
@@ -31,6 +31,19 @@ class SiteDetailApi(APIView):
         metrics = selectors.site_metrics(site, now=timezone.now())
         return Response(
             {**SiteOutput(site).data, "metrics": [MetricOutput(metric).data for metric in metrics]}
+        )
+
+
+class SiteHealthReportApi(APIView):
+    def get(self, request: Request) -> Response:
+        nodes = selectors.nodes_visible_to(principal_of(request)).select_related("site")
+        return list_response(
+            request=request,
+            rows=filtered(request=request, rows=nodes, by=HealthFilter).order_by(
+                "site__site_tag", "name", "pk"
+            ),
+            serializer=NodeHealthOutput,
+            shown_as=selectors.nodes_health,
         )
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from django.db.models import Model, QuerySet
-from django.http import QueryDict
+from django.http import QueryDict, StreamingHttpResponse
+from django.http.response import HttpResponseBase
+from rest_framework.renderers import JSONRenderer
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.serializers import BaseSerializer
@@ -13,6 +16,8 @@ from rest_framework.serializers import BaseSerializer
 from smartgrid.errors import Invalid
 
 MAXIMUM_LIMIT = 1000
+# Of a long list, as many rows are in memory at once.
+PIECE = 1000
 
 
 M = TypeVar("M", bound=Model)
@@ -22,12 +27,14 @@ def list_response(
     *,
     request: Request,
     rows: QuerySet[M],
-    serializer: type[BaseSerializer[M]],
+    serializer: type[BaseSerializer[Any]],
     default_limit: int | None = None,
+    shown_as: Callable[[list[M]], list[Any]] | None = None,
 ) -> Response:
     """These rows, or the page of them which the request asks for, with `X-Total-Count` and `Link`.
 
-    Without a limit in the request, `default_limit`; None: all.
+    Without a limit in the request, `default_limit`; None: all. `shown_as` makes of the rows of the page what
+    the serializer shows; None: the rows themselves.
     """
     asked = whole_number(request.query_params, "limit", minimum=1, maximum=MAXIMUM_LIMIT)
     limit = default_limit if asked is None else asked
@@ -41,8 +48,37 @@ def list_response(
     headers = {"X-Total-Count": str(total)}
     if links := _links(request, limit=limit, offset=offset, total=total):
         headers["Link"] = links
-    shown = serializer(found, many=True)  # type: ignore[arg-type]  # the stubs know only one row
+    shown = serializer(found if shown_as is None else shown_as(found), many=True)
     return Response(shown.data, headers=headers)
+
+
+def long_list_response(
+    *, request: Request, rows: QuerySet[M], serializer: type[BaseSerializer[M]]
+) -> HttpResponseBase:
+    """`list_response` of a list that grows for years: whole, it is made and sent piece by piece.
+
+    What is sent are the rows there are now; one that goes meanwhile is left out.
+    """
+    if "limit" in request.query_params or "offset" in request.query_params:
+        return list_response(request=request, rows=rows, serializer=serializer)
+    keys = list(rows.values_list("pk", flat=True))
+    if len(keys) <= PIECE:
+        return list_response(request=request, rows=rows, serializer=serializer)
+    renderer = JSONRenderer()
+
+    def pieces() -> Iterator[bytes]:
+        before = b"["
+        for start in range(0, len(keys), PIECE):
+            found = list(rows.filter(pk__in=keys[start : start + PIECE]))
+            if found:
+                shown = serializer(found, many=True)  # type: ignore[arg-type]  # as above
+                yield before + renderer.render(shown.data).removeprefix(b"[").removesuffix(b"]")
+                before = b","
+        yield b"]" if before == b"," else b"[]"
+
+    return StreamingHttpResponse(
+        pieces(), content_type=renderer.media_type, headers={"X-Total-Count": str(len(keys))}
+    )
 
 
 def whole_number(query: QueryDict, name: str, *, minimum: int, maximum: int | None = None) -> int | None:

@@ -4,12 +4,14 @@ import json
 import uuid
 from datetime import UTC, date, datetime, timedelta
 
+import msgspec
 import pytest
 
+from edge.wire.messages import AppliedDocument
 from schedules_app.models import Schedule
 from schedules_app.services import schedule_create
 from sites_app.documents import manifest_for
-from tests.factories import device_make, device_type_make, story_make
+from tests.factories import device_make, device_type_make, report_make, report_record, story_make
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("clock")]
 
@@ -246,6 +248,43 @@ def test_deleted_schedule_is_gone_here_and_at_the_nodes(story, planned):
     assert "schedule/2026-12-06/inverter" not in manifest_for(story.node_a).docs
 
 
+# --- what the nodes say ----------------------------------------------------------------------------------
+
+
+def test_result_follows_what_the_nodes_report(story, planned, clock):
+    def result():
+        return json.loads(story.holder_a.get("/v1/schedules/2026-12-06").content)[0]["synchronization_result"]
+
+    assert result() is None
+    former = report_make(story.node_a, mono_ms=1000)
+    report_record(story.node_a, former)
+    version = manifest_for(story.node_a).docs["schedule/2026-12-06/inverter"].v
+    assert result() == {
+        "status": "applied",
+        "nodes": {"node-01": {"status": "applied", "version": version, "at": "2026-11-23T10:02:00.000000Z"}},
+    }
+    assert put(story.holder_a, replacement(story)).json()["synchronization_result"] is None
+    clock.shift(5)
+    # A report of the former content, sent before the node had the new one, claims nothing for it.
+    report_record(story.node_a, msgspec.structs.replace(former, mono_ms=2000))
+    assert result() is None
+    now = report_make(story.node_a, mono_ms=3000)
+    refused = AppliedDocument(v=version + 1, status="failed", error="it cannot be stored")
+    documents = now.documents | {"schedule/2026-12-06/inverter": refused}
+    report_record(story.node_a, msgspec.structs.replace(now, documents=documents))
+    assert result() == {
+        "status": "failed",
+        "nodes": {
+            "node-01": {
+                "status": "failed",
+                "version": version + 1,
+                "at": "2026-11-23T10:02:05.000000Z",
+                "error": "it cannot be stored",
+            }
+        },
+    }
+
+
 # --- who sees what ---------------------------------------------------------------------------------------
 
 
@@ -348,14 +387,51 @@ def test_filter_that_cannot_be_used_is_named(many, query):
     assert list(response.json()["errors"]) == [query.split("=")[0]]
 
 
-# The schedules, the nodes, their documents; and the site, where one is named.
+def test_long_list_comes_whole_and_piece_by_piece(story, django_assert_max_num_queries):
+    first = date(2027, 1, 1)
+    rows = [
+        Schedule(
+            site=story.site_a,
+            category="inverter",
+            valid_on=first + timedelta(days=number),
+            schedule={"09:00": number},
+        )
+        for number in range(2500)
+    ]
+    Schedule.objects.bulk_create(rows)
+    # The keys, and of each of three pieces its rows.
+    with django_assert_max_num_queries(4):
+        response = story.holder_a.get("/v1/schedules")
+        pieces = list(response.streaming_content)
+    assert response["X-Total-Count"] == "2500"
+    assert response["Content-Type"] == "application/json"
+    assert len(pieces) == 4
+    listed = json.loads(b"".join(pieces))
+    assert [row["valid_on"] for row in listed] == [str(row.valid_on) for row in rows]
+    assert list(listed[0]) == list(story.holder_a.get("/v1/schedules?limit=1").json()[0])
+
+
+def test_long_list_leaves_out_what_goes_while_it_is_sent(story):
+    first = date(2027, 1, 1)
+    Schedule.objects.bulk_create(
+        Schedule(site=story.site_a, category="inverter", valid_on=first + timedelta(days=number))
+        for number in range(1001)
+    )
+    response = story.holder_a.get("/v1/schedules")
+    Schedule.objects.filter(valid_on__gt=first).delete()
+    assert [row["valid_on"] for row in json.loads(b"".join(response.streaming_content))] == [str(first)]
+    response = story.holder_a.get("/v1/schedules")
+    assert len(response.json()) == 1
+
+
+# The keys, the schedules, the nodes, their documents; and the site, where one is named.
 @pytest.mark.parametrize(
     ("path", "queries"),
     [
-        ("/v1/schedules", 3),
-        ("/v1/schedules/2026-12-02", 3),
-        ("/v1/sites/{site}/schedules", 4),
-        ("/v1/sites/{site}/schedules/2026-12-02", 4),
+        ("/v1/schedules", 4),
+        ("/v1/schedules/2026-12-02", 4),
+        ("/v1/sites/{site}/schedules", 5),
+        ("/v1/sites/{site}/schedules/2026-12-02", 5),
         ("/v1/schedules?limit=4", 4),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from datetime import timedelta
 
 import pytest
@@ -14,6 +15,8 @@ from sites_app.presence import central_now, heartbeat_note, presence_note
 from sites_app.services import nodes_alarms_judge, nodes_presence_settle
 from smartgrid import live
 from tests.factories import node_make, node_online
+
+_numbers = itertools.count(1)
 
 pytestmark = pytest.mark.django_db
 
@@ -30,7 +33,9 @@ def redis_client(settings, redis_url):
 
 
 def beat(node: Node, *, session: str = "session-1", ago_s: float = 0) -> None:
-    message = Heartbeat(session=session, seq=1, mono_ms=0, wall="2026-11-23T00:00:00Z", fresh="token")
+    message = Heartbeat(
+        session=session, seq=next(_numbers), mono_ms=0, wall="2026-11-23T00:00:00Z", fresh="token"
+    )
     heartbeat_note(str(node.pk), message, at=central_now() - ago_s)
 
 
