@@ -32,7 +32,6 @@ from edge.wire.topics import (
     ALL_PRESENCE,
     ALL_REPORTED,
     ALL_TELEMETRY,
-    INBOX_GROUP,
     NodeTopics,
     owner,
     shared,
@@ -117,7 +116,7 @@ class Inbox:
         self._connection = BrokerConnection(
             broker_for(settings.SGM_MQTT_INBOX_USERNAME, settings.SGM_MQTT_INBOX_PASSWORD),
             identifier="inbox",
-            subscriptions=tuple(shared(one, group=INBOX_GROUP) for one in everything)
+            subscriptions=tuple(shared(one, group=settings.SGM_MQTT_INBOX_GROUP) for one in everything)
             if is_shared
             else everything,
             # Whoever shares a subscription is not sent what the broker keeps.
