@@ -68,8 +68,8 @@ class CommandMessage:
 class NodeLink(Protocol):
     """How central reaches its nodes.
 
-    What nodes say unasked (`reported`, presence, logs, telemetry) comes the other way, through the inbox's own
-    session. A backend without retained messages may forget what `put_desired` left: a node that lacks
+    What nodes say unasked (`reported`, presence, logs, telemetry) comes the other way, through the inbox's
+    own session. A backend without retained messages may forget what `put_desired` left: a node that lacks
     something says so in its next report, and is told again.
     """
 
