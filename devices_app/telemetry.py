@@ -193,14 +193,12 @@ def _series_read(nodes: Collection[_NodeSeries]) -> None:
     rows = TelemetrySeries.objects.filter(
         Q(device_id__in=of_device) | Q(node_id__in=of_node), site_id__in={node.site_id for node in nodes}
     )
-    for row in rows.only("id", "site_id", "node_id", "device_id", "key", "unit"):
-        if row.device_id is not None:
-            node, tag = of_device[row.device_id]
-        else:
-            assert row.node_id is not None
-            node, tag = of_node[row.node_id], ""
-        if row.site_id == node.site_id:
-            node.series[tag, row.key, row.unit] = row.pk
+    for pk, site_id, node_id, device_id, key, unit in rows.values_list(
+        "pk", "site_id", "node_id", "device_id", "key", "unit"
+    ):
+        node, tag = of_device[device_id] if device_id in of_device else (of_node[node_id], "")
+        if site_id == node.site_id:
+            node.series[tag, key, unit] = pk
 
 
 def _series_new(node: _NodeSeries, places: Iterable[Place]) -> list[TelemetrySeries]:

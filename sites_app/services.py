@@ -297,23 +297,20 @@ def nodes_presence_settle() -> tuple[int, int]:
 
     `LiveUnavailable` where Redis does not answer: then nothing is known, and nothing changed.
     """
-    nodes = list(Node.objects.only("online", "session"))
-    presence = presence_read(node.pk for node in nodes)
+    nodes = list(Node.objects.values_list("pk", "online", "session"))
+    presence = presence_read(pk for pk, _, _ in nodes)
     now = central_now()
     # A Redis that came up empty a moment ago has heard of nobody yet.
     is_judge = live.known_since(at=now) <= now - HEARTBEAT_LIMIT_S
     silent = [
-        PresenceChange(node_id=node.pk, online=False, session=node.session)
-        for node in nodes
-        if node.online
-        and now - presence[node.pk].hb_at >= HEARTBEAT_LIMIT_S
-        and (is_judge or presence[node.pk].hb_at)
+        PresenceChange(node_id=pk, online=False, session=session)
+        for pk, online, session in nodes
+        if online and now - presence[pk].hb_at >= HEARTBEAT_LIMIT_S and (is_judge or presence[pk].hb_at)
     ]
     heard = [
-        PresenceChange(node_id=node.pk, online=True, session=presence[node.pk].session)
-        for node in nodes
-        if presence[node.pk].is_heard(now=now)
-        and (not node.online or node.session != presence[node.pk].session)
+        PresenceChange(node_id=pk, online=True, session=presence[pk].session)
+        for pk, online, session in nodes
+        if presence[pk].is_heard(now=now) and (not online or session != presence[pk].session)
     ]
     return len(nodes_presence_record(silent)), len(nodes_presence_record(heard))
 
