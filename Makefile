@@ -14,7 +14,7 @@ PYTEST := $(RUN) -m pytest
 DJANGO := SGM_SECRET_KEY=only-for-checks SGM_DATABASE_URL=sqlite:///:memory: $(RUN) manage.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-reset test test-quick test-all coverage mutation lint types migrations-check check services bench-latency bench-edge bench-lines bench-backlog bench-sync
+.PHONY: help demo demo-reset test test-quick test-all coverage mutation lint types migrations-check check services bench-latency bench-edge bench-lines bench-backlog bench-sync bench-telemetry
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
@@ -71,6 +71,9 @@ bench-backlog: $(VENV)/.dev-installed services ## a week of logs drains beside l
 
 bench-sync: $(VENV)/.dev-installed services ## schedules to 1,000 and 3,000 nodes, what they send, a broker that restarts
 	@exec $(RUN) -m bench.sync $(BENCH_SYNC)
+
+bench-telemetry: $(VENV)/.dev-installed services ## readings of 500 nodes into PostgreSQL, and the means of a quarter hour
+	@exec $(RUN) -m bench.telemetry
 
 bench-lines: $(VENV)/.dev-installed ## what a dead device costs those beside it, over TCP and at 9600 baud
 	@exec $(RUN) -m bench.lines

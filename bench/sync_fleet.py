@@ -425,11 +425,13 @@ class Node(asyncio.Protocol):
         return True
 
     def _count(self) -> None:
-        """Tell the fleet whether this node has all that its manifest lists."""
+        """Tell the fleet whether this node has all that its manifest lists, and that it lists something."""
         manifest = self.manifest
         assert manifest is not None
-        if len(self.applied) == len(manifest.docs) and all(
-            self.applied[name][1] == entry.v for name, entry in manifest.docs.items()
+        if (
+            manifest.docs
+            and len(self.applied) == len(manifest.docs)
+            and all(self.applied[name][1] == entry.v for name, entry in manifest.docs.items())
         ):
             self.fleet.complete(self, manifest)
 

@@ -138,7 +138,11 @@ class DeviceErrorLog(models.Model):
     error = models.TextField()
 
     class Meta:
-        indexes = [models.Index(fields=["device", "timestamp"], name="device_error_log_device_time")]
+        indexes = [
+            models.Index(fields=["device", "timestamp"], name="device_error_log_device_time"),
+            # The API shows some hours of all sites, of a log that is kept for a year.
+            models.Index(fields=["timestamp"], name="device_error_log_time"),
+        ]
 
     def __str__(self) -> str:
         return self.error

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 from celery import shared_task
 
 from control_app.dispatch import dispatcher, order_decode
 from control_app.pings import nodes_ping
+from control_app.retention import logs_retain as log_lines_retain
 from control_app.services import requests_settle
 
 
@@ -27,3 +29,9 @@ def settle_requests() -> None:
 def ping_nodes() -> None:
     """Ask every reachable node for a sign that it hears us, and tell it what its clock is judged by."""
     nodes_ping(dispatcher())
+
+
+@shared_task(name="control_app.tasks.logs_retain")  # type: ignore[untyped-decorator]
+def logs_retain() -> None:
+    """Two at once delete the same lines, once."""
+    log_lines_retain(now=datetime.now(UTC))

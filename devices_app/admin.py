@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 from django import forms
 from django.contrib import admin
-from django.db.models import Model
+from django.db.models import Model, QuerySet
 from django.forms import ModelForm
 from django.http import HttpRequest
 
 from devices_app import services
-from devices_app.models import Device, DeviceBound, DeviceType, RetiringDevice
+from devices_app.models import Device, DeviceBound, DeviceType, RetiringDevice, TelemetrySeries
 from devices_app.retirement import device_abandon
-from devices_app.selectors import retiring_kept_by
-from smartgrid.admin import ServiceAdmin
+from devices_app.selectors import retiring_kept_by, series_with_newest
+from smartgrid.admin import AnyModelAdmin, ServiceAdmin
 
 if TYPE_CHECKING:
     AnyTabularInline = admin.TabularInline[Any, Any]
@@ -186,3 +186,34 @@ class RetiringDeviceAdmin(ServiceAdmin):
 
     def save_by_service(self, *, row: Any, values: dict[str, Any], is_new: bool) -> Model:  # noqa: ARG002
         return device_abandon(retiring=row, **values)
+
+
+@admin.register(TelemetrySeries)
+class TelemetrySeriesAdmin(AnyModelAdmin):
+    """What is measured, and what it was last: to look at only."""
+
+    list_display = ["source_name", "key", "newest_value", "unit", "newest_at", "site"]
+    list_filter = ["key", "site"]
+    search_fields = ["name", "device__device_tag", "key", "site__site_tag", "device__id"]
+    show_full_result_count = False
+    list_per_page = 50
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[TelemetrySeries]:  # noqa: ARG002 - Django's hook
+        return series_with_newest()
+
+    @admin.display(description="newest value")
+    def newest_value(self, row: Any) -> str:
+        return "" if row.newest_value is None else f"{row.newest_value:g}"
+
+    @admin.display(description="measured at")
+    def newest_at(self, row: Any) -> Any:
+        return row.newest_at
+
+    def has_add_permission(self, request: HttpRequest) -> bool:  # noqa: ARG002 - Django's hook
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:  # noqa: ARG002
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:  # noqa: ARG002
+        return False

@@ -52,11 +52,11 @@ def partitions_keep(*, now: datetime) -> None:
 # --- means ------------------------------------------------------------------------------------------------
 
 
-def means_make(*, now: datetime) -> int:
+def means_make(*, now: datetime, at_once: int = LATE_AT_ONCE) -> int:
     """Make the means of all quarters that are over, and again of those that got readings late; how many.
 
     Each quarter is one transaction together with the note that it is to be made: killed anywhere, the next
-    run takes up what is left. Two runs at once share the work.
+    run takes up what is left. Two runs at once share the work. Late ones go `at_once` to a transaction.
     """
     quarters_close(now=now)
     made = 0
@@ -64,7 +64,7 @@ def means_make(*, now: datetime) -> int:
         made += _make_whole(start, now=now)
     newest = TelemetryLate.objects.order_by("-pk").values_list("pk", flat=True).first()
     # What comes late meanwhile is for the next run, or a node that sends nothing else would keep this one.
-    while newest is not None and (again := _make_late(up_to=newest, now=now)):
+    while newest is not None and (again := _make_late(up_to=newest, now=now, at_once=at_once)):
         made += again
     return made
 
@@ -109,14 +109,14 @@ def _make_whole(start: datetime, *, now: datetime) -> int:
     return 1
 
 
-def _make_late(*, up_to: int, now: datetime) -> int:
+def _make_late(*, up_to: int, now: datetime, at_once: int) -> int:
     """Make some of the quarters that got readings late; how many rows of that log are settled."""
     with transaction.atomic():
         rows = list(
             TelemetryLate.objects.select_for_update(skip_locked=True)
             .filter(pk__lte=up_to)
             .order_by("pk")
-            .values_list("pk", "start", "series_id")[:LATE_AT_ONCE]
+            .values_list("pk", "start", "series_id")[:at_once]
         )
         series_of: dict[datetime, set[int]] = {}
         for _, start, series in rows:
@@ -152,11 +152,14 @@ def _make(start: datetime, *, series: Collection[int] | None) -> None:
 # --- retention --------------------------------------------------------------------------------------------
 
 
-def telemetry_retain(*, now: datetime) -> None:
-    """Let go of readings and means past their time, and of series that nothing is left of; idempotent."""
-    _let_go(READINGS, before=_gone_before(now))
+def telemetry_retain(*, now: datetime, at_once: int = ROWS_AT_ONCE) -> None:
+    """Let go of readings and means past their time, and of series that nothing is left of; idempotent.
+
+    SQLite deletes `at_once` rows to a transaction, so that nobody waits for long behind it.
+    """
+    _let_go(READINGS, before=_gone_before(now), at_once=at_once)
     means_from = now - timedelta(days=settings.SGM_TELEMETRY_MEANS_RETENTION_DAYS)
-    _let_go(MEANS, before=midnight(means_from.date()))
+    _let_go(MEANS, before=midnight(means_from.date()), at_once=at_once)
     of_this = {"series": OuterRef("pk")}
     # Those of devices and nodes that are there may get readings at any moment.
     gone = TelemetrySeries.objects.filter(device=None, node=None, created_at__lt=means_from)
@@ -172,14 +175,13 @@ def _gone_before(now: datetime) -> datetime:
     return midnight(day)
 
 
-def _let_go(of: Partitioned, *, before: datetime) -> None:
+def _let_go(of: Partitioned, *, before: datetime, at_once: int) -> None:
     if is_partitioned():
         partitions_drop(of, before=before)
         return
     rows = of.model._default_manager.filter(**{f"{of.column}__lt": before})  # noqa: SLF001 - Django's documented name for it
     deleted = 0
-    while keys := list(rows.values_list("pk", flat=True)[:ROWS_AT_ONCE]):
-        # A slice at a time: SQLite's other writers wait as long as one of these takes.
+    while keys := list(rows.values_list("pk", flat=True)[:at_once]):
         deleted += of.model._default_manager.filter(pk__in=keys).delete()[0]  # noqa: SLF001
     if deleted:
         log.info("telemetry_deleted", table=of.table, rows=deleted, before=before.isoformat())

@@ -294,8 +294,8 @@ class Quality(models.IntegerChoices):
 class TelemetrySeries(models.Model):
     """What one key of one device, or of a node itself, was measured to be at one site, in one unit.
 
-    It outlives its device and its node, and stays with the site it was measured at: a device that moves
-    begins another there. `devices_app.telemetry` alone makes these (ADR 0015).
+    It outlives its device and its node, and stays with the site it was measured at: what moves begins
+    another there. `devices_app.telemetry` alone makes these (ADR 0015).
     """
 
     id = models.BigAutoField(primary_key=True)
@@ -326,6 +326,13 @@ class TelemetrySeries(models.Model):
 
     def __str__(self) -> str:
         return f"{self.name} {self.key}"
+
+    @property
+    def source_name(self) -> str:
+        """Its device's tag or its node's name, else what is left of them; needs both loaded."""
+        if self.device is not None:
+            return self.device.device_tag
+        return self.name if self.node is None else self.node.name
 
 
 def _series_of_rows() -> models.ForeignKey[TelemetrySeries]:

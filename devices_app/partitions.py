@@ -14,7 +14,7 @@ from devices_app.models import TelemetryMean, TelemetryReading
 
 log = structlog.stdlib.get_logger(__name__)
 
-# Dropping a partition locks the table. It waits this long for readers to end, and writers behind it as long.
+# Dropping a partition locks the table. It waits so long for readers to end, and writers behind it as long.
 DROP_WAIT_MS = 2000
 # Any number of our own: PostgreSQL's advisory locks are one space for the whole database.
 _MAKING = 0x53474D01
@@ -107,10 +107,10 @@ def partitions_make(of: Partitioned, *, days: Collection[date]) -> list[date]:
     return missing
 
 
-def partitions_drop(of: Partitioned, *, before: datetime) -> int:
+def partitions_drop(of: Partitioned, *, before: datetime, wait_ms: int = DROP_WAIT_MS) -> int:
     """Drop the partitions all of whose time is before this; how many.
 
-    A table that is busy is left for the next run.
+    A table that others read for longer than `wait_ms` is left for the next run.
     """
     dropped = 0
     for begin in partitions(of):
@@ -118,7 +118,7 @@ def partitions_drop(of: Partitioned, *, before: datetime) -> int:
             break
         try:
             with transaction.atomic(), connection.cursor() as cursor:
-                cursor.execute(f"SET LOCAL lock_timeout = {DROP_WAIT_MS}")
+                cursor.execute(f"SET LOCAL lock_timeout = {wait_ms:d}")
                 cursor.execute(f"DROP TABLE IF EXISTS {connection.ops.quote_name(of.name(begin))}")
         except OperationalError as error:
             log.warning("partition_busy", partition=of.name(begin), error=str(error))

@@ -15,6 +15,7 @@ import structlog
 from django.db import transaction
 from django.utils import timezone
 
+from devices_app.config import CONFIG
 from devices_app.models import Device, RetiringDevice
 from devices_app.selectors import retiring_waited_for, waits_for_control_point
 from edge.wire.messages import Reported
@@ -25,7 +26,6 @@ from smartgrid.integrity import store
 
 log = structlog.stdlib.get_logger(__name__)
 
-CONFIG = "config"
 APPLIED = "applied"
 
 
@@ -219,7 +219,7 @@ def _render_after(*, node: Node, rows: Iterable[RetiringDevice]) -> None:
     waiting = Node.objects.filter(site_id=node.site_id, devices__control_point__in=freed)
     nodes = {found.pk: found for found in [node, *waiting]}
     for pk in sorted(nodes):
-        node_documents_render(node=nodes[pk])
+        node_documents_render(node=nodes[pk], only=[CONFIG])
 
 
 def node_kept_by(node: Node) -> list[str]:

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from enum import Enum
 from uuid import UUID
 
-from django.db.models import Exists, OuterRef, QuerySet
+from django.db.models import Exists, OuterRef, QuerySet, Subquery
 
 from devices_app.choices import category_rank
-from devices_app.models import Device, RetiringDevice
+from devices_app.models import (
+    Device,
+    Quality,
+    RetiringDevice,
+    TelemetryMean,
+    TelemetryReading,
+    TelemetrySeries,
+)
+from sites_app.models import Node, Site
 from sites_app.selectors import sites_visible_to
 from smartgrid.api.principal import Principal
 from smartgrid.errors import NotFound
@@ -70,3 +81,88 @@ def waits_for_control_point() -> Exists:
     """For a query of devices: another node has not yet let go of this device's control point."""
     rows = retiring_waited_for().filter(site_id=OuterRef("site_id"), control_point=OuterRef("control_point"))
     return Exists(rows.exclude(node_id=OuterRef("node_id")))
+
+
+class Resolution(Enum):
+    """How much of a history is told."""
+
+    # Every reading that is kept, of whatever quality.
+    RAW = "raw"
+    # Means of the good readings of each quarter hour that is over.
+    QUARTER = "quarter"
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryPoint:
+    """A reading, or the mean of the `count` readings of the quarter hour that begins at `at`."""
+
+    at: datetime
+    value: float
+    minimum: float
+    maximum: float
+    count: int
+    quality: str
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """What one series was, the oldest first. `name` is the device's tag, or the node's name."""
+
+    series_id: int
+    device_id: UUID | None
+    name: str
+    key: str
+    unit: str
+    points: list[HistoryPoint]
+
+
+def history(
+    *, of: Device | Node | Site, key: str, since: datetime, until: datetime, resolution: Resolution
+) -> list[History]:
+    """What this key was from `since` until before `until`; one history for each series, by name and unit.
+
+    Of a device: at the site where it is now, so that nobody sees what it did for others. Of a node: its own
+    readings there, not its devices'. Of a site: all that was ever measured there, also by devices that are
+    gone. A key that nobody has gives none.
+    """
+    series = TelemetrySeries.objects.filter(key=key).select_related("device", "node")
+    match of:
+        case Device():
+            series = series.filter(device=of, site_id=of.site_id)
+        case Node():
+            series = series.filter(node=of, site_id=of.site_id)
+        case Site():
+            series = series.filter(site=of)
+    rows = sorted(series, key=lambda row: (row.source_name, row.unit, row.pk))
+    histories = {
+        row.pk: History(row.pk, row.device_id, row.source_name, row.key, row.unit, points=[]) for row in rows
+    }
+    if not histories:
+        return []
+    if resolution is Resolution.RAW:
+        readings = TelemetryReading.objects.filter(series__in=histories, at__gte=since, at__lt=until)
+        for number, at, value, quality in readings.order_by("at").values_list(
+            "series_id", "at", "value", "quality"
+        ):
+            point = HistoryPoint(at, value, value, value, 1, Quality(quality).label)
+            histories[number].points.append(point)
+    else:
+        means = TelemetryMean.objects.filter(series__in=histories, start__gte=since, start__lt=until)
+        for number, start, mean, minimum, maximum, count in means.order_by("start").values_list(
+            "series_id", "start", "mean", "minimum", "maximum", "count"
+        ):
+            point = HistoryPoint(start, mean, minimum, maximum, count, Quality.GOOD.label)
+            histories[number].points.append(point)
+    return list(histories.values())
+
+
+def series_with_newest() -> QuerySet[TelemetrySeries]:
+    """All series, each with the time and the value of its newest reading (`newest_at`, `newest_value`)."""
+    newest = TelemetryReading.objects.filter(series=OuterRef("pk")).order_by("-at")
+    return (
+        TelemetrySeries.objects.select_related("site", "device", "node")
+        .annotate(
+            newest_at=Subquery(newest.values("at")[:1]), newest_value=Subquery(newest.values("value")[:1])
+        )
+        .order_by("site__site_tag", "name", "key", "pk")
+    )

@@ -11,9 +11,10 @@ import structlog
 from django.db import transaction
 
 from devices_app.choices import BoundOrigin, ValueKind
+from devices_app.config import CONFIG
 from devices_app.models import Device, DeviceBound, DeviceType
 from devices_app.retirement import Place, place_free_check, places_lock, retirement_begin, waits_at
-from sites_app.documents import node_documents_render
+from sites_app.documents import node_documents_render, nodes_documents_render, nodes_render_later
 from sites_app.models import Node
 from smartgrid.errors import Conflict, Invalid, NotFound
 from smartgrid.integrity import store
@@ -76,7 +77,7 @@ def device_type_create(*, name: str, profile: str, **fields: Unpack[DeviceTypeFi
 def device_type_update(
     *, device_type: DeviceType, name: str | None = None, **fields: Unpack[DeviceTypeFields]
 ) -> DeviceType:
-    """Change a type; nodes with devices of it get the new profile, and devices keep their own bounds.
+    """Change a type; nodes with devices of it get the new profile soon after, and devices keep their bounds.
 
     Devices that are controlled through another register from now on are retired from the former one.
     """
@@ -96,6 +97,7 @@ def device_type_update(
             setattr(device_type, field, value)
         store(device_type)
         left: list[tuple[Device, Place, str]] = []
+        replaced: set[uuid.UUID] = set()
         for device in devices:
             device.device_type = device_type
             _control_point_set(device)
@@ -104,10 +106,12 @@ def device_type_update(
             if reason or (device.control_point, device.measured_only) != (place.control_point, measured_only):
                 device.waits = waits_at(device)
                 store(device)
+                replaced.add(device.node_id)
             if reason:
                 left.append((device, place, reason))
-        for node in Node.objects.filter(devices__device_type=device_type).distinct().order_by("pk"):
-            node_documents_render(node=node)
+        nodes_documents_render(nodes=Node.objects.filter(pk__in=replaced), only=[CONFIG])
+        # A profile may be a whole fleet's: nobody waits in this transaction for a thousand nodes.
+        nodes_render_later(nodes={device.node_id for device in devices} - replaced)
         for device, place, reason in left:
             retirement_begin(place=place, reason=reason, device=device)
     log.info("device_type_changed", device_type=device_type.name, fields=sorted(changed))
@@ -131,6 +135,7 @@ def device_create(
     }
     with transaction.atomic():
         places_lock([node.site_id])
+        _node_check(node)
         device = Device(
             site_id=node.site_id,
             node=node,
@@ -140,7 +145,7 @@ def device_create(
         )
         _wear_acceptance_audit(device, accepted_before=False, by=by)
         _device_store(device)
-        node_documents_render(node=node)
+        node_documents_render(node=node, only=[CONFIG])
     log.info("device_created", node=node.name, device=device.device_tag, device_type=device_type.name)
     return device
 
@@ -177,6 +182,7 @@ def device_move(*, device: Device, node: Node) -> Device:
             raise Invalid.field("node", "a device stays at its site; delete it here and create it there")
         if node.pk == device.node_id:
             return device
+        _node_check(node)
         _controls_none_check(device, "cannot move")
         before = Place.of(device)
         device.node = node
@@ -195,7 +201,7 @@ def device_delete(*, device: Device, by: str = "") -> None:
         _controls_none_check(device, "cannot be deleted")
         place = Place.of(device)
         device.delete()
-        node_documents_render(node=place.node)
+        node_documents_render(node=place.node, only=[CONFIG])
         retirement_begin(place=place, reason="deleted", device=None)
     log.info("device_deleted", node=place.node.name, device=place.tag, by=by)
 
@@ -220,7 +226,7 @@ def device_bound_set(
         bound = bound or DeviceBound(device=device, origin=origin)
         bound.minimum, bound.maximum, bound.reason = minimum, maximum, reason
         store(bound)
-        node_documents_render(node=device.node)
+        node_documents_render(node=device.node, only=[CONFIG])
     log.info(
         "device_bound_set",
         device=device.device_tag,
@@ -238,7 +244,7 @@ def device_bound_drop(*, device: Device, origin: str, by: str) -> bool:
     with transaction.atomic():
         device = _device_lock(device)
         dropped, _ = DeviceBound.objects.filter(device=device, origin=origin).delete()
-        node_documents_render(node=device.node)
+        node_documents_render(node=device.node, only=[CONFIG])
     if dropped:
         log.info("device_bound_dropped", device=device.device_tag, origin=BoundOrigin(origin), by=by)
     return bool(dropped)
@@ -277,6 +283,12 @@ def device_values_confirm(
         )
 
 
+def _node_check(node: Node) -> None:
+    """Refuse a node that has moved to another site, or was deleted, before its site was locked."""
+    if not Node.objects.filter(pk=node.pk, site=node.site_id).exists():
+        raise Conflict(f"{node.name} is no longer a node of this site.", code="moved")
+
+
 def _device_lock(device: Device) -> Device:
     """The device as it is now, for this transaction alone; `NotFound` where it is deleted."""
     places_lock([device.site_id])
@@ -291,12 +303,12 @@ def _device_lock(device: Device) -> Device:
 def _device_change(device: Device, before: Place) -> None:
     """Store a changed device, tell its node, and its former node where it moved; retire what it left."""
     reason = _device_store(device, before=before)
-    node_documents_render(node=before.node)
+    node_documents_render(node=before.node, only=[CONFIG])
     if reason:
         retirement_begin(place=before, reason=reason, device=device)
     if device.node_id != before.node.pk:
         # After its former place is known to be retiring, so that it is configured to wait for it.
-        node_documents_render(node=device.node)
+        node_documents_render(node=device.node, only=[CONFIG])
 
 
 def _config_id_renew(device: Device, before: Place) -> str:

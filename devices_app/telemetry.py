@@ -88,12 +88,12 @@ _Row = tuple[int, datetime, float, int]
 def readings_record(received: Sequence[ReceivedReadings]) -> None:
     """Store these readings, each once however often it comes, and keep the newest of each series at hand.
 
-    All or nothing reaches the history: the database's errors are the caller's, who may send the same
-    again. What cannot be stored is counted in `dropped` and logged once: readings of unknown nodes and
-    devices, of names no profile has, values beyond 1e15, and those older than the history is kept. A
-    reading without a time is dated by its receipt. One from more than five minutes ahead has a wrong
-    clock behind it: the newest of its message is dated by receipt, the others as far from that one as
-    they say. Without Redis the history is kept all the same.
+    All or nothing reaches the history: the database's errors are the caller's, who may send the same again.
+    What cannot be stored is counted in `dropped` and logged once: readings of unknown nodes and devices, of
+    names no profile has, values beyond 1e15, and those older than the history is kept. A reading without a
+    time is dated by its receipt. One from more than five minutes ahead has a wrong clock behind it: the
+    newest of its message is dated by receipt, the others as far from that one as they say. Without Redis the
+    history is kept all the same.
     """
     nodes = _nodes_known({item.node_id for item in received})
     _series_find(received, nodes)

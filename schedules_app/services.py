@@ -32,6 +32,8 @@ from smartgrid.integrity import store
 log = structlog.stdlib.get_logger(__name__)
 
 MAX_COPIES = 366
+# Up to as many documents are put down one by one, which costs less than to look at all a node has.
+FEW = 3
 
 
 def register() -> None:
@@ -319,8 +321,8 @@ def _put_down(schedules: Sequence[Schedule]) -> None:
     if not listed:
         return
     nodes = Node.objects.filter(site=listed[0].site_id)
-    if len(listed) > 1:
-        # All at once: one version of the manifest, and as many statements for a month as for a day.
+    if len(listed) > FEW:
+        # All at once: one version of the manifest, and as many statements for a month as for a week.
         nodes_documents_render(nodes=nodes, only=[DOCUMENTS])
         return
     for schedule in listed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from django import forms
@@ -10,15 +11,17 @@ from django.core.exceptions import ValidationError
 from django.db.models import Model, QuerySet
 from django.forms import ModelForm
 from django.http import HttpRequest, HttpResponse
+from django.urls import reverse
+from django.utils.html import format_html
 from django_celery_beat.models import CrontabSchedule, IntervalSchedule, PeriodicTask
 
 from sites_app import services
 from sites_app.alarms import alarms_open_first
 from sites_app.documents import nodes_documents_render
-from sites_app.models import Alarm, ManagementToken, Node, NodeDocument, Site
+from sites_app.models import Alarm, ManagementToken, Node, NodeDocument, Site, UnsettledDocument
 from sites_app.periodic import periodic_tasks_off
 from sites_app.publishing import nodes_publish_anew
-from sites_app.selectors import token_value
+from sites_app.selectors import documents_unsettled, token_value
 from smartgrid.admin import AnyModelAdmin, ServiceAdmin
 
 if TYPE_CHECKING:
@@ -80,19 +83,29 @@ class NodeAdmin(ServiceAdmin):
         "presence_changed_at",
         "epoch",
         "manifest_version",
+        "published_at",
+        "out_of_sync_since",
+        "not_where_it_should_be",
         "last_reported_at",
         "alarms",
         "last_reported",
     ]
     actions = ["publish_again"]
 
-    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> list[str]:
-        return [*super().get_readonly_fields(request, obj), *(["site"] if obj else [])]
+    def save_model(self, request: HttpRequest, obj: Any, form: ModelForm[Any], change: bool) -> None:
+        if change:
+            # The form has put the new one into the row.
+            before = Node.objects.get(pk=obj.pk)
+            services.node_move(node=before, site=obj.site, by=request.user.get_username())
+        super().save_model(request, obj, form, change)
 
     def save_by_service(self, *, row: Any, values: dict[str, Any], is_new: bool) -> Model:
         if is_new:
             return services.node_create(**values)
-        return services.node_update(node=row, **values)
+        site = values.pop("site")
+        node = services.node_update(node=row, **values)
+        assert node.site_id == site.pk
+        return node
 
     def delete_model(self, request: HttpRequest, obj: Any) -> None:
         services.node_delete(node=obj, by=request.user.get_username())
@@ -102,6 +115,13 @@ class NodeAdmin(ServiceAdmin):
         """The codes of what the node last reported: `code` its own, `code TAG` of a device."""
         found = (row.last_reported or {}).get("alarms", [])
         return ", ".join(f"{alarm['code']} {alarm.get('device', '')}".strip() for alarm in found)
+
+    @admin.display(description="not where it should be")
+    def not_where_it_should_be(self, row: Node) -> str:
+        """How many of its documents, with the way to them."""
+        number = documents_unsettled().filter(node=row).count()
+        path = reverse(f"{self.admin_site.name}:sites_app_unsettleddocument_changelist")
+        return format_html('<a href="{}?node__id__exact={}">{} documents</a>', path, row.pk, number)
 
     @admin.action(description="Render and publish the desired state again")
     def publish_again(self, request: HttpRequest, queryset: QuerySet[Node]) -> None:
@@ -116,8 +136,8 @@ class NodeAdmin(ServiceAdmin):
 class NodeDocumentAdmin(AnyModelAdmin):
     """To look at only: documents are rendered from what they tell of."""
 
-    list_display = ["name", "node", "version", "sha256"]
-    list_filter = ["node__site"]
+    list_display = ["name", "node", "version", "status", "answered_at", "sha256"]
+    list_filter = ["status", "node__site"]
     search_fields = ["name", "node__name"]
     list_select_related = ["node"]
 
@@ -175,6 +195,37 @@ class AlarmAdmin(AnyModelAdmin):
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:  # noqa: ARG002
         return False
+
+
+@admin.register(UnsettledDocument)
+class UnsettledDocumentAdmin(NodeDocumentAdmin):
+    """What nodes do not have yet, cannot use, or have otherwise, and what the broker was not told."""
+
+    list_display = ["name", "node", "site", "status", "wanted", "is_published", "since", "error"]
+    list_filter = ["status", "node__site"]
+    list_select_related = ["node__site"]
+    ordering = ["changed_at", "pk"]
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[NodeDocument]:  # noqa: ARG002 - Django's hook
+        return documents_unsettled().defer("body", "node__last_reported").order_by(*self.ordering)
+
+    @admin.display(description="site", ordering="node__site__site_tag")
+    def site(self, row: NodeDocument) -> str:
+        return row.node.site.site_tag
+
+    @admin.display(description="is to be")
+    def wanted(self, row: NodeDocument) -> str:
+        return "taken away" if row.dropped else f"version {row.version}"
+
+    @admin.display(description="published", boolean=True)
+    def is_published(self, row: NodeDocument) -> bool:
+        held = row.published_epoch, row.published_version
+        return not row.dropped and held == (row.node.epoch, row.version)
+
+    @admin.display(description="since", ordering="changed_at")
+    def since(self, row: NodeDocument) -> datetime:
+        """Since the node said so; where it has said nothing about it, since it was changed."""
+        return row.answered_at or row.changed_at
 
 
 @admin.register(ManagementToken)

@@ -209,6 +209,15 @@ class NodeDocument(models.Model):
         return f"{self.name} v{self.version}"
 
 
+class UnsettledDocument(NodeDocument):
+    """A document that is not where it should be; `sites_app.selectors.documents_unsettled` finds them."""
+
+    class Meta:
+        proxy = True
+        verbose_name = "document that is not where it should be"
+        verbose_name_plural = "not where it should be"
+
+
 class Farewell(models.Model):
     """What a deleted node should have had last: kept until the broker holds it."""
 

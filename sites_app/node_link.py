@@ -25,7 +25,7 @@ from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 
 from edge.wire.messages import SESSION_EXPIRY_S
-from edge.wire.session import Broker, Incoming, LinkDown, Session, Tls, open_session
+from edge.wire.session import Broker, Incoming, LinkDown, Outgoing, Session, Tls, open_session
 from edge.wire.topics import NodeTopics, owner, responses_to
 from sites_app.publishing import DesiredMessage
 from smartgrid.errors import Unavailable
@@ -34,8 +34,6 @@ log = structlog.stdlib.get_logger(__name__)
 
 RECONNECT_S = 0.5
 PUBLISH_TIMEOUT_S = 2.0
-# As many messages are on their way at once: for each the library looks through all that are.
-PUBLISHED_AT_ONCE = 50
 # What each message of many adds to it.
 PUBLISH_EACH_S = 0.005
 FIRST_CONNECT_TIMEOUT_S = 0.6
@@ -83,19 +81,6 @@ class NodeLink(Protocol):
         """
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outgoing:
-    """One message to publish."""
-
-    topic: str
-    payload: bytes
-    qos: int = 1
-    retain: bool = False
-    expiry_s: int | None = None
-    response_topic: str | None = None
-    correlation: bytes | None = None
-
-
 class BrokerConnection:
     """One session with the broker, kept open in a thread; `on_message` is called there and must not block."""
 
@@ -128,6 +113,7 @@ class BrokerConnection:
         self._on_message = on_message
         self._on_connect = on_connect
         self._session: Session | None = None
+        self._many = threading.Lock()
         self._connected = threading.Event()
         self._stop = asyncio.Event()
         self._thread = threading.Thread(target=self._run, name=f"broker {identifier}", daemon=True)
@@ -165,26 +151,28 @@ class BrokerConnection:
         `LinkUnavailable`: nothing was sent. `SendUnconfirmed`: the session died, or the broker took longer
         than two seconds, with the message on its way.
         """
-        message = Outgoing(
-            topic=topic,
-            payload=payload,
+        sending = self._open_session().publish(
+            topic,
+            payload,
             qos=qos,
             retain=retain,
             expiry_s=expiry_s,
             response_topic=response_topic,
             correlation=correlation,
         )
-        self._wait_for(_publish_all(self._open_session(), [message]), PUBLISH_TIMEOUT_S)
+        self._wait_for(sending, PUBLISH_TIMEOUT_S)
 
     def publish_all(self, messages: Sequence[Outgoing]) -> None:
         """Publish these in this order and return when the broker has taken over all of them.
 
-        Few wait for those before them, so a thousand take little longer than one. Errors as of `publish`; any
-        of the messages may have arrived then.
+        None waits for the one before it, so a thousand take little longer than one. Errors as of `publish`;
+        any of the messages may have arrived then.
         """
         if messages:
             timeout_s = PUBLISH_TIMEOUT_S + len(messages) * PUBLISH_EACH_S
-            self._wait_for(_publish_all(self._open_session(), messages), timeout_s)
+            # One after the other: together they would take as long, and each would wait for all of them.
+            with self._many:
+                self._wait_for(self._open_session().publish_all(messages), timeout_s)
 
     def _open_session(self) -> Session:
         if self._session is None:
@@ -200,6 +188,8 @@ class BrokerConnection:
         try:
             future.result(timeout_s)
         except FutureTimeoutError as error:
+            # What did not leave yet must not leave behind what comes next.
+            future.cancel()
             raise SendUnconfirmed(f"The message broker did not confirm within {timeout_s:g} s.") from error
         except (LinkDown, CancelledError) as error:
             raise SendUnconfirmed(f"The connection to the message broker broke: {error}") from error
@@ -291,9 +281,11 @@ class _Retained:
 
     def __init__(self) -> None:
         self._came_at = time.monotonic()
+        self._count = 0
 
     def came(self) -> None:
         self._came_at = time.monotonic()
+        self._count += 1
 
     async def end(self, session: Session, topics: tuple[str, ...]) -> None:
         """Unsubscribe when no more have come for a while."""
@@ -304,6 +296,7 @@ class _Retained:
                 break
             await asyncio.sleep(RETAINED_QUIET_S / 4)
         await session.unsubscribe(*topics)
+        log.info("retained_messages_read", count=self._count)
 
 
 @asynccontextmanager
@@ -322,25 +315,6 @@ async def _reading_retained(session: Session, topics: tuple[str, ...]) -> AsyncI
         ending.cancel()
         # Where it failed the session is dying, and whoever reads the messages hears of that.
         await asyncio.gather(ending, return_exceptions=True)
-
-
-async def _publish_all(session: Session, messages: Sequence[Outgoing]) -> None:
-    """Hand over many before any is waited for: they leave in this order."""
-    for first in range(0, len(messages), PUBLISHED_AT_ONCE):
-        await asyncio.gather(
-            *(
-                session.publish(
-                    message.topic,
-                    message.payload,
-                    qos=message.qos,
-                    retain=message.retain,
-                    expiry_s=message.expiry_s,
-                    response_topic=message.response_topic,
-                    correlation=message.correlation,
-                )
-                for message in messages[first : first + PUBLISHED_AT_ONCE]
-            )
-        )
 
 
 def broker_for(username: str, password: str) -> Broker:

@@ -34,6 +34,8 @@ ERROR_LENGTH = 2000
 # A node whose epoch was raised may tell for a moment of documents of the former one.
 RAISE_AGAIN_AFTER = timedelta(seconds=60)
 
+# Two processes' clocks may differ by as much.
+CLOCK_SLACK = timedelta(seconds=5)
 NODES_AT_ONCE = 100
 
 APPLIED = "applied"
@@ -141,7 +143,8 @@ def _is_news(node: Node, received: ReceivedReport) -> bool:
         return True
     if reported.boot == node.reported_boot and reported.mono_ms and node.reported_mono_ms:
         return reported.mono_ms >= node.reported_mono_ms
-    return received.received >= node.last_reported_at
+    # A moment that lies ahead is from before central's clock was set back: it orders nothing.
+    return received.received >= node.last_reported_at or node.last_reported_at > timezone.now() + CLOCK_SLACK
 
 
 def _record(news: Sequence[tuple[Node, ReceivedReport]]) -> list[RecordedReport]:
@@ -292,8 +295,10 @@ def _sequence_above(node: Node, reported: Reported, *, highest: int) -> str | No
 
 def _epoch_raise(node: Node, reported: Reported, *, why: str, at: datetime) -> bool:
     """Give a node an epoch above all it knows, in which every document is new to it. False: too soon."""
-    if node.epoch_raised_at is not None and at - node.epoch_raised_at < RAISE_AGAIN_AFTER:
-        return False
+    if node.epoch_raised_at is not None:
+        ago = at - node.epoch_raised_at
+        if -CLOCK_SLACK <= ago < RAISE_AGAIN_AFTER:
+            return False
     node.epoch = max(node.epoch, reported.epoch) + 1
     node.epoch_raised_at = at
     node.foreign_sequence = None

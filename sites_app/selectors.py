@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
 
-from django.db.models import QuerySet
+from django.db.models import Q, QuerySet
 
 from sites_app import tokens
-from sites_app.models import ManagementToken, Node, Site
+from sites_app.models import DocumentStatus, ManagementToken, Node, Site, UnsettledDocument
 from sites_app.presence import central_now, presence_read
+from sites_app.publishing import documents_unpublished, nodes_unpublished
 from smartgrid.api.principal import Principal
 from smartgrid.errors import NotFound
 
@@ -64,6 +65,17 @@ def management_token_find(value: str) -> ManagementToken | None:
 def token_value(token: ManagementToken) -> str:
     """What its holder sends; `TokenUnreadable` where its key is gone."""
     return tokens.decrypt(token.encrypted)
+
+
+def documents_unsettled() -> QuerySet[UnsettledDocument]:
+    """The documents that are not where they should be: not applied, or not known to be at the broker.
+
+    Found by a partial index and by the few nodes that are not published whole, not among all documents.
+    """
+    documents = UnsettledDocument.objects.order_by()
+    not_applied = documents.filter(~Q(status=DocumentStatus.APPLIED) | Q(dropped=True))
+    unpublished = documents.filter(documents_unpublished(), node__in=nodes_unpublished())
+    return documents.filter(pk__in=not_applied.values("pk").union(unpublished.values("pk")))
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ from sites_app.models import Alarm, ManagementToken, Node, Site
 from sites_app.presence import HEARTBEAT_LIMIT_S, central_now, presence_read
 from sites_app.publishing import node_farewell
 from smartgrid import live
+from smartgrid.bulk import rows_update
 from smartgrid.errors import Conflict, Invalid
 from smartgrid.integrity import store
 
@@ -117,6 +118,37 @@ def node_update(*, node: Node, **changes: Unpack[NodeChanges]) -> Node:
         store(node)
         node_documents_render(node=node)
     log.info("node_changed", node=node.name, fields=sorted(changes))
+    return node
+
+
+def node_move(*, node: Node, site: Site, by: str = "") -> Node:
+    """Give a node to another site: it gets that one's configuration and schedules instead of the former's.
+
+    `Invalid` for a site of another tenant, whose topics the node may not have; `Conflict` names the devices
+    that are still there: a device belongs to its site, and is retired before its node leaves.
+    """
+    with transaction.atomic():
+        # Both sites first, as whoever adds a device or a schedule to either does.
+        locked = Site.objects.select_for_update(no_key=True).filter(pk__in=[node.site_id, site.pk])
+        sites = {found.pk: found for found in locked.order_by("pk")}
+        former = node.site_id
+        node = Node.objects.select_for_update().get(pk=node.pk)
+        if node.site_id != former:
+            raise Conflict(f"{node.name} has just been moved by somebody else.", code="moved")
+        if site.pk == former:
+            return node
+        if sites[site.pk].tenant_tag != node.tenant_tag:
+            raise Invalid.field(
+                "site", "is of another tenant: enrol the node there under an identity of its own"
+            )
+        kept = [why for kept_by in _node_keepers.values() for why in kept_by(node)]
+        if kept:
+            raise Conflict(f"{node.name} cannot be moved: it still has {', '.join(kept)}.", code="in_use")
+        node_alarms_end(node=node)
+        node.site = sites[site.pk]
+        store(node)
+        node_documents_render(node=node)
+    log.warning("node_moved", node=node.name, before=sites[former].site_tag, site=node.site.site_tag, by=by)
     return node
 
 
@@ -213,9 +245,8 @@ def nodes_presence_record(changes: Sequence[PresenceChange]) -> int:
     now = timezone.now()
     came_or_went: list[PresenceChange] = []
     with transaction.atomic():
-        rows = _presence_rows(wanted).select_for_update(no_key=True)
-        nodes = {node.pk: node for node in rows.order_by("pk")}
-        were_online = {(node.pk, node.session, node.boot) for node in nodes.values() if node.online}
+        locked = _presence_rows(wanted).select_for_update(no_key=True)
+        nodes = {node.pk: node for node in locked.order_by("pk")}
         changed: dict[uuid.UUID, Node] = {}
         for change in wanted:
             node = nodes.get(change.node_id)
@@ -226,16 +257,14 @@ def nodes_presence_record(changes: Sequence[PresenceChange]) -> int:
             if (node.online, node.session) != before:
                 node.presence_changed_at = now
                 came_or_went.append(change)
-        # Who just went has nothing else to say: ten thousand at once, as the broker goes, are one update.
-        went = {
-            pk
-            for pk, node in changed.items()
-            if not node.online and (pk, node.session, node.boot) in were_online
-        }
-        Node.objects.filter(pk__in=went).update(online=False, presence_changed_at=now)
-        others = [node for pk, node in changed.items() if pk not in went]
-        fields = ["online", "session", "boot", "presence_changed_at"]
-        Node.objects.bulk_update(others, fields, batch_size=500)
+        rows_update(
+            Node,
+            fields=["online", "session", "boot", "presence_changed_at"],
+            rows=[
+                (node.pk, node.online, node.session, node.boot, node.presence_changed_at)
+                for node in changed.values()
+            ],
+        )
     # Of very many at once, which is central's own trouble, the first and their number.
     for change in came_or_went[:LOGGED_EACH]:
         event = "node_online" if change.online else "node_offline"

@@ -30,6 +30,7 @@ NODES_PER_TASK = 50
 ANSWER_WITHIN = timedelta(seconds=10)
 # One that does not is told again, this often at most.
 TELL_AGAIN_AFTER = timedelta(seconds=30)
+CLOCK_SLACK = timedelta(seconds=5)
 
 
 def nodes_sync_queue(node_ids: Sequence[str], *, again: bool = False) -> int:
@@ -102,9 +103,12 @@ def sweep() -> int:
     untold = nodes_unpublished() | Node.objects.filter(render_due_since__isnull=False)
     queued = _queue(untold, again=False)
     lacking = Node.objects.filter(
-        Q(published_at__isnull=True) | Q(published_at__lt=now - TELL_AGAIN_AFTER),
+        # What lies ahead is from before central's clock was set back.
+        Q(published_at__isnull=True)
+        | Q(published_at__lt=now - TELL_AGAIN_AFTER)
+        | Q(published_at__gt=now + CLOCK_SLACK),
+        Q(out_of_sync_since__lt=now - ANSWER_WITHIN) | Q(out_of_sync_since__gt=now + CLOCK_SLACK),
         online=True,
-        out_of_sync_since__lt=now - ANSWER_WITHIN,
     )
     queued += _queue(lacking, again=True)
     if Farewell.objects.exists():

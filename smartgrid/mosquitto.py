@@ -22,7 +22,10 @@ def broker_lines(*, data: Path) -> list[str]:
         f"max_packet_size {MAXIMUM_PACKET}",
         # The default of 20 would let the worker's commands to many nodes queue behind each other.
         "max_inflight_messages 1000",
-        "max_queued_messages 10000",
+        # A connecting inbox is handed two retained messages of every node at once, and a fleet has thousands.
+        "max_queued_messages 100000",
+        # What a reader that stands still may cost the broker before it notices, some 20 s later.
+        "max_queued_bytes 268435456",
         "persistence true",
         f"persistence_location {data}/",
         "sys_interval 0",

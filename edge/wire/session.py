@@ -7,16 +7,17 @@ The options said here are the ones the design argues for: MQTT 5 only, Clean Sta
 from __future__ import annotations
 
 import asyncio
-import copy
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import aiomqtt
+from paho.mqtt import client as paho
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
@@ -25,12 +26,12 @@ from edge.wire.messages import KEEP_ALIVE_S, MAXIMUM_PACKET, SESSION_EXPIRY_S, W
 
 CONNECT_TIMEOUT_S = 5.0
 PUBLISH_TIMEOUT_S = 5.0
+# Messages of one session that wait for their acknowledgements; the broker takes as many at once.
+IN_FLIGHT = 1000
+# Of many messages so many are on their way at once: enough to keep the broker busy between two answers.
+TOGETHER = 200
 # With default sockets a QoS 1 request and response meets Nagle and delayed ACK: 88 ms instead of 0.5.
 NO_DELAY = ((socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),)
-
-
-# To be copied: to make one takes longer than all else that a message costs here.
-_PUBLISH = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
 
 
 class LinkDown(Exception):  # noqa: N818 - states the fault, as the style asks
@@ -120,6 +121,18 @@ class Will:
     payload: bytes
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outgoing:
+    """One of many messages to publish, at QoS 1."""
+
+    topic: str
+    payload: bytes
+    retain: bool = False
+    expiry_s: int | None = None
+    response_topic: str | None = None
+    correlation: bytes | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Incoming:
     topic: str
@@ -132,7 +145,7 @@ class Incoming:
 class Session:
     """A live session. Every method raises `LinkDown` once the connection is gone."""
 
-    def __init__(self, subscriber: aiomqtt.Client, publisher: aiomqtt.Client) -> None:
+    def __init__(self, subscriber: _Client, publisher: _Client) -> None:
         self._subscriber = subscriber
         self._publisher = publisher
 
@@ -170,15 +183,7 @@ class Session:
         correlation: bytes | None = None,
     ) -> None:
         """Publish, and at QoS 1 return when the broker has taken it over."""
-        properties = None
-        if expiry_s is not None or response_topic is not None:
-            properties = copy.copy(_PUBLISH)
-            if expiry_s is not None:
-                properties.MessageExpiryInterval = max(0, expiry_s)
-            if response_topic is not None:
-                properties.ResponseTopic = response_topic
-            if correlation is not None:
-                properties.CorrelationData = correlation
+        properties = _properties(expiry_s, response_topic, correlation)
         try:
             await self._publisher.publish(
                 topic, payload, qos=qos, retain=retain, properties=properties, timeout=PUBLISH_TIMEOUT_S
@@ -190,6 +195,17 @@ class Session:
             # The library waits with asyncio.wait_for, which on Python 3.11 swallows a cancellation that meets
             # the acknowledgement: whoever publishes in a loop would never end.
             raise asyncio.CancelledError
+
+    async def publish_all(self, messages: Sequence[Outgoing]) -> None:
+        """Publish these in this order and return when the broker has taken over all of them.
+
+        `LinkDown` too where it refuses one: MQTT 5 says so in the reason code. Any of them may have arrived.
+        """
+        for start in range(0, len(messages), TOGETHER):
+            try:
+                await self._publisher.publish_together(messages[start : start + TOGETHER])
+            except (aiomqtt.MqttError, ValueError) as error:
+                raise LinkDown(str(error)) from error
 
     async def messages(self) -> AsyncIterator[Incoming]:
         """What arrives, until the connection is gone."""
@@ -206,6 +222,97 @@ class Session:
                 )
         except aiomqtt.MqttError as error:
             raise LinkDown(str(error)) from error
+
+
+def _properties(
+    expiry_s: int | None, response_topic: str | None, correlation: bytes | None
+) -> Properties | None:
+    if expiry_s is None and response_topic is None:
+        return None
+    properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+    if expiry_s is not None:
+        properties.MessageExpiryInterval = max(0, expiry_s)
+    if response_topic is not None:
+        properties.ResponseTopic = response_topic
+    if correlation is not None:
+        properties.CorrelationData = correlation
+    return properties
+
+
+class _Together:
+    """Messages that wait for their acknowledgements as one."""
+
+    def __init__(self, count: int) -> None:
+        self.waiting = count
+        self.refusal = ""
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def acknowledged(self, reason: ReasonCode) -> None:
+        if reason.is_failure:
+            self.refusal = str(reason)
+        self.waiting -= 1
+        if not self.waiting and not self.done.done():
+            self.done.set_result(None)
+
+
+class _Client(aiomqtt.Client):
+    """The library's client, and a way to publish many messages as one.
+
+    Its own `publish` costs a task, two timers and, beyond ten at once, a line of log a message; and each
+    acknowledgement takes it as long as there are messages on their way.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        # It would log a line for each message beyond ten on their way, which is nothing here.
+        self.pending_calls_threshold = IN_FLIGHT
+        self._together: dict[int, _Together] = {}
+
+    async def publish_together(self, messages: Sequence[Outgoing]) -> None:
+        """Hand these over in this order; return when all are acknowledged. `aiomqtt.MqttError` where not."""
+        together = _Together(len(messages))
+        packets: list[int] = []
+        properties: Properties | None = None
+        before: Outgoing | None = None
+        try:
+            for message in messages:
+                if before is None or _differ(message, before):
+                    properties = _properties(message.expiry_s, message.response_topic, message.correlation)
+                before = message
+                sent = self._client.publish(message.topic, message.payload, 1, message.retain, properties)
+                if sent.rc != paho.MQTT_ERR_SUCCESS:
+                    raise aiomqtt.MqttCodeError(sent.rc, "Could not publish message")
+                packets.append(sent.mid)
+                self._together[sent.mid] = together
+            await asyncio.wait(
+                {together.done, self._disconnected},
+                timeout=PUBLISH_TIMEOUT_S,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+        finally:
+            for packet in packets:
+                self._together.pop(packet, None)
+        if not together.done.done():
+            raise aiomqtt.MqttError("the broker did not acknowledge")
+        if together.refusal:
+            raise aiomqtt.MqttError(f"the broker refuses a message: {together.refusal}")
+
+    def _on_publish(
+        self, client: paho.Client, userdata: Any, mid: int, reason_code: ReasonCode, properties: Properties
+    ) -> None:
+        together = self._together.pop(mid, None)
+        if together is None:
+            super()._on_publish(client, userdata, mid, reason_code, properties)
+        else:
+            together.acknowledged(reason_code)
+
+
+def _differ(one: Outgoing, other: Outgoing) -> bool:
+    return (one.expiry_s, one.response_topic, one.correlation) != (
+        other.expiry_s,
+        other.response_topic,
+        other.correlation,
+    )
 
 
 @asynccontextmanager
@@ -270,7 +377,7 @@ async def _close_quietly(stack: AsyncExitStack) -> None:
         return
 
 
-def _client(broker: Broker, identifier: str, will: Will | None, expiry_s: int) -> aiomqtt.Client:
+def _client(broker: Broker, identifier: str, will: Will | None, expiry_s: int) -> _Client:
     properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
     properties.SessionExpiryInterval = expiry_s
     properties.MaximumPacketSize = MAXIMUM_PACKET
@@ -279,7 +386,7 @@ def _client(broker: Broker, identifier: str, will: Will | None, expiry_s: int) -
         will_properties = Properties(PacketTypes.WILLMESSAGE)  # type: ignore[no-untyped-call]
         will_properties.WillDelayInterval = WILL_DELAY_S
         last_will = aiomqtt.Will(will.topic, will.payload, qos=1, retain=True, properties=will_properties)
-    client = aiomqtt.Client(
+    return _Client(
         broker.host,
         broker.port,
         username=broker.username,
@@ -290,11 +397,8 @@ def _client(broker: Broker, identifier: str, will: Will | None, expiry_s: int) -
         clean_start=True,
         keepalive=KEEP_ALIVE_S,
         timeout=CONNECT_TIMEOUT_S,
-        max_inflight_messages=1000,
+        max_inflight_messages=IN_FLIGHT,
         properties=properties,
         tls_context=None if broker.tls is None else broker.tls.context(),
         socket_options=NO_DELAY,
     )
-    # Above this it says so for every message. Who publishes many at once keeps below it.
-    client.pending_calls_threshold = 200
-    return client

@@ -6,6 +6,7 @@ from datetime import date
 from uuid import UUID
 
 from django.db.models import QuerySet
+from django.http.response import HttpResponseBase
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
@@ -22,18 +23,18 @@ from schedules_app.api.serializers import (
 from schedules_app.models import Schedule
 from sites_app.selectors import site_get
 from smartgrid.api.filters import filtered
-from smartgrid.api.pagination import list_response
+from smartgrid.api.pagination import long_list_response
 from smartgrid.api.principal import principal_of
 from smartgrid.errors import Invalid
 
 
-def _listed(request: Request, schedules: QuerySet[Schedule]) -> Response:
+def _listed(request: Request, schedules: QuerySet[Schedule]) -> HttpResponseBase:
     rows = filtered(request=request, rows=schedules, by=ScheduleFilter)
-    return list_response(request=request, rows=rows, serializer=ScheduleOutput)
+    return long_list_response(request=request, rows=rows, serializer=ScheduleOutput)
 
 
 def _shown(schedule: Schedule) -> Response:
-    return Response(ScheduleOutput([schedule], many=True).data[0])  # type: ignore[arg-type]  # as in list_response
+    return Response(ScheduleOutput([schedule], many=True).data[0])  # type: ignore[arg-type]  # as in pagination
 
 
 def _day(text: str) -> date:
@@ -44,7 +45,7 @@ def _day(text: str) -> date:
 
 
 class ScheduleListApi(APIView):
-    def get(self, request: Request) -> Response:
+    def get(self, request: Request) -> HttpResponseBase:
         return _listed(request, selectors.schedules_visible_to(principal_of(request)))
 
     def post(self, request: Request) -> Response:
@@ -79,21 +80,21 @@ class ScheduleDeleteApi(APIView):
 
 
 class DayScheduleListApi(APIView):
-    def get(self, request: Request, day: str) -> Response:
+    def get(self, request: Request, day: str) -> HttpResponseBase:
         valid_on = _day(day)
         schedules = selectors.schedules_visible_to(principal_of(request))
         return _listed(request, schedules.filter(valid_on=valid_on))
 
 
 class SiteScheduleListApi(APIView):
-    def get(self, request: Request, site_id: UUID) -> Response:
+    def get(self, request: Request, site_id: UUID) -> HttpResponseBase:
         principal = principal_of(request)
         site = site_get(principal=principal, site_id=site_id)
         return _listed(request, selectors.schedules_visible_to(principal).filter(site=site))
 
 
 class SiteDayScheduleListApi(APIView):
-    def get(self, request: Request, site_id: UUID, day: str) -> Response:
+    def get(self, request: Request, site_id: UUID, day: str) -> HttpResponseBase:
         principal = principal_of(request)
         site = site_get(principal=principal, site_id=site_id)
         schedules = selectors.schedules_visible_to(principal)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from django.db.models import Model, QuerySet
-from django.http import QueryDict
+from django.http import QueryDict, StreamingHttpResponse
+from django.http.response import HttpResponseBase
+from rest_framework.renderers import JSONRenderer
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.serializers import BaseSerializer
@@ -14,6 +16,8 @@ from rest_framework.serializers import BaseSerializer
 from smartgrid.errors import Invalid
 
 MAXIMUM_LIMIT = 1000
+# Of a long list, as many rows are in memory at once.
+PIECE = 1000
 
 
 M = TypeVar("M", bound=Model)
@@ -46,6 +50,35 @@ def list_response(
         headers["Link"] = links
     shown = serializer(found if shown_as is None else shown_as(found), many=True)
     return Response(shown.data, headers=headers)
+
+
+def long_list_response(
+    *, request: Request, rows: QuerySet[M], serializer: type[BaseSerializer[M]]
+) -> HttpResponseBase:
+    """`list_response` of a list that grows for years: whole, it is made and sent piece by piece.
+
+    What is sent are the rows there are now; one that goes meanwhile is left out.
+    """
+    if "limit" in request.query_params or "offset" in request.query_params:
+        return list_response(request=request, rows=rows, serializer=serializer)
+    keys = list(rows.values_list("pk", flat=True))
+    if len(keys) <= PIECE:
+        return list_response(request=request, rows=rows, serializer=serializer)
+    renderer = JSONRenderer()
+
+    def pieces() -> Iterator[bytes]:
+        before = b"["
+        for start in range(0, len(keys), PIECE):
+            found = list(rows.filter(pk__in=keys[start : start + PIECE]))
+            if found:
+                shown = serializer(found, many=True)  # type: ignore[arg-type]  # as above
+                yield before + renderer.render(shown.data).removeprefix(b"[").removesuffix(b"]")
+                before = b","
+        yield b"]" if before == b"," else b"[]"
+
+    return StreamingHttpResponse(
+        pieces(), content_type=renderer.media_type, headers={"X-Total-Count": str(len(keys))}
+    )
 
 
 def whole_number(query: QueryDict, name: str, *, minimum: int, maximum: int | None = None) -> int | None:

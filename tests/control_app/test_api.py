@@ -399,6 +399,16 @@ def test_device_errors_of_other_sites_are_out_of_sight():
     assert list(story.root.get("/v1/device-error-logs").json()) == [str(story.site_b.pk)]
 
 
+@pytest.mark.django_db
+def test_device_errors_take_one_query_however_many(django_assert_num_queries):
+    story = story_make()
+    for number in range(5):
+        device_error_make(device=story.device_a, error=str(number))
+        device_error_make(device=story.device_b, error=str(number))
+    with django_assert_num_queries(1):
+        assert len(story.root.get("/v1/device-error-logs").json()) == 2
+
+
 def test_live_presence_is_not_asked_for_other_nodes(story, node_a):
     """A site's request reads the presence of its own targets only."""
     node_make(site=story.site_a)

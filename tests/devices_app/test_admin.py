@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import msgspec
 import pytest
 from django.contrib.admin.models import LogEntry
 from django.test import Client
+from django.utils import timezone
 
-from devices_app.models import Device, DeviceBound, RetiringDevice
+from devices_app.models import Device, DeviceBound, RetiringDevice, TelemetrySeries
 from devices_app.services import device_bound_set, device_delete
-from edge.wire.messages import NodeConfig
+from devices_app.telemetry import ReceivedReadings, readings_record
+from edge.wire.messages import NodeConfig, TelemetryPoint
 from tests.factories import device_error_make, device_make, node_make, story_make
 
 pytestmark = pytest.mark.django_db
@@ -179,3 +182,27 @@ def test_what_is_retiring_is_neither_added_nor_deleted_by_hand(admin_client, lef
     assert admin_client.post("/admin/devices_app/retiringdevice/add/", {}).status_code == 403
     delete = path_of(left).replace("change", "delete")
     assert admin_client.post(delete, {"post": "yes"}).status_code == 403
+
+
+def test_console_lists_what_is_measured_with_its_newest_value_and_changes_nothing(
+    story, admin_client, no_redis, django_assert_max_num_queries
+):
+    now = timezone.now()
+    for age, value in ((5, 111.5), (1, 222.5), (3, 333.5)):
+        text = (now - timedelta(seconds=age)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        for node, device in ((story.node_a, story.device_a), (story.node_b, story.device_b)):
+            point = TelemetryPoint(t=text, key="P_kW", unit="kW", value=value, device=device.device_tag)
+            readings_record([ReceivedReadings(str(node.pk), [point], now)])
+    with django_assert_max_num_queries(6):
+        page = admin_client.get("/admin/devices_app/telemetryseries/").content.decode()
+    assert page.count("222.5") == 2
+    assert "SMA_STP60_01" in page
+    assert "111.5" not in page
+    series = TelemetrySeries.objects.first()
+    assert series is not None
+    assert admin_client.get("/admin/devices_app/telemetryseries/add/").status_code == 403
+    for action in ("delete", "change"):
+        response = admin_client.post(
+            f"/admin/devices_app/telemetryseries/{series.pk}/{action}/", {"post": "yes"}
+        )
+        assert response.status_code == 403

@@ -19,7 +19,8 @@ from devices_app.services import (
 from edge.profiles.loader import load_all
 from edge.runtime.config import plan
 from edge.wire.messages import DeviceConfig, NodeConfig
-from sites_app.documents import manifest_for
+from sites_app.documents import manifest_for, nodes_due_render
+from sites_app.models import Node
 from sites_app.services import site_update
 from smartgrid.errors import Conflict, Invalid, NotFound
 from tests.factories import (
@@ -160,6 +161,9 @@ def test_changed_profile_reaches_nodes_with_devices_of_the_type_only():
     before = manifest_for(other)
     body = {**profile_body_make(), "min_gap_ms": 1000}
     device_type_update(device_type=device.device_type, profile_body=body)
+    assert set(Node.objects.filter(render_due_since__isnull=False)) == {device.node}
+    assert nodes_due_render(nodes=[device.node_id, other.pk]) == 1
+    assert nodes_due_render(nodes=[device.node_id, other.pk]) == 0
     assert config_of(device.node).profiles["test_inverter"]["min_gap_ms"] == 1000
     assert manifest_for(other) == before
 

@@ -348,14 +348,51 @@ def test_filter_that_cannot_be_used_is_named(many, query):
     assert list(response.json()["errors"]) == [query.split("=")[0]]
 
 
-# The schedules, the nodes, their documents; and the site, where one is named.
+def test_long_list_comes_whole_and_piece_by_piece(story, django_assert_max_num_queries):
+    first = date(2027, 1, 1)
+    rows = [
+        Schedule(
+            site=story.site_a,
+            category="inverter",
+            valid_on=first + timedelta(days=number),
+            schedule={"09:00": number},
+        )
+        for number in range(2500)
+    ]
+    Schedule.objects.bulk_create(rows)
+    # The keys, and of each of three pieces its rows.
+    with django_assert_max_num_queries(4):
+        response = story.holder_a.get("/v1/schedules")
+        pieces = list(response.streaming_content)
+    assert response["X-Total-Count"] == "2500"
+    assert response["Content-Type"] == "application/json"
+    assert len(pieces) == 4
+    listed = json.loads(b"".join(pieces))
+    assert [row["valid_on"] for row in listed] == [str(row.valid_on) for row in rows]
+    assert list(listed[0]) == list(story.holder_a.get("/v1/schedules?limit=1").json()[0])
+
+
+def test_long_list_leaves_out_what_goes_while_it_is_sent(story):
+    first = date(2027, 1, 1)
+    Schedule.objects.bulk_create(
+        Schedule(site=story.site_a, category="inverter", valid_on=first + timedelta(days=number))
+        for number in range(1001)
+    )
+    response = story.holder_a.get("/v1/schedules")
+    Schedule.objects.filter(valid_on__gt=first).delete()
+    assert [row["valid_on"] for row in json.loads(b"".join(response.streaming_content))] == [str(first)]
+    response = story.holder_a.get("/v1/schedules")
+    assert len(response.json()) == 1
+
+
+# The keys, the schedules, the nodes, their documents; and the site, where one is named.
 @pytest.mark.parametrize(
     ("path", "queries"),
     [
-        ("/v1/schedules", 3),
-        ("/v1/schedules/2026-12-02", 3),
-        ("/v1/sites/{site}/schedules", 4),
-        ("/v1/sites/{site}/schedules/2026-12-02", 4),
+        ("/v1/schedules", 4),
+        ("/v1/schedules/2026-12-02", 4),
+        ("/v1/sites/{site}/schedules", 5),
+        ("/v1/sites/{site}/schedules/2026-12-02", 5),
         ("/v1/schedules?limit=4", 4),
     ],
 )

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import msgspec
 import pytest
 import time_machine
 from django.contrib.auth.models import User
@@ -8,11 +9,12 @@ from django.test import Client
 from devices_app.models import Device
 from edge.wire.messages import Alarm
 from schedules_app.models import Schedule
-from sites_app.documents import manifest_for
+from sites_app.documents import manifest_for, node_document_drop, node_document_put
 from sites_app.models import ManagementToken, Node, Site
-from sites_app.publishing import nodes_unpublished
+from sites_app.publishing import nodes_publish, nodes_unpublished
 from sites_app.selectors import token_value
 from tests.factories import device_type_make, node_make, report_make, report_record, story_make
+from tests.sites_app.test_documents import Retained
 
 pytestmark = pytest.mark.django_db
 
@@ -199,3 +201,95 @@ def test_alarms_of_a_node_are_seen_in_the_list(operator, story):
     report_record(story.node_a, report_make(story.node_a, alarms=alarms))
     page = operator.get("/admin/sites_app/node/").content.decode()
     assert "clock_unsynced, wear SMA_STP60_01" in page
+
+
+# --- what is not where it should be -----------------------------------------------------------------------
+
+
+UNSETTLED = "/admin/sites_app/unsettleddocument/"
+
+
+@pytest.fixture
+def settled(story):
+    """Everything of both sites is published and applied, but for one schedule of site a."""
+    for node in (story.node_a, story.node_b):
+        nodes_publish(node_ids=[node.pk], link=Retained())
+        report_record(node)
+    node_document_put(node=story.node_a, name="schedule/2026-12-06/inverter", body={"slots": {}})
+    return story
+
+
+def rows(page: str) -> int:
+    return page.count('class="action-select"') or page.count('class="field-name"')
+
+
+def test_only_what_is_not_where_it_should_be_is_listed_with_node_site_and_since_when(operator, settled):
+    page = operator.get(UNSETTLED).content.decode()
+    assert rows(page) == 1
+    for text in ("schedule/2026-12-06/inverter", "node-01", "solarpanel_site_a", "Pending", "version 3"):
+        assert text in page
+    report_record(settled.node_a)
+    # Applied, and yet the broker does not hold it for the next start of the node.
+    assert rows(operator.get(UNSETTLED).content.decode()) == 1
+    nodes_publish(node_ids=[settled.node_a.pk], link=Retained())
+    assert rows(operator.get(UNSETTLED).content.decode()) == 0
+
+
+def test_what_a_node_cannot_use_is_listed_with_its_error(operator, settled):
+    nodes_publish(node_ids=[settled.node_a.pk], link=Retained())
+    report = report_make(settled.node_a)
+    failed = {
+        name: msgspec.structs.replace(document, status="failed", error="no such slot")
+        for name, document in report.documents.items()
+        if name != "config"
+    }
+    report_record(settled.node_a, report_make(settled.node_a, documents={**report.documents, **failed}))
+    page = operator.get(UNSETTLED, {"status__exact": "failed"}).content.decode()
+    assert rows(page) == 1
+    assert "no such slot" in page
+    assert rows(operator.get(UNSETTLED, {"status__exact": "pending"}).content.decode()) == 0
+
+
+def test_what_is_not_where_it_should_be_can_be_chosen_by_site_and_from_its_node(operator, settled):
+    site = {"node__site__id__exact": str(settled.site_b.pk)}
+    assert rows(operator.get(UNSETTLED, site).content.decode()) == 0
+    link = f"{UNSETTLED}?node__id__exact={settled.node_a.pk}"
+    form = operator.get(f"/admin/sites_app/node/{settled.node_a.pk}/change/").content.decode()
+    assert f'<a href="{link}">1 documents</a>' in form
+    assert rows(operator.get(link).content.decode()) == 1
+
+
+def test_dropped_document_is_listed_until_the_broker_was_told(operator, settled):
+    nodes_publish(node_ids=[settled.node_a.pk], link=Retained())
+    node_document_drop(node=settled.node_a, name="schedule/2026-12-06/inverter")
+    assert "taken away" in operator.get(UNSETTLED).content.decode()
+    nodes_publish(node_ids=[settled.node_a.pk], link=Retained())
+    assert rows(operator.get(UNSETTLED).content.decode()) == 0
+
+
+def test_list_of_what_is_not_where_it_should_be_takes_the_same_queries_however_long(
+    operator, settled, django_assert_num_queries
+):
+    with django_assert_num_queries(6):
+        operator.get(UNSETTLED)
+    for day in range(7, 20):
+        node_document_put(node=settled.node_b, name=f"schedule/2026-12-{day:02}/inverter", body={})
+    with django_assert_num_queries(6):
+        assert rows(operator.get(UNSETTLED).content.decode()) == 14
+
+
+def test_node_is_moved_in_the_console_once_nothing_keeps_it(operator, story):
+    node = node_make(site=story.site_a, name="node-03")
+    form = {
+        "name": "node-03",
+        "site": story.site_b.pk,
+        "meta_data": "{}",
+        "configuration": "{}",
+        "curtail_in_batch": "on",
+    }
+    operator.post(f"/admin/sites_app/node/{node.pk}/change/", form)
+    assert Node.objects.get(pk=node.pk).site_id == story.site_b.pk
+    path = f"/admin/sites_app/node/{story.node_a.pk}/change/"
+    page = operator.post(path, {**form, "name": "node-01"}, follow=True).content.decode()
+    assert "cannot be moved: it still has the device SMA_STP60_01" in page
+    assert Node.objects.get(pk=story.node_a.pk).site_id == story.site_a.pk

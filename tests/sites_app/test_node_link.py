@@ -11,7 +11,13 @@ import pytest
 
 from edge.wire import session as wire
 from edge.wire.topics import NodeTopics
-from sites_app.node_link import BrokerConnection, LinkUnavailable, MqttNodeLink, SendUnconfirmed
+from sites_app.node_link import (
+    BrokerConnection,
+    CommandMessage,
+    LinkUnavailable,
+    MqttNodeLink,
+    SendUnconfirmed,
+)
 from sites_app.publishing import DesiredMessage
 from tests.servers import mosquitto_broker, until
 
@@ -92,6 +98,32 @@ def test_desired_document_stays_for_a_node_that_comes_later(broker, link, topics
     message = heard.get(timeout=WITHIN_S)
     connection.stop()
     assert (message.payload, message.retain) == (b"body", True)
+
+
+def test_thousand_documents_arrive_in_their_order(link, node, topics):
+    link.put_desired([DesiredMessage(topics, f"schedule/{number}", b"{}", 60) for number in range(1000)])
+    heard = [node[1].get(timeout=WITHIN_S).topic for _ in range(1000)]
+    assert heard == [topics.document(f"schedule/{number}") for number in range(1000)]
+
+
+def test_each_of_many_commands_has_a_correlation_of_its_own(link, node, topics):
+    link.send_all([CommandMessage(topics, "ping", b"{}", f"c{number}", 5) for number in range(3)])
+    assert [node[1].get(timeout=WITHIN_S).correlation for _ in range(3)] == [b"c0", b"c1", b"c2"]
+
+
+def test_document_that_the_broker_refuses_is_not_taken_for_published(broker, topics):
+    # The inbox may not command: its access list says so.
+    identity = wire.Broker(broker.host, broker.port, "central-inbox", broker.passwords["central-inbox"])
+    connection = BrokerConnection(identity, identifier="t", subscriptions=(), on_message=print)
+    connection.start()
+    try:
+        assert connection.wait_connected(WITHIN_S)
+        allowed = wire.Outgoing(topic=topics.log_ack, payload=b"{}")
+        connection.publish_all([allowed])
+        with pytest.raises(SendUnconfirmed, match="Not authorized"):
+            connection.publish_all([allowed, wire.Outgoing(topic=topics.command("ping"), payload=b"{}")])
+    finally:
+        connection.stop()
 
 
 def test_without_a_broker_nothing_is_sent_and_that_is_said(topics):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
 import pytest
+import time_machine
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
@@ -33,6 +35,13 @@ NAME = "schedule/2026-11-24/inverter"
 BODY: dict[str, Any] = {"slots": {"09:00": 50, "12:00": None}}
 OTHER: dict[str, Any] = {"slots": {"09:00": 60}}
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
+
+
+@pytest.fixture(autouse=True)
+def clock() -> Iterator[None]:
+    """Some time after all that is reported here."""
+    with time_machine.travel(NOW + timedelta(hours=1), tick=False):
+        yield
 
 
 @pytest.fixture
@@ -164,6 +173,13 @@ def test_across_boots_the_moment_of_receipt_decides(node):
     report_record(node, new, at=NOW + timedelta(seconds=1))
     assert status(node) == DocumentStatus.FAILED
     assert report_record(node, report_make(node, boot="b1"), at=NOW) == []
+
+
+def test_central_whose_clock_was_set_back_goes_on_to_take_reports(node):
+    report_record(node, report_make(node, boot="b1"), at=NOW + timedelta(hours=2))
+    with time_machine.travel(NOW + timedelta(hours=1), tick=False):
+        assert report_record(node, report_make(node, boot="b2"), at=NOW + timedelta(hours=1))
+    assert Node.objects.get(pk=node.pk).reported_boot == "b2"
 
 
 def test_same_report_twice_is_taken_twice_and_changes_nothing(node):

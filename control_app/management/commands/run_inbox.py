@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -24,7 +25,7 @@ from devices_app.telemetry import ReceivedReadings
 from edge.wire import codec
 from edge.wire.codec import WireError
 from edge.wire.messages import Heartbeat, Presence, Reported, TelemetryBatch
-from edge.wire.session import Incoming
+from edge.wire.session import Incoming, Outgoing
 from edge.wire.topics import (
     ALL_HEARTBEATS,
     ALL_LOGS,
@@ -36,7 +37,7 @@ from edge.wire.topics import (
     owner,
     shared,
 )
-from sites_app.node_link import BrokerConnection, LinkUnavailable, Outgoing, SendUnconfirmed, broker_for
+from sites_app.node_link import BrokerConnection, LinkUnavailable, SendUnconfirmed, broker_for
 from sites_app.presence import ReceivedHeartbeat, ReceivedPresence
 from sites_app.reports import ReceivedReport
 from sites_app.tenants import KnownTenants
@@ -301,6 +302,7 @@ class _Waiting:
         return None
 
 
+@lru_cache(maxsize=65_536)
 def _is_node_id(level: str) -> bool:
     """Tell whether this is a UUID in the one spelling that nodes are addressed by."""
     try:

@@ -7,7 +7,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('control_app', '0003_device_errors_outlive_devices_node_events'),
+        ('control_app', '0004_device_errors_by_time'),
     ]
 
     operations = [
