@@ -136,7 +136,9 @@ def profiled(central: Central, directory: Path | None) -> Iterator[None]:
     watching = []
     for name, pid in central.pids.items():
         if name not in {"web", "beat"}:
-            argv = [spy, "record", "--pid", str(pid), "--rate", "50", "--format", "raw", "--gil"]
+            argv = [spy, "record", "--pid", str(pid), "--rate", "50", "--format", "raw"]
+            # Without halting the process, which would be what is measured then.
+            argv += ["--gil", "--nonblocking"]
             argv += ["--output", str(directory / f"{name}.stacks"), "--duration", "600"]
             watching.append(subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
     try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import json
 import random
 import uuid
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,7 @@ from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 
 from django.core.management import call_command
-from django.db import connection, transaction
+from django.db import connection, models, transaction
 
 from bench.sync_servers import TENANT, NodeIdentity
 from devices_app.config import CONFIG, node_config_render
@@ -188,12 +189,25 @@ def documents_create(places: Sequence[Place], *, first: date) -> None:
                         expires_at=expires_at,
                     )
                 )
-        Schedule.objects.bulk_create(schedules, batch_size=AT_ONCE)
-        NodeDocument.objects.bulk_create(documents, batch_size=AT_ONCE)
+        _copy_in(schedules)
+        _copy_in(documents)
     Node.objects.filter(pk__in=[place.node_id for place in places]).update(
         manifest_version=1, out_of_sync_since=now
     )
     nodes_sync_on_commit([place.node_id for place in places])
+
+
+def _copy_in(rows: Sequence[models.Model]) -> None:
+    """Store these rows, all of one model, by COPY: Django's bulk_create takes four times as long."""
+    options = rows[0]._meta  # noqa: SLF001 - Django's documented name for it
+    filled = [field for field in options.concrete_fields if getattr(rows[0], field.attname) is not None]
+    is_json = [(field.attname, isinstance(field, models.JSONField)) for field in filled]
+    columns = ", ".join(connection.ops.quote_name(str(field.column)) for field in filled)
+    table = connection.ops.quote_name(options.db_table)
+    with connection.cursor() as cursor, cursor.copy(f"COPY {table} ({columns}) FROM STDIN") as copying:
+        for row in rows:
+            values = ((getattr(row, name), as_text) for name, as_text in is_json)
+            copying.write_row([json.dumps(value) if as_text else value for value, as_text in values])
 
 
 def tables_analyze() -> None:

@@ -18,7 +18,7 @@ from uuid import UUID
 
 import msgspec
 import structlog
-from django.db import InterfaceError, OperationalError, transaction
+from django.db import InterfaceError, OperationalError, ProgrammingError, transaction
 
 from control_app.models import (
     CommandState,
@@ -38,6 +38,9 @@ from edge.wire.topics import NodeTopics
 from sites_app.models import Node
 
 log = structlog.stdlib.get_logger(__name__)
+
+# The database's trouble, not that of what it is given: it is away, overloaded, or not migrated yet.
+DATABASE_TROUBLE = (OperationalError, InterfaceError, ProgrammingError)
 
 CATEGORY_LENGTH = 64
 REASON_LENGTH = 500
@@ -147,8 +150,8 @@ def _portion_record(items: list[_Item]) -> list[tuple[_Item, int]]:
     careful = [item for item in items if context.needs_care(item)]
     try:
         done = _record_together(plain, context)
-    except (OperationalError, InterfaceError):
-        # The database's trouble, not the entries': nothing is kept, and the batches come again.
+    except DATABASE_TROUBLE:
+        # Nothing is kept, and the batches come again.
         raise
     except Exception:  # whatever is odd about one of them must not cost the others
         log.exception("log_batches_taken_one_by_one", count=len(plain))
@@ -345,7 +348,7 @@ def _keep_readings(items: Sequence[_Item], context: _Context) -> None:
     ]
     try:
         readings_record(readings)
-    except (OperationalError, InterfaceError):
+    except DATABASE_TROUBLE:
         raise
     except Exception:  # whatever is odd about some of them must not cost the others
         log.exception("readings_taken_one_by_one", count=len(readings))
@@ -356,7 +359,7 @@ def _keep_readings(items: Sequence[_Item], context: _Context) -> None:
 def _keep_reading(reading: ReceivedReadings) -> None:
     try:
         readings_record([reading])
-    except (OperationalError, InterfaceError):
+    except DATABASE_TROUBLE:
         raise
     except Exception:  # as with any entry that is odd
         log.exception("readings_refused", node=reading.node_id)
@@ -400,7 +403,7 @@ def _take_once(position: NodeStream, item: _Item, entry: LogEntry, context: _Con
         try:
             with transaction.atomic():
                 _take_entry(item, entry, context)
-        except (OperationalError, InterfaceError):
+        except DATABASE_TROUBLE:
             raise
         except Exception:  # whatever is odd about one entry, the stream goes on
             log.exception("log_entry_refused", node=item.node.name, seq=entry.seq, kind=entry.kind)

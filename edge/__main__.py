@@ -12,6 +12,7 @@ from typing import cast
 # load the simulators.
 SUBCOMMANDS = {
     "node": ("edge.runtime.node", "run one node: arbitration, its devices and its link"),
+    "enroll": ("edge.runtime.enroll", "make this computer a node, with a one-time token"),
     "guard": ("edge.runtime.guard", "watch one node, and take its place while it cannot work"),
     "explain": (
         "edge.runtime.explain",

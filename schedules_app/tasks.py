@@ -15,5 +15,5 @@ def roll_schedules() -> None:
 
 @shared_task(name="schedules_app.tasks.watch_slots")  # type: ignore[untyped-decorator]
 def watch_slots() -> None:
-    """Raise an alarm where a slot begins within minutes on a node that has not confirmed it."""
+    """Raise an alarm for a slot that begins within five minutes on a node that has not confirmed it."""
     slots_watch()

@@ -66,7 +66,12 @@ class CommandMessage:
 
 
 class NodeLink(Protocol):
-    """How central reaches its nodes."""
+    """How central reaches its nodes.
+
+    What nodes say unasked (`reported`, presence, logs, telemetry) comes the other way, through the inbox's
+    own session. A backend without retained messages may forget what `put_desired` left: a node that lacks
+    something says so in its next report, and is told again.
+    """
 
     def send(self, topics: NodeTopics, op: str, payload: bytes, *, command_id: str, ttl_s: float) -> None:
         """Send a command that is worthless after `ttl_s`; its answers come to the link's `results`."""
@@ -77,7 +82,9 @@ class NodeLink(Protocol):
     def put_desired(self, messages: Sequence[DesiredMessage]) -> None:
         """Leave these for their nodes, in this order, each replacing the one of that name.
 
-        Returns when the broker has taken over all of them; where it raises, any of them may have arrived.
+        An empty payload takes the one of that name away. Each stays for nodes that are away now, until its
+        `expiry_s` is over. Returns when the broker has taken over all of them; `LinkUnavailable`: none was
+        sent; `SendUnconfirmed`: any of them may have arrived. The same again does no harm.
         """
 
 
@@ -224,7 +231,8 @@ class BrokerConnection:
             _Pulse(self._stands_still_s) as pulse,
         ):
             if self._subscriptions:
-                await session.subscribe(*self._subscriptions)
+                # (No broker should send them to those who share a subscription; mosquitto 2.0.11 does.)
+                await session.subscribe(*self._subscriptions, with_retained=not self._retained)
             async with _reading_retained(session, self._retained) as retained:
                 self._session = session
                 self._connected.set()
@@ -289,7 +297,7 @@ class _Retained:
 
     async def end(self, session: Session, topics: tuple[str, ...]) -> None:
         """Unsubscribe when no more have come for a while."""
-        started = time.monotonic()
+        started = self._came_at = time.monotonic()
         while (now := time.monotonic()) - self._came_at < RETAINED_QUIET_S:
             if now - started > RETAINED_LONGEST_S:
                 log.warning("retained_messages_still_coming", topics=topics)
@@ -306,8 +314,8 @@ async def _reading_retained(session: Session, topics: tuple[str, ...]) -> AsyncI
     if not topics:
         yield retained
         return
-    # QoS 0: the broker hands them out as fast as the connection takes them.
-    await session.subscribe(*topics, qos=0)
+    # QoS 0: the broker hands them out as fast as the connection takes them, and most before it answers.
+    await session.subscribe(*topics, qos=0, within_s=RETAINED_LONGEST_S)
     ending = asyncio.ensure_future(retained.end(session, topics))
     try:
         yield retained

@@ -29,10 +29,13 @@ class KnownTenants:
         self._clock = clock
         self._tenants: dict[str, str] = {}
         self._unknown: dict[str, float] = {}
-        self._complained: dict[str, float] = {}
+        self._complaints = {
+            "message_of_unknown_node": _Complaint("message_of_unknown_node"),
+            "message_under_wrong_tenant": _Complaint("message_under_wrong_tenant"),
+        }
 
     def load(self, node_ids: Iterable[str]) -> None:
-        """Look up those that are not known, in one query. A database error leaves them unknown."""
+        """Look up those that are not known, in one query."""
         now = self._clock()
         wanted = {
             node_id
@@ -50,15 +53,25 @@ class KnownTenants:
         self._unknown |= dict.fromkeys(wanted - tenants.keys(), now)
 
     def is_right(self, topics: NodeTopics) -> bool:
-        """Tell whether this branch is its node's own; complain of a wrong one once a minute."""
+        """Tell whether this branch is its node's own; complain of those that are not once a minute."""
         tenant = self._tenants.get(topics.node)
         if tenant == topics.tenant:
             return True
-        now = self._clock()
-        if now - self._complained.get(topics.node, -COMPLAIN_EVERY_S) >= COMPLAIN_EVERY_S:
-            if len(self._complained) > UNKNOWN_MOST:
-                self._complained.clear()
-            self._complained[topics.node] = now
-            event = "message_of_unknown_node" if tenant is None else "message_under_wrong_tenant"
-            log.warning(event, node=topics.node, tenant=topics.tenant)
+        event = "message_of_unknown_node" if tenant is None else "message_under_wrong_tenant"
+        self._complaints[event].note(topics, now=self._clock())
         return False
+
+
+class _Complaint:
+    """Something that whoever causes it may cause any number of times: told at once, and then now and then."""
+
+    def __init__(self, event: str) -> None:
+        self._event = event
+        self._told_at = -COMPLAIN_EVERY_S
+        self._untold = 0
+
+    def note(self, topics: NodeTopics, *, now: float) -> None:
+        self._untold += 1
+        if now - self._told_at >= COMPLAIN_EVERY_S:
+            log.warning(self._event, node=topics.node, tenant=topics.tenant, messages=self._untold)
+            self._told_at, self._untold = now, 0

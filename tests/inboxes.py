@@ -39,13 +39,14 @@ class InboxProcess:
     def log(self) -> str:
         return self._log.read_text(errors="replace")
 
-    def says(self, event: str, *, times: int = 1, within_s: float = 30.0) -> None:
+    def says(self, event: str, *, times: int = 1, within_s: float = 90.0) -> None:
         """Wait until it has logged this so often."""
-        until(
-            lambda: self.log.count(event) >= times,
-            what=f"no {event} number {times} in the log: {self.log[-2000:]}",
-            within_s=within_s,
-        )
+        try:
+            until(
+                lambda: self.log.count(event) >= times, what=f"no {event} number {times}", within_s=within_s
+            )
+        except TimeoutError as error:
+            raise TimeoutError(f"{error}: {self.log[-2000:]}") from None
 
     def signal(self, number: signal.Signals) -> None:
         self._process.send_signal(number)

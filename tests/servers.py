@@ -14,6 +14,7 @@ import secrets
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -105,8 +106,70 @@ def _answers(client: redis.Redis) -> bool:
 # --- the broker -----------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, kw_only=True)
+class Door:
+    """Where one user comes in at a broker, and with what."""
+
+    host: str
+    port: int
+    username: str | None = None
+    password: str | None = None
+    context: ssl.SSLContext | None = None
+
+
+class Doors:
+    """A broker with the product's access list, whichever way users show who they are."""
+
+    def door(self, username: str) -> Door:
+        raise NotImplementedError
+
+    def lets_in(self, username: str) -> bool:
+        """Tell whether this user can connect now."""
+        return lets_in(self.door(username))
+
+    def refuses_publish(self, *, username: str, topic: str, payload: bytes = b"forged") -> bool:
+        """Publish as this user and tell whether the broker's acknowledgement says `Not authorized`.
+
+        aiomqtt does not look at the reason code of an acknowledgement, hence a client of our own.
+        """
+        client, connected, acknowledged = _client(self.door(username))
+        try:
+            assert _turn_until(client, connected)
+            client.publish(topic, payload, qos=1)
+            assert _turn_until(client, acknowledged)
+            return acknowledged[0].getName() == "Not authorized"
+        finally:
+            client.disconnect()
+
+
+def lets_in(door: Door) -> bool:
+    """Tell whether somebody gets in by this door now."""
+    try:
+        client, connected, _ = _client(door)
+    except OSError:
+        return False
+    try:
+        return _turn_until(client, connected) and not connected[0].is_failure
+    finally:
+        client.disconnect()
+
+
+def _client(door: Door) -> tuple[paho.Client, list[ReasonCode], list[ReasonCode]]:
+    """A client on its way in, and where the answers to CONNECT and PUBLISH will stand."""
+    connected: list[ReasonCode] = []
+    acknowledged: list[ReasonCode] = []
+    client = paho.Client(CallbackAPIVersion.VERSION2, protocol=paho.MQTTv5)
+    client.on_connect = lambda _client, _data, _flags, reason, _properties: connected.append(reason)
+    client.on_publish = lambda _client, _data, _mid, reason, _properties: acknowledged.append(reason)
+    client.username_pw_set(door.username, door.password)
+    if door.context is not None:
+        client.tls_set_context(door.context)
+    client.connect(door.host, door.port)
+    return client, connected, acknowledged
+
+
 @dataclass(kw_only=True)
-class Broker:
+class Broker(Doors):
     """A running mosquitto with the product's own access list: `host`, `port`, and a password for anybody.
 
     Central's users exist from the start; `add_user` lets a node in under its UUID.
@@ -141,39 +204,12 @@ class Broker:
         path.write_text(self.add_user(username))
         return path
 
-    def lets_in(self, username: str) -> bool:
-        """Tell whether this user can connect now."""
-        client, connected, _ = self._client(username)
-        try:
-            return _turn_until(client, connected) and not connected[0].is_failure
-        finally:
-            client.disconnect()
+    def door(self, username: str) -> Door:
+        return Door(host=self.host, port=self.port, username=username, password=self.passwords.get(username))
 
     def refuses_publish(self, *, username: str, topic: str, payload: bytes = b"forged") -> bool:
-        """Publish as this user and tell whether the broker's acknowledgement says `Not authorized`.
-
-        aiomqtt does not look at the reason code of an acknowledgement, hence a client of our own.
-        """
         self.add_user(username)
-        client, connected, acknowledged = self._client(username)
-        try:
-            assert _turn_until(client, connected)
-            client.publish(topic, payload, qos=1)
-            assert _turn_until(client, acknowledged)
-            return acknowledged[0].getName() == "Not authorized"
-        finally:
-            client.disconnect()
-
-    def _client(self, username: str) -> tuple[paho.Client, list[ReasonCode], list[ReasonCode]]:
-        """A client on its way in, and where the answers to CONNECT and PUBLISH will stand."""
-        connected: list[ReasonCode] = []
-        acknowledged: list[ReasonCode] = []
-        client = paho.Client(CallbackAPIVersion.VERSION2, protocol=paho.MQTTv5)
-        client.on_connect = lambda _client, _data, _flags, reason, _properties: connected.append(reason)
-        client.on_publish = lambda _client, _data, _mid, reason, _properties: acknowledged.append(reason)
-        client.username_pw_set(username, self.passwords.get(username))
-        client.connect(self.host, self.port)
-        return client, connected, acknowledged
+        return super().refuses_publish(username=username, topic=topic, payload=payload)
 
 
 def _turn_until(client: paho.Client, answers: list[ReasonCode]) -> bool:
@@ -206,7 +242,7 @@ def mosquitto_broker() -> Iterator[Broker]:
 
 
 @dataclass(kw_only=True)
-class TlsBroker:
+class TlsBroker(Doors):
     """A running mosquitto with mutual TLS as in production, and the authority that stands behind it.
 
     `directory` is what SGM_CA_DIR is in production; `nodes_url` and `central_url` are its two doors.
@@ -238,6 +274,30 @@ class TlsBroker:
     @property
     def broker_authority(self) -> str:
         return (self.directory / "central-ca.pem").read_text()
+
+    def door(self, username: str) -> Door:
+        """With a certificate in that name: of central's authority for central's users, else of the nodes'."""
+        is_central = username in CENTRAL_RIGHTS
+        path = self.directory / f"{username}.pem" if is_central else self.node_certificate(username)
+        return self.door_with(path, port=self.central_port if is_central else self.nodes_port)
+
+    def door_with(self, certificate: Path | None, *, port: int | None = None) -> Door:
+        """The nodes' door, or another, with this certificate or none."""
+        context = ssl.create_default_context(cadata=self.broker_authority)
+        if certificate is not None:
+            context.load_cert_chain(certificate)
+        return Door(host="localhost", port=port or self.nodes_port, context=context)
+
+    def node_certificate(self, username: str) -> Path:
+        """A file with key and certificate, as a node of this name has it."""
+        from sites_app import authority  # noqa: PLC0415
+
+        path = self.data / f"node-{username}.pem"
+        if not path.exists():
+            root = authority.root_load(self.directory, authority.NODES)
+            pem, _ = authority.brief_identity(root, node=username, now=datetime.now(UTC))
+            path.write_text(pem)
+        return path
 
 
 @contextmanager

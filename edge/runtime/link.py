@@ -140,6 +140,7 @@ class Link:
         self._session_id = ""
         self._heartbeats = 0
         self._report_wanted = asyncio.Event()
+        self._reconnect = asyncio.Event()
         self._document_came = asyncio.Event()
         self._live: Session | None = None
         self._under_way = 0
@@ -208,7 +209,8 @@ class Link:
         presence = Presence(online=False, session=self._session_id, boot=self._clock.boot_id, sw=SOFTWARE)
         will = Will(self._topics.presence, codec.encode(presence))
         # A client id of its own for each session: a half-open old one must not be taken over silently.
-        identifier = f"{self._topics.node}-{self._session_id[:8]}"
+        # All of it random: who cannot guess it cannot end this session by coming under the same id.
+        identifier = f"{self._topics.node}-{self._session_id}"
         async with self._open_session(self._broker, identifier=identifier, will=will) as session:
             await session.subscribe(self._topics.commands, self._topics.desired, self._topics.log_ack)
             birth = Presence(
@@ -220,6 +222,7 @@ class Link:
             )
             await session.publish(self._topics.presence, codec.encode(birth), retain=True)
             self._live = session
+            self._reconnect.clear()
             self._report_wanted.set()
             log.info(
                 "link is up", broker=f"{self._broker.host}:{self._broker.port}", session=self._session_id
@@ -242,6 +245,7 @@ class Link:
             *(upload.run(session) for upload in self._uploads.values()),
             self._send_readings(session),
             self._forget(),
+            self._end_when_asked(),
         ]
         try:
             async with asyncio.TaskGroup() as group:
@@ -249,6 +253,21 @@ class Link:
                     group.create_task(_coroutine(job))
         except* LinkDown as errors:
             raise errors.exceptions[0] from None
+
+    # --- a session that is to be another ------------------------------------------------------------
+
+    @property
+    def live_session(self) -> str:
+        """The id of the session that is open; empty where none is."""
+        return self._session_id if self._live is not None else ""
+
+    def reconnect(self) -> None:
+        """End the present session and open another, with the certificate that is on disk then."""
+        self._reconnect.set()
+
+    async def _end_when_asked(self) -> None:
+        await self._reconnect.wait()
+        raise LinkDown("the node's certificate is a new one")
 
     # --- up -----------------------------------------------------------------------------------------
 

@@ -12,13 +12,16 @@ import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import structlog
 
+from edge.core.clock import Trust
 from edge.drivers.registry import DRIVERS, Drivers
 from edge.runtime.clock import Clock, HostClock, SteeredClock, trusts_host
 from edge.runtime.control import Watchers, build_control
 from edge.runtime.database import StoreFailed
+from edge.runtime.documents import CONFIG
 from edge.runtime.garbage import Collector
 from edge.runtime.link import Link
 from edge.runtime.logs import configure_logging
@@ -30,6 +33,10 @@ from edge.runtime.systemd import ServiceManager
 from edge.runtime.uploader import PACE, Pace
 from edge.wire.session import Broker, broker_from_url, open_session
 from edge.wire.topics import NodeTopics
+
+if TYPE_CHECKING:
+    # Where there is no certificate, nothing of the library that reads it.
+    from edge.runtime.identity import Identity
 
 log = structlog.get_logger()
 
@@ -119,8 +126,11 @@ async def run_node(
     pace: Pace = PACE,
     loading: Callable[[], None] = lambda: None,
     alive: Callable[[], None] = lambda: None,
+    identity: Identity | None = None,
 ) -> None:
     """Run a node until `stop` is set; `pace`: how fast its outbox may leave.
+
+    `identity`: that of an enrolled node, whose certificate is kept good.
 
     All it knows of the world comes through `clock`, `drivers` and `open_session`: on simulated ones the same
     node lives a day in seconds. `loading` is called before a configuration is put into force, `alive` once
@@ -142,6 +152,7 @@ async def run_node(
                 pace=pace,
                 loading=loading,
                 alive=alive,
+                identity=identity,
             )
             tasks.create_task(_stop_on(stop), name="stop")
     except* Stopped:
@@ -169,6 +180,7 @@ def _build(
     pace: Pace,
     loading: Callable[[], None],
     alive: Callable[[], None],
+    identity: Identity | None,
 ) -> None:
     def logged() -> None:
         link.logged()
@@ -201,15 +213,32 @@ def _build(
     # From the disk first: the devices are controlled before anybody is asked for permission to connect.
     control.start()
     tasks.create_task(link.run(), name="link")
+    if identity is not None:
+        from edge.runtime.renewal import Renewal  # noqa: PLC0415 - 8 MB for who has no certificate
+
+        def asked() -> str | None:
+            config = control.desired.applied.get(CONFIG)
+            found = None if config is None else config.body.get("renew_certificates_before")
+            return found if isinstance(found, str) else None
+
+        renewal = Renewal(
+            identity=identity,
+            state=store.directory,
+            clock=clock,
+            alarms=control.alarms,
+            connection=link,
+            asked=asked,
+        )
+        tasks.create_task(renewal.run(), name="renewal")
 
 
 def main(argv: Sequence[str]) -> int:
     """`python -m edge node`: run one node in the foreground."""
     parser = argparse.ArgumentParser(prog="python -m edge node", description=main.__doc__)
-    parser.add_argument("--node", required=True, help="the node's UUID")
-    parser.add_argument("--tenant", required=True, help="the tenant's slug")
     parser.add_argument("--state", required=True, type=Path, help="the node's state directory")
-    parser.add_argument("--broker", required=True, help="mqtt://host:port")
+    parser.add_argument("--node", help="the node's UUID; default: as it was enrolled")
+    parser.add_argument("--tenant", help="the tenant's slug; default: as it was enrolled")
+    parser.add_argument("--broker", help="mqtt://host:port; default: as it was enrolled")
     parser.add_argument("--username", help="default: the node's UUID")
     parser.add_argument("--password-file", type=Path, help="file with the broker password")
     parser.add_argument(
@@ -219,6 +248,49 @@ def main(argv: Sequence[str]) -> int:
     )
     options = parser.parse_args(argv)
     configure_logging()
+    clock = HostClock(trust_host=trusts_host())
+    if options.node is None and options.tenant is None and options.broker is None:
+        identity, broker, topics = _enrolled(options.state, clock, parser)
+    elif None in (options.node, options.tenant, options.broker):
+        parser.error("--node, --tenant and --broker belong together; an enrolled node needs none of them")
+    else:
+        identity = None
+        broker, topics = _by_password(options, parser)
+    structlog.contextvars.bind_contextvars(node=topics.node)
+    try:
+        asyncio.run(_main(broker, topics, options.state, clock, identity))
+    except BusTaken as error:
+        print(f"{error}; stop it first", file=sys.stderr)  # noqa: T201 - said to whoever started us
+        return EXIT_BUS_TAKEN
+    except (OSError, StoreFailed) as error:
+        # Of the state directory: what a task of the running node raises comes as a group.
+        log.error("the node cannot work", state=str(options.state), error=str(error))  # noqa: TRY400
+        return EXIT_FAILED
+    return 0
+
+
+def _enrolled(
+    state: Path, clock: SteeredClock, parser: argparse.ArgumentParser
+) -> tuple[Identity, Broker, NodeTopics]:
+    """What an enrolment left on disk."""
+    from edge.runtime.identity import IdentityUnusable, broker_of, identity_read  # noqa: PLC0415
+
+    def is_dated() -> bool:
+        return clock.standing().trust is not Trust.UNSYNCED
+
+    try:
+        identity = identity_read(state)
+        return (
+            identity,
+            broker_of(identity, state, is_dated=is_dated),
+            NodeTopics(identity.tenant, identity.node),
+        )
+    except (IdentityUnusable, ValueError) as error:
+        parser.error(str(error))
+
+
+def _by_password(options: argparse.Namespace, parser: argparse.ArgumentParser) -> tuple[Broker, NodeTopics]:
+    """What the command line says of a node that has a password."""
     try:
         password = (
             options.password_file.read_text(encoding="utf-8").strip() if options.password_file else None
@@ -232,24 +304,14 @@ def main(argv: Sequence[str]) -> int:
             password=password,
             split=options.split_connections,
         )
-        topics = NodeTopics(options.tenant, options.node)
+        return broker, NodeTopics(options.tenant, options.node)
     except ValueError as error:
         parser.error(str(error))
-    structlog.contextvars.bind_contextvars(node=options.node)
-    try:
-        asyncio.run(_main(broker, topics, options.state))
-    except BusTaken as error:
-        print(f"{error}; stop it first", file=sys.stderr)  # noqa: T201 - said to whoever started us
-        return EXIT_BUS_TAKEN
-    except (OSError, StoreFailed) as error:
-        # Of the state directory: what a task of the running node raises comes as a group.
-        log.error("the node cannot work", state=str(options.state), error=str(error))  # noqa: TRY400
-        return EXIT_FAILED
-    return 0
 
 
-async def _main(broker: Broker, topics: NodeTopics, state: Path) -> None:
-    clock = HostClock(trust_host=trusts_host())
+async def _main(
+    broker: Broker, topics: NodeTopics, state: Path, clock: HostClock, identity: Identity | None
+) -> None:
     manager = ServiceManager(clock=clock.boottime_s)
     try:
         manager.status("waits for the bus")
@@ -280,6 +342,7 @@ async def _main(broker: Broker, topics: NodeTopics, state: Path) -> None:
                 stop=stop,
                 loading=loading,
                 alive=alive,
+                identity=identity,
             )
             manager.stopping()
     finally:

@@ -264,7 +264,7 @@ class Store:
         return _read(self.directory / "manifest.json", Manifest)
 
     def keep_manifest(self, manifest: Manifest) -> None:
-        _replace(self.directory / "manifest.json", msgspec.json.encode(manifest))
+        replace_file(self.directory / "manifest.json", msgspec.json.encode(manifest))
 
     def documents(self) -> dict[str, Document]:
         found = {}
@@ -275,7 +275,7 @@ class Store:
         return found
 
     def keep_document(self, name: str, doc: Document) -> None:
-        _replace(self._document_path(name), msgspec.json.encode(doc))
+        replace_file(self._document_path(name), msgspec.json.encode(doc))
 
     def drop_document(self, name: str) -> None:
         try:
@@ -299,7 +299,7 @@ def _read(path: Path, kind: type[M]) -> M | None:
         return None
 
 
-def _replace(path: Path, content: bytes) -> None:
+def replace_file(path: Path, content: bytes) -> None:
     """Write a file whole or not at all, also across a power cut."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=UNFINISHED)
     try:

@@ -21,6 +21,7 @@ from paho.mqtt import client as paho
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
+from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from edge.wire.messages import KEEP_ALIVE_S, MAXIMUM_PACKET, SESSION_EXPIRY_S, WILL_DELAY_S
 
@@ -149,12 +150,25 @@ class Session:
         self._subscriber = subscriber
         self._publisher = publisher
 
-    async def subscribe(self, *topics: str, qos: int = 1) -> None:
-        """Subscribe to all, or raise: MQTT 5 says in the reason code what the ACL refused."""
+    async def subscribe(
+        self,
+        *topics: str,
+        qos: int = 1,
+        with_retained: bool = True,
+        within_s: float = CONNECT_TIMEOUT_S,
+    ) -> None:
+        """Subscribe to all, or raise: MQTT 5 says in the reason code what the ACL refused.
+
+        `with_retained`: have the broker send what it keeps below them, which may come before its answer.
+        """
+        options = SubscribeOptions(
+            qos=qos,
+            retainHandling=SubscribeOptions.RETAIN_SEND_ON_SUBSCRIBE
+            if with_retained
+            else SubscribeOptions.RETAIN_DO_NOT_SEND,
+        )
         try:
-            codes = await self._subscriber.subscribe(
-                [(topic, qos) for topic in topics], timeout=CONNECT_TIMEOUT_S
-            )
+            codes = await self._subscriber.subscribe([(topic, options) for topic in topics], timeout=within_s)
         except aiomqtt.MqttError as error:
             raise LinkDown(str(error)) from error
         refused = [
@@ -229,7 +243,7 @@ def _properties(
 ) -> Properties | None:
     if expiry_s is None and response_topic is None:
         return None
-    properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+    properties = copy.copy(_PUBLISH)
     if expiry_s is not None:
         properties.MessageExpiryInterval = max(0, expiry_s)
     if response_topic is not None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import threading
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -41,10 +45,12 @@ from edge.wire.messages import (
     TelemetryPoint,
 )
 from edge.wire.session import Incoming
+from edge.wire.topics import NodeTopics
 from sites_app.documents import manifest_for
 from sites_app.models import Node
 from sites_app.presence import presence_read
 from sites_app.reports import ReceivedReport
+from sites_app.tenants import KnownTenants
 from smartgrid.errors import Conflict
 from tests.factories import (
     control_command_make,
@@ -695,6 +701,127 @@ def test_will_of_a_former_session_changes_nothing(story, process):
         presence = Presence(online=online, session=session, boot="b")
         process.take([incoming(name, "presence", codec.encode(presence))])
     assert Node.objects.get(pk=story.node_a.pk).online is True
+
+
+def test_heartbeat_of_a_session_nobody_knew_of_is_a_birth(story, process):
+    process.take([incoming(str(story.node_a.pk), "hb", beat_of("s7"))])
+    node = Node.objects.get(pk=story.node_a.pk)
+    assert (node.online, node.session) == (True, "s7")
+
+
+def test_report_of_a_session_nobody_knew_of_is_a_birth(story, process):
+    message = codec.encode(report(story, session="s7", boot="b7"))
+    process.take([incoming(str(story.node_a.pk), "reported", message)])
+    node = Node.objects.get(pk=story.node_a.pk)
+    assert (node.online, node.session, node.boot) == (True, "s7", "b7")
+
+
+def test_heartbeat_that_waited_for_longer_than_its_token_is_worth_changes_nothing(story, process):
+    late = incoming(str(story.node_a.pk), "hb", beat_of("s1"))
+    process.take([dataclasses.replace(late, monotonic_s=late.monotonic_s - 15.1)])
+    assert presence_read([story.node_a.pk])[story.node_a.pk].session == ""
+
+
+def test_heartbeat_that_waited_is_dated_by_its_receipt(story, process):
+    late = incoming(str(story.node_a.pk), "hb", beat_of("s1"))
+    process.take([dataclasses.replace(late, monotonic_s=late.monotonic_s - 14, at=late.at - 14)])
+    known = presence_read([story.node_a.pk])[story.node_a.pk]
+    assert known.fresh_at == pytest.approx(late.at - 14, abs=0.001)
+
+
+def test_message_under_another_tenants_name_is_passed_over_and_told_once_a_minute(story, process, caplog):
+    forged = incoming(str(story.node_a.pk), "hb", beat_of("s1"), tenant="another")
+    process.take([forged, forged])
+    process.take([forged])
+    assert presence_read([story.node_a.pk])[story.node_a.pk].session == ""
+    assert caplog.text.count("message_under_wrong_tenant") == 1
+
+
+def test_node_made_after_its_first_message_is_known_in_time(story, caplog):
+    now = [0.0]
+    tenants = KnownTenants(clock=lambda: now[0])
+    late = uuid.uuid4()
+    topics = NodeTopics("tenant-123", str(late))
+    tenants.load([topics.node])
+    assert not tenants.is_right(topics)
+    node_make(site=story.site_a, id=late)
+    now[0] += 5.0
+    tenants.load([topics.node])
+    assert tenants.is_right(topics)
+
+
+def test_odd_message_costs_its_neighbours_nothing(story, process):
+    too_long = codec.encode(Presence(online=True, session="x" * 500, boot="b"))
+    birth = codec.encode(Presence(online=True, session="s1", boot="b"))
+    process.take(
+        [
+            incoming(str(story.node_a.pk), "presence", too_long),
+            incoming(str(story.node_b.pk), "presence", birth),
+        ]
+    )
+    assert Node.objects.get(pk=story.node_b.pk).online is True
+
+
+def test_entry_that_cannot_be_read_is_kept_as_an_event_and_the_log_goes_on(story, process, caplog):
+    sent = json.loads(codec.encode(batch(entry(1), entry(2, value=77), entry(3))))
+    sent["entries"][0]["value"] = "much"
+    sent["entries"][2] = "no entry at all"
+    process.take([incoming(str(story.node_a.pk), "log", json.dumps(sent).encode())])
+    assert NodeStream.objects.get().last == 3
+    assert values_logged() == [77]
+    events = NodeEvent.objects.order_by("pk")
+    assert [event.kind for event in events] == ["unreadable", "unreadable"]
+    assert "much" in events[0].entry
+    assert "no entry at all" in events[1].entry
+
+
+def test_beyond_the_backlog_what_comes_again_is_let_go_and_counted(story, process, caplog, monkeypatch):
+    monkeypatch.setattr("control_app.management.commands.run_inbox.BACKLOG", 2)
+    name, waiting = str(story.node_a.pk), process._waiting
+    birth = codec.encode(Presence(online=True, session="s1", boot="b"))
+    for leaf, payload in (
+        ("hb", beat_of("s1")),
+        ("hb", b""),
+        ("hb", b""),
+        ("tele", b""),
+        ("presence", birth),
+    ):
+        waiting.put(incoming(name, leaf, payload))
+    taken = waiting.take(within_s=0)
+    assert [arrived.topic.rpartition("/")[2] for arrived in taken or []] == ["hb", "hb", "presence"]
+    assert caplog.text.count("inbox_overloaded") == 1
+    assert "'dropped': 2" in caplog.text
+
+
+@pytest.mark.django_db(transaction=True)
+def test_telemetry_and_births_the_database_did_not_take_are_taken_when_it_is_back(live_redis, monkeypatch):
+    process, story = Inbox(), story_make()
+    monkeypatch.setattr("control_app.management.commands.run_inbox.RETRY_S", 0.0)
+    name = str(story.node_a.pk)
+    process.take([incoming(name, "hb", beat_of("s1"))])
+    Node.objects.update(online=False)
+    point = TelemetryPoint(t=wall(timezone.now()), key="P_kW", value=30.0, unit="kW", device=TAG)
+    birth = codec.encode(Presence(online=True, session="s2", boot="b"))
+    with table_away("sites_app_node"):
+        process.take(
+            [
+                incoming(name, "tele", codec.encode(TelemetryBatch(points=[point]))),
+                incoming(name, "presence", birth),
+            ]
+        )
+    assert readings() == []
+    process.take([])
+    assert readings() == [30.0]
+    assert Node.objects.get(pk=story.node_a.pk).session == "s2"
+
+
+@contextmanager
+def table_away(name: str) -> Iterator[None]:
+    table_rename(name, "elsewhere")
+    try:
+        yield
+    finally:
+        table_rename("elsewhere", name)
 
 
 def test_telemetry_of_a_device_of_another_node_is_left_out(story, process):

@@ -4,12 +4,14 @@ import json
 import uuid
 from datetime import UTC, date, datetime, timedelta
 
+import msgspec
 import pytest
 
+from edge.wire.messages import AppliedDocument
 from schedules_app.models import Schedule
 from schedules_app.services import schedule_create
 from sites_app.documents import manifest_for
-from tests.factories import device_make, device_type_make, story_make
+from tests.factories import device_make, device_type_make, report_make, report_record, story_make
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("clock")]
 
@@ -244,6 +246,43 @@ def test_deleted_schedule_is_gone_here_and_at_the_nodes(story, planned):
     assert response.json() == {"status": "success", "message": "Schedule deleted successfully"}
     assert story.holder_a.delete(f"/v1/schedules/{planned.pk}").status_code == 404
     assert "schedule/2026-12-06/inverter" not in manifest_for(story.node_a).docs
+
+
+# --- what the nodes say ----------------------------------------------------------------------------------
+
+
+def test_result_follows_what_the_nodes_report(story, planned, clock):
+    def result():
+        return json.loads(story.holder_a.get("/v1/schedules/2026-12-06").content)[0]["synchronization_result"]
+
+    assert result() is None
+    former = report_make(story.node_a, mono_ms=1000)
+    report_record(story.node_a, former)
+    version = manifest_for(story.node_a).docs["schedule/2026-12-06/inverter"].v
+    assert result() == {
+        "status": "applied",
+        "nodes": {"node-01": {"status": "applied", "version": version, "at": "2026-11-23T10:02:00.000000Z"}},
+    }
+    assert put(story.holder_a, replacement(story)).json()["synchronization_result"] is None
+    clock.shift(5)
+    # A report of the former content, sent before the node had the new one, claims nothing for it.
+    report_record(story.node_a, msgspec.structs.replace(former, mono_ms=2000))
+    assert result() is None
+    now = report_make(story.node_a, mono_ms=3000)
+    refused = AppliedDocument(v=version + 1, status="failed", error="it cannot be stored")
+    documents = now.documents | {"schedule/2026-12-06/inverter": refused}
+    report_record(story.node_a, msgspec.structs.replace(now, documents=documents))
+    assert result() == {
+        "status": "failed",
+        "nodes": {
+            "node-01": {
+                "status": "failed",
+                "version": version + 1,
+                "at": "2026-11-23T10:02:05.000000Z",
+                "error": "it cannot be stored",
+            }
+        },
+    }
 
 
 # --- who sees what ---------------------------------------------------------------------------------------

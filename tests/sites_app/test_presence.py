@@ -8,7 +8,17 @@ from datetime import UTC, datetime
 import pytest
 
 from edge.wire.messages import Heartbeat, Presence
-from sites_app.presence import NodePresence, heartbeat_note, pong_note, presence_note, presence_read
+from sites_app.presence import (
+    NodePresence,
+    ReceivedHeartbeat,
+    ReceivedPresence,
+    heartbeat_note,
+    heartbeats_note,
+    pong_note,
+    presence_note,
+    presence_read,
+    presences_note,
+)
 from smartgrid import live
 
 NOW = 1_800_000_000.0
@@ -94,6 +104,54 @@ def test_will_of_a_former_session_says_nothing_about_the_present_one(node_id):
     say(node_id, online=False, session="s1", at=NOW + 1)
     beat(node_id, session="s2", at=NOW + 10)
     assert known(node_id).is_reachable(now=NOW + 12)
+
+
+def test_older_heartbeat_that_comes_late_changes_nothing(node_id):
+    beat(node_id, fresh="second", seq=2)
+    beat(node_id, fresh="first", seq=1, at=NOW + 3)
+    assert (known(node_id).fresh, known(node_id).hb_at) == ("second", NOW)
+
+
+def test_heartbeat_of_a_former_session_changes_nothing(node_id):
+    beat(node_id, session="s1", seq=7)
+    beat(node_id, session="s2", fresh="new", seq=8)
+    beat(node_id, session="s1", fresh="old", seq=9, at=NOW + 3)
+    assert (known(node_id).session, known(node_id).fresh) == ("s2", "new")
+
+
+def test_birth_of_a_former_session_changes_nothing(node_id):
+    beat(node_id, session="s1")
+    beat(node_id, session="s2", fresh="new")
+    say(node_id, online=True, session="s1", fresh="old")
+    assert (known(node_id).session, known(node_id).fresh) == ("s2", "new")
+
+
+def test_birth_behind_its_own_heartbeat_does_not_bring_its_older_token_back(node_id):
+    beat(node_id, session="s1", fresh="newer")
+    say(node_id, online=True, session="s1", fresh="older", at=NOW + 1)
+    assert known(node_id).fresh == "newer"
+
+
+def test_birth_behind_its_own_end_does_not_bring_a_session_back(node_id):
+    say(node_id, online=False, session="s1")
+    assert presences_note([received(node_id, session="s1")]) == []
+    assert known(node_id).session == ""
+
+
+def test_first_heartbeat_of_a_session_is_told_to_be_a_birth(node_id):
+    def note(session: str, seq: int) -> list[ReceivedHeartbeat]:
+        message = Heartbeat(session=session, seq=seq, mono_ms=0, wall="", fresh="token")
+        return heartbeats_note([ReceivedHeartbeat(str(node_id), message, NOW)])
+
+    assert len(note("s1", 1)) == 1
+    assert note("s1", 2) == []
+    assert len(note("s2", 3)) == 1
+    assert note("s1", 4) == []
+
+
+def received(node_id, *, session: str) -> ReceivedPresence:
+    presence = Presence(online=True, session=session, boot="b", fresh="token")
+    return ReceivedPresence(str(node_id), presence, retained=False, at=NOW)
 
 
 def test_many_nodes_come_in_one_round_trip_in_the_order_asked_for(node_id):

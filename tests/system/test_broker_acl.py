@@ -1,11 +1,15 @@
-"""One node cannot see or imitate another, nor central: the broker's access list, on the broker itself."""
+"""One node cannot see or imitate another, nor central: the broker's access list, on the broker itself.
+
+All of it twice: on the demo's broker with passwords, and with certificates as in production.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import socket
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import aiomqtt
@@ -14,7 +18,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from edge.wire.topics import ALL_PRESENCE, NodeTopics, responses_to
-from tests.servers import Broker
+from tests.servers import Broker, Doors
 
 pytestmark = pytest.mark.services
 
@@ -26,14 +30,26 @@ UP_LEAVES = ["rsp/worker-1", "reported", "presence", "hb", "tele", "log"]
 DOWN_LEAVES = ["cmd/setpoint", "desired/config", "desired/manifest", "logack"]
 
 
-def client(broker: Broker, username: str) -> aiomqtt.Client:
+@pytest.fixture(params=["password", "certificate"])
+def doors(request: pytest.FixtureRequest) -> Doors:
+    name = "broker" if request.param == "password" else "tls_broker"
+    found: Doors = request.getfixturevalue(name)
+    return found
+
+
+def client(doors: Doors, username: str, **options: Any) -> aiomqtt.Client:
+    if isinstance(doors, Broker):
+        doors.add_user(username)
+    door = doors.door(username)
     return aiomqtt.Client(
-        broker.host,
-        broker.port,
-        username=username,
-        password=broker.add_user(username),
+        door.host,
+        door.port,
+        username=door.username,
+        password=door.password,
+        tls_context=door.context,
         protocol=aiomqtt.ProtocolVersion.V5,
         timeout=ANSWER_S,
+        **options,
     )
 
 
@@ -60,13 +76,13 @@ async def hearing(listener: aiomqtt.Client, topic: str) -> AsyncIterator[aiomqtt
 
 
 @pytest.mark.parametrize("leaf", UP_LEAVES)
-async def test_node_writes_its_own_up_topics_and_central_hears_it(broker: Broker, leaf: str):
+async def test_node_writes_its_own_up_topics_and_central_hears_it(doors: Doors, leaf: str):
     topics = branch()
     user = "central-worker" if leaf.startswith("rsp/") else "central-inbox"
     heard = responses_to("worker-1") if leaf.startswith("rsp/") else f"sgm/v1/+/+/{leaf}"
     async with (
-        client(broker, user) as central,
-        client(broker, topics.node) as publisher,
+        client(doors, user) as central,
+        client(doors, topics.node) as publisher,
         hearing(central, heard),
     ):
         await publisher.publish(f"{topics.base}/{leaf}", leaf.encode(), qos=1)
@@ -74,12 +90,12 @@ async def test_node_writes_its_own_up_topics_and_central_hears_it(broker: Broker
 
 
 @pytest.mark.parametrize("leaf", DOWN_LEAVES)
-async def test_node_reads_its_own_down_topics(broker: Broker, leaf: str):
+async def test_node_reads_its_own_down_topics(doors: Doors, leaf: str):
     topics = branch()
     user = "central-inbox" if leaf == "logack" else "central-worker"
     async with (
-        client(broker, user) as central,
-        client(broker, topics.node) as listener,
+        client(doors, user) as central,
+        client(doors, topics.node) as listener,
         hearing(listener, f"{topics.base}/{leaf}"),
     ):
         await central.publish(f"{topics.base}/{leaf}", leaf.encode(), qos=1)
@@ -87,37 +103,58 @@ async def test_node_reads_its_own_down_topics(broker: Broker, leaf: str):
 
 
 @pytest.mark.parametrize("leaf", UP_LEAVES)
-def test_node_cannot_speak_for_another(broker: Broker, leaf: str):
+def test_node_cannot_speak_for_another(doors: Doors, leaf: str):
     own, victim = branch(), branch()
-    assert broker.refuses_publish(username=own.node, topic=f"{victim.base}/{leaf}")
+    assert doors.refuses_publish(username=own.node, topic=f"{victim.base}/{leaf}")
     # The same sentence on its own branch is heard: it was the branch, not the sentence.
-    assert not broker.refuses_publish(username=own.node, topic=f"{own.base}/{leaf}")
+    assert not doors.refuses_publish(username=own.node, topic=f"{own.base}/{leaf}")
 
 
 @pytest.mark.parametrize("leaf", DOWN_LEAVES)
-def test_node_cannot_command_another_nor_itself(broker: Broker, leaf: str):
+def test_node_cannot_command_another_nor_itself(doors: Doors, leaf: str):
     own, victim = branch(), branch()
-    assert broker.refuses_publish(username=own.node, topic=f"{victim.base}/{leaf}")
-    assert broker.refuses_publish(username=own.node, topic=f"{own.base}/{leaf}")
+    assert doors.refuses_publish(username=own.node, topic=f"{victim.base}/{leaf}")
+    assert doors.refuses_publish(username=own.node, topic=f"{own.base}/{leaf}")
 
 
-@pytest.mark.parametrize("pattern", ["{victim}/#", "{victim}/cmd/#", "sgm/v1/+/+/cmd/#", "#", ALL_PRESENCE])
-async def test_node_reads_nothing_of_another_however_it_asks(broker: Broker, pattern: str):
+WIDE = [
+    "{victim}/#",
+    "{victim}/cmd/#",
+    "sgm/v1/+/+/cmd/#",
+    "sgm/v1/#",
+    "sgm/+/#",
+    "+/+/+/+/cmd/+",
+    "#",
+    "$share/x/#",
+    "$share/x/{victim}/cmd/#",
+    "$share/inbox/sgm/v1/+/+/hb",
+    "sgm/v1/other-tenant/#",
+    ALL_PRESENCE,
+    responses_to("+"),
+]
+
+
+@pytest.mark.parametrize("pattern", WIDE)
+async def test_node_reads_nothing_of_another_however_it_asks(doors: Doors, pattern: str):
     victim, topics = branch(), branch()
-    async with client(broker, "central-worker") as central, client(broker, topics.node) as listener:
+    async with client(doors, "central-worker") as central, client(doors, topics.node) as listener:
         # The broker may accept a wide subscription; what counts is that nothing comes through it.
         await listener.subscribe(pattern.format(victim=victim.base), qos=1)
         await listener.subscribe(topics.commands, qos=1)
         for leaf in ("cmd/setpoint", "desired/config"):
             await central.publish(f"{victim.base}/{leaf}", b"secret", qos=1)
+            await central.publish(f"sgm/v1/other-tenant/{victim.node}/{leaf}", b"secret", qos=1)
+        async with client(doors, victim.node) as other:
+            for leaf in ("hb", "presence", "rsp/worker-1"):
+                await other.publish(f"{victim.base}/{leaf}", b"secret", qos=1)
         await central.publish(topics.command("ping"), b"last", qos=1)
         # In order: had the others come through, they would have come first.
         assert await received(listener) == b"last"
 
 
-async def test_retained_document_of_another_node_stays_hidden(broker: Broker):
+async def test_retained_document_of_another_node_stays_hidden(doors: Doors):
     victim, topics = branch(), branch()
-    async with client(broker, "central-worker") as central, client(broker, topics.node) as listener:
+    async with client(doors, "central-worker") as central, client(doors, topics.node) as listener:
         await central.publish(victim.document("config"), b"secret", qos=1, retain=True)
         await listener.subscribe("sgm/v1/+/+/desired/#", qos=1)
         await listener.subscribe(topics.commands, qos=1)
@@ -125,26 +162,26 @@ async def test_retained_document_of_another_node_stays_hidden(broker: Broker):
         assert await received(listener) == b"last"
 
 
-async def test_answer_for_another_node_does_not_reach_the_worker(broker: Broker):
+async def test_answer_for_another_node_does_not_reach_the_worker(doors: Doors):
     own, victim = branch(), branch()
-    async with client(broker, "central-worker") as central, client(broker, own.node) as intruder:
+    async with client(doors, "central-worker") as central, client(doors, own.node) as intruder:
         await central.subscribe(responses_to("worker-7"), qos=1)
         await intruder.publish(victim.response("worker-7"), b"forged", qos=1)
         await intruder.publish(own.response("worker-7"), b"own", qos=1)
         assert await received(central) == b"own"
 
 
-def test_inbox_cannot_command_and_worker_cannot_acknowledge_logs(broker: Broker):
+def test_inbox_cannot_command_and_worker_cannot_acknowledge_logs(doors: Doors):
     topics = branch()
-    assert broker.refuses_publish(username="central-inbox", topic=topics.command("setpoint"))
-    assert broker.refuses_publish(username="central-worker", topic=topics.log_ack)
+    assert doors.refuses_publish(username="central-inbox", topic=topics.command("setpoint"))
+    assert doors.refuses_publish(username="central-worker", topic=topics.log_ack)
 
 
-async def test_user_name_with_a_wildcard_owns_no_branch(broker: Broker):
+async def test_user_name_with_a_wildcard_owns_no_branch(doors: Doors):
     # `%u` is replaced by the user name: one called `+` must not thereby read everybody's commands.
     victim = branch()
-    assert broker.refuses_publish(username="+", topic=victim.presence)
-    async with client(broker, "+") as intruder, client(broker, "central-worker") as central:
+    assert doors.refuses_publish(username="+", topic=victim.presence)
+    async with client(doors, "+") as intruder, client(doors, "central-worker") as central:
         await intruder.subscribe(victim.commands, qos=1)
         await central.publish(victim.command("setpoint"), b"secret", qos=1)
         with pytest.raises(TimeoutError):
@@ -167,9 +204,9 @@ async def test_wrong_password_and_unknown_user_stay_outside(broker: Broker):
                 pass
 
 
-async def test_response_properties_pass_the_broker(broker: Broker):
+async def test_response_properties_pass_the_broker(doors: Doors):
     topics = branch()
-    async with client(broker, "central-worker") as central, client(broker, topics.node) as listener:
+    async with client(doors, "central-worker") as central, client(doors, topics.node) as listener:
         await listener.subscribe(topics.commands, qos=1)
         properties: Any = Properties(PacketTypes.PUBLISH)
         properties.ResponseTopic = topics.response("worker-1")
@@ -180,3 +217,31 @@ async def test_response_properties_pass_the_broker(broker: Broker):
         received: Any = message.properties
         assert received.ResponseTopic == topics.response("worker-1")
         assert received.CorrelationData == b"42"
+
+
+async def test_will_on_the_topic_of_another_is_not_published(doors: Doors):
+    own, victim = branch(), branch()
+    forged = aiomqtt.Will(victim.presence, b"forged", qos=1, retain=True)
+    async with client(doors, "central-inbox") as central:
+        await central.subscribe(ALL_PRESENCE, qos=1)
+        with suppress(aiomqtt.MqttError):
+            async with client(doors, own.node, will=forged) as intruder:
+                # The connection breaks without a good-bye: the broker speaks the last will.
+                intruder._client.socket().shutdown(socket.SHUT_RDWR)
+                await asyncio.wait_for(asyncio.shield(intruder._disconnected), ANSWER_S)
+        async with client(doors, victim.node) as rightful:
+            await rightful.publish(victim.presence, b"own", qos=1, retain=True)
+        assert await received(central, of=victim) == b"own"
+
+
+@pytest.mark.parametrize("leaf", ["logack", "cmd/setpoint", "desired/manifest", "desired/config"])
+def test_node_cannot_speak_as_central_in_another_tenant(doors: Doors, leaf: str):
+    own = branch()
+    assert doors.refuses_publish(username=own.node, topic=f"sgm/v1/other-tenant/{own.node}/{leaf}")
+
+
+@pytest.mark.parametrize(
+    "topic", ["sgm/v1/x", "$SYS/broker/uptime", "$CONTROL/dynamic-security/v1", "anything"]
+)
+def test_node_writes_nothing_outside_the_wire(doors: Doors, topic: str):
+    assert doors.refuses_publish(username=branch().node, topic=topic)

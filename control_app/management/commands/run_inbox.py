@@ -17,10 +17,10 @@ from uuid import UUID
 import structlog
 from django.conf import settings
 from django.core.management.base import BaseCommand
-from django.db import InterfaceError, OperationalError, close_old_connections
+from django.db import close_old_connections
 
 from control_app import inbox
-from control_app.node_logs import ReceivedLog
+from control_app.node_logs import DATABASE_TROUBLE, ReceivedLog
 from devices_app.telemetry import ReceivedReadings
 from edge.wire import codec
 from edge.wire.codec import WireError
@@ -107,7 +107,9 @@ class Inbox:
     def __init__(self) -> None:
         self._waiting = _Waiting()
         self._held: list[Arrived] = []
+        self._held_since = 0.0
         self._retry_at = 0.0
+        self._answered_at = 0.0
         self._tenants = KnownTenants()
         self._database_failed_at: float | None = None
         everything = (ALL_PRESENCE, ALL_HEARTBEATS, ALL_REPORTED, ALL_LOGS, ALL_TELEMETRY)
@@ -169,7 +171,7 @@ class Inbox:
         """Those whose topic names the tenant of their node: the broker's access list leaves that open."""
         try:
             self._tenants.load(item.topics.node for item in items)
-        except (OperationalError, InterfaceError) as error:
+        except DATABASE_TROUBLE as error:
             self._database_failed(leaf, items, error)
             return []
         return [item for item in items if self._tenants.is_right(item.topics)]
@@ -203,17 +205,30 @@ class Inbox:
             handle([said for _, said in items])
         except LiveUnavailable as error:
             log.warning("messages_lost", kind=leaf, count=len(items), error=error.detail)
-        except (OperationalError, InterfaceError) as error:
-            self._database_failed(leaf, [item for item, _ in items], error)
-        except Exception:  # the top of this process: one odd message must not end it, nor cost its neighbours
-            if len(items) == 1:
-                log.exception("message_failed", topic=items[0][0].arrived.topic)
-                return
-            middle = len(items) // 2
-            self._handle_all(leaf, items[:middle], handle)
-            self._handle_all(leaf, items[middle:], handle)
+        except DATABASE_TROUBLE as error:
+            if self._is_one_of_these_to_blame(items):
+                self._handle_halves(leaf, items, handle, error)
+            else:
+                self._database_failed(leaf, [item for item, _ in items], error)
+        except Exception as error:  # noqa: BLE001 - the top of this process: one odd message must not end it
+            self._handle_halves(leaf, items, handle, error)
         else:
             self._database_answered()
+
+    def _handle_halves(
+        self,
+        leaf: str,
+        items: list[tuple[_Sorted, T]],
+        handle: Callable[[Sequence[T]], None],
+        error: Exception,
+    ) -> None:
+        """Find the one which cannot be handled, so that it costs its neighbours nothing."""
+        if len(items) == 1:
+            log.error("message_failed", topic=items[0][0].arrived.topic, exc_info=error)
+            return
+        middle = len(items) // 2
+        self._handle_all(leaf, items[:middle], handle)
+        self._handle_all(leaf, items[middle:], handle)
 
     def _take_logs(self, received: Sequence[ReceivedLog]) -> None:
         acknowledgements = inbox.on_logs(received)
@@ -232,6 +247,8 @@ class Inbox:
         """Keep what no node sends again; a log batch is not acknowledged, and comes again."""
         close_old_connections()
         now = time.monotonic()
+        if not self._held:
+            self._held_since = now
         if self._database_failed_at is None:
             self._database_failed_at = now
             log.error("database_unavailable", error=str(error))
@@ -242,7 +259,12 @@ class Inbox:
             if len(kept) < len(items):
                 self._waiting.count_dropped(len(items) - len(kept))
 
+    def _is_one_of_these_to_blame(self, items: list[tuple[_Sorted, T]]) -> bool:
+        """Tell whether the database took other messages since it refused one of these."""
+        return any(item.arrived.monotonic_s < self._held_since < self._answered_at for item, _ in items)
+
     def _database_answered(self) -> None:
+        self._answered_at = time.monotonic()
         if self._database_failed_at is not None:
             gone_s = time.monotonic() - self._database_failed_at
             self._database_failed_at = None
