@@ -235,13 +235,13 @@ def node_presence_record(*, node_id: uuid.UUID, online: bool, session: str, boot
     return bool(nodes_presence_record([change]))
 
 
-def nodes_presence_record(changes: Sequence[PresenceChange]) -> int:
-    """Note which nodes came and went, in this order, as `node_presence_record` does. How many transitions."""
+def nodes_presence_record(changes: Sequence[PresenceChange]) -> list[PresenceChange]:
+    """Note which nodes came and went, in this order, as `node_presence_record` does. The transitions."""
     # Nearly always all is known, and nobody need wait for these rows.
     known = {node.pk: node for node in _presence_rows(changes)}
     wanted = [change for change in changes if change.node_id in known]
     if not any(_presence_apply(known[change.node_id], change) for change in wanted):
-        return 0
+        return []
     now = timezone.now()
     came_or_went: list[PresenceChange] = []
     with transaction.atomic():
@@ -271,7 +271,7 @@ def nodes_presence_record(changes: Sequence[PresenceChange]) -> int:
         log.info(event, node=str(change.node_id), session=change.session)
     if len(came_or_went) > LOGGED_EACH:
         log.warning("many_nodes_came_or_went", nodes=len(came_or_went))
-    return len(came_or_went)
+    return came_or_went
 
 
 def _presence_rows(changes: Iterable[PresenceChange]) -> QuerySet[Node]:
@@ -315,7 +315,7 @@ def nodes_presence_settle() -> tuple[int, int]:
         if presence[node.pk].is_heard(now=now)
         and (not node.online or node.session != presence[node.pk].session)
     ]
-    return nodes_presence_record(silent), nodes_presence_record(heard)
+    return len(nodes_presence_record(silent)), len(nodes_presence_record(heard))
 
 
 def nodes_alarms_judge(*, now: datetime) -> tuple[int, int]:

@@ -7,6 +7,7 @@ The options said here are the ones the design argues for: MQTT 5 only, Clean Sta
 from __future__ import annotations
 
 import asyncio
+import copy
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -33,6 +34,10 @@ IN_FLIGHT = 1000
 TOGETHER = 200
 # With default sockets a QoS 1 request and response meets Nagle and delayed ACK: 88 ms instead of 0.5.
 NO_DELAY = ((socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),)
+
+
+# To be copied: to make one takes longer than all else that a message costs here.
+_PUBLISH = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
 
 
 class LinkDown(Exception):  # noqa: N818 - states the fault, as the style asks
