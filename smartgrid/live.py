@@ -168,6 +168,30 @@ def known_since(*, at: float) -> float:
     return min(since, at)
 
 
+def text_write(key: str, text: str, *, expires_s: int) -> None:
+    """Keep a text for a while."""
+    try:
+        client().set(key, text, ex=expires_s)
+    except redis.RedisError as error:
+        raise LiveUnavailable(f"Redis does not answer: {error}") from error
+
+
+def text_read(key: str) -> str | None:
+    """A text that was kept; None where there is none any longer."""
+    try:
+        return cast("str | None", client().get(key))
+    except redis.RedisError as error:
+        raise LiveUnavailable(f"Redis does not answer: {error}") from error
+
+
+def key_remove(key: str) -> None:
+    """Forget what is kept under this key."""
+    try:
+        client().delete(key)
+    except redis.RedisError as error:
+        raise LiveUnavailable(f"Redis does not answer: {error}") from error
+
+
 def list_push(key: str, value: str, *, expires_s: int) -> None:
     """Add to the end of a list that somebody may be waiting on."""
     try:
