@@ -92,6 +92,8 @@ def authority_make(
         directory.parent.mkdir(parents=True, exist_ok=True)
         unfinished = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
         try:
+            # The broker's user passes through here to what is its own, and can list and read nothing else.
+            unfinished.chmod(0o711)
             (unfinished / BROKER).mkdir(mode=0o750)
             for name in (CENTRAL, NODES):
                 root = _root_make(f"Smart Grid Manager {name}", now)

@@ -72,6 +72,17 @@ def judge_alarms() -> None:
     nodes_alarms_judge(now=timezone.now())
 
 
+@shared_task(name="sites_app.tasks.enforce_revocations")  # type: ignore[untyped-decorator]
+def enforce_revocations() -> None:
+    """Tell the broker which certificates it must refuse, and end what they opened (`SGM_CA_DIR`)."""
+    if not settings.SGM_CA_DIR:
+        return
+    # Here, so that a web process which only queues tasks does not load the broker's client.
+    from sites_app.revocation import revocations_enforce  # noqa: PLC0415
+
+    revocations_enforce(now=timezone.now())
+
+
 @shared_task(name="sites_app.tasks.forget_alarms")  # type: ignore[untyped-decorator]
 def forget_alarms() -> None:
     """Delete alarms that were cleared long ago (`SGM_ALARM_HISTORY_DAYS`)."""

@@ -53,6 +53,12 @@ app.conf.beat_schedule = {
         "schedule": 10.0,
         "options": {"queue": "sync", "expires": 10},
     },
+    # What a renewal superseded, and what a revocation could not bring to the broker at once.
+    "enforce revocations": {
+        "task": "sites_app.tasks.enforce_revocations",
+        "schedule": 60.0,
+        "options": {"queue": "sync", "expires": 60},
+    },
     "forget old alarms": {
         "task": "sites_app.tasks.forget_alarms",
         "schedule": 86400.0,

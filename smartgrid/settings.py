@@ -5,6 +5,7 @@ Every variable stands in `.env.example` with its unit, default and effect.
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 from django.conf import global_settings
@@ -48,6 +49,7 @@ INSTALLED_APPS = [
     "rest_framework",
     "oauth2_provider",
     "django_celery_beat",
+    "import_export",
     "smartgrid.apps.SmartgridConfig",
     "sites_app",
     "devices_app",
@@ -171,6 +173,8 @@ SGM_MQTT_TLS_CERTIFICATES = {
 # Publish and subscribe on connections of their own, for brokers which cannot switch Nagle off.
 SGM_MQTT_SPLIT_CONNECTIONS = env_bool("SGM_MQTT_SPLIT_CONNECTIONS", default=False)
 # Several inbox processes share the messages; off for brokers that know no shared subscriptions.
+# The inbox processes as one reader. A node that knew the name could join, and messages would be lost in it.
+SGM_MQTT_INBOX_GROUP = f"inbox-{hashlib.sha256(f'inbox group {SECRET_KEY}'.encode()).hexdigest()[:32]}"
 SGM_MQTT_SHARED_SUBSCRIPTIONS = env_bool("SGM_MQTT_SHARED_SUBSCRIPTIONS", default=True)
 
 # --- what is kept, and for how long -----------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """A node's identity on disk: its key, which never leaves, its certificate, and whom it believes.
 
-`identity.json` says who the node is and whom it believes, `identity.pem` holds key and certificate: both are replaced in one step each, so a process may die between any two.
+`identity.json` says who the node is and whom it believes, `identity.pem` holds key and certificate: both are
+replaced in one step each, so a process may die between any two.
 """
 
 from __future__ import annotations

@@ -26,14 +26,12 @@ ALL_LOGS = f"{ROOT}/+/+/log"
 ALL_TELEMETRY = f"{ROOT}/+/+/tele"
 
 
-# The inbox processes as one reader: the broker gives each message to one of them.
-INBOX_GROUP = "inbox"
-
-
 def shared(topic_filter: str, *, group: str) -> str:
     """The subscription by which all members of a group share what a topic filter brings.
 
-    The broker gives each message to one member; none gets retained messages (MQTT 5, 4.8.2).
+    The broker gives each message to one member; none gets retained messages (MQTT 5, 4.8.2). mosquitto lets
+    anybody join a group, and what it gives to a member who may not read it is lost for the others: the name
+    of a group must be known to its members alone.
     """
     return f"$share/{group}/{topic_filter}"
 

@@ -6,6 +6,7 @@ All of it twice: on the demo's broker with passwords, and with certificates as i
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 import uuid
 from collections.abc import AsyncIterator
@@ -14,10 +15,11 @@ from typing import Any
 
 import aiomqtt
 import pytest
+from django.conf import settings
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from edge.wire.topics import ALL_PRESENCE, NodeTopics, responses_to
+from edge.wire.topics import ALL_HEARTBEATS, ALL_PRESENCE, NodeTopics, responses_to, shared
 from tests.servers import Broker, Doors
 
 pytestmark = pytest.mark.services
@@ -227,7 +229,9 @@ async def test_will_on_the_topic_of_another_is_not_published(doors: Doors):
         with suppress(aiomqtt.MqttError):
             async with client(doors, own.node, will=forged) as intruder:
                 # The connection breaks without a good-bye: the broker speaks the last will.
-                intruder._client.socket().shutdown(socket.SHUT_RDWR)
+                connection = intruder._client.socket()
+                assert isinstance(connection, socket.socket)
+                connection.shutdown(socket.SHUT_RDWR)
                 await asyncio.wait_for(asyncio.shield(intruder._disconnected), ANSWER_S)
         async with client(doors, victim.node) as rightful:
             await rightful.publish(victim.presence, b"own", qos=1, retain=True)
@@ -245,3 +249,28 @@ def test_node_cannot_speak_as_central_in_another_tenant(doors: Doors, leaf: str)
 )
 def test_node_writes_nothing_outside_the_wire(doors: Doors, topic: str):
     assert doors.refuses_publish(username=branch().node, topic=topic)
+
+
+async def test_node_takes_nothing_away_from_the_inboxes_by_sharing_their_subscription(doors: Doors):
+    # A group's name is all that keeps strangers out of it, and what they are given is lost for the others.
+    group = settings.SGM_MQTT_INBOX_GROUP
+    own, victim = branch(), branch()
+    async with (
+        client(doors, "central-inbox") as central,
+        client(doors, own.node) as intruder,
+        client(doors, victim.node) as rightful,
+    ):
+        await central.subscribe(shared(ALL_HEARTBEATS, group=group), qos=1)
+        for guess in ("inbox", "x", "+", "#", "inbox-", group[:-1]):
+            with suppress(aiomqtt.MqttError):
+                await intruder.subscribe(shared(ALL_HEARTBEATS, group=guess), qos=1)
+        for number in range(20):
+            await rightful.publish(victim.heartbeat, str(number).encode(), qos=1)
+        assert [await received(central, of=victim) for _ in range(20)] == [
+            str(number).encode() for number in range(20)
+        ]
+
+
+def test_name_of_the_inboxes_group_cannot_be_guessed():
+    assert re.fullmatch(r"inbox-[0-9a-f]{32}", settings.SGM_MQTT_INBOX_GROUP)
+    assert settings.SECRET_KEY not in settings.SGM_MQTT_INBOX_GROUP
