@@ -124,6 +124,7 @@ class Outbox:
         self._db = db
         # Under this name go the entries that this process writes.
         self.store_id = uuid.uuid4().hex
+        self._own = {self.store_id}
         self._encode = msgspec.json.Encoder().encode
         self._dated = msgspec.json.Decoder(_Dated)
         self._memory = {stream: _Memory() for stream in Stream}
@@ -165,7 +166,8 @@ class Outbox:
         if not self._db.rows(
             "SELECT 1 FROM numbering WHERE stream = ? AND store = ?", (stream, self.store_id)
         ):
-            self._number_anew(stream, behind=seq)
+            row = (stream, seq, self.store_id)
+            self._db.execute("INSERT OR REPLACE INTO numbering VALUES (?, ?, ?)", row)
         size = 0
         rows = []
         for number, entry in enumerate(entries, start=seq + 1):
@@ -227,9 +229,6 @@ class Outbox:
             first, rows[len(entries) - 1][0] - numbering.behind, entries, numbering.store, numbering.behind
         )
 
-    def _number_anew(self, stream: Stream, *, behind: int) -> None:
-        self._db.execute("INSERT OR REPLACE INTO numbering VALUES (?, ?, ?)", (stream, behind, self.store_id))
-
     def _numbering(self, stream: Stream, row: int) -> _Numbering:
         """How the entry in this row is numbered."""
         before = (
@@ -255,23 +254,27 @@ class Outbox:
         row = behind + last
         return Acknowledged(row if until is None else min(row, until), until is not None and row > until)
 
-    def begin_anew(self) -> None:
-        """Number all that is not acknowledged, and what comes, from 1 under the name of another store.
+    def begin_anew(self, stream: Stream, *, store: str, behind: int) -> None:
+        """Number what is left of a store behind this row, from 1, under another name.
 
-        Entries of former processes keep their names and numbers. `StoreFailed`: nothing has changed.
+        Where it is the store of this process, what it writes from now on goes there too. `StoreFailed`:
+        nothing has changed.
         """
-        earlier, self.store_id = self.store_id, uuid.uuid4().hex
-        try:
-            with self._db.transaction():
-                for stream in Stream:
-                    own = self._db.rows(
-                        "SELECT behind FROM numbering WHERE stream = ? AND store = ?", (stream, earlier)
-                    )
-                    if own:
-                        self._number_anew(stream, behind=max(self._acknowledged[stream], int(own[0][0])))
-        except StoreFailed:
-            self.store_id = earlier
-            raise
+        found = self._db.rows("SELECT behind FROM numbering WHERE stream = ? AND store = ?", (stream, store))
+        begins = int(found[0][0]) if found else 0
+        behind, until = max(behind, begins), self._numbering(stream, begins + 1).until
+        if until is not None and behind >= until:
+            # Nothing is left of it, or that has another name already.
+            return
+        name = uuid.uuid4().hex
+        self._db.execute("INSERT OR REPLACE INTO numbering VALUES (?, ?, ?)", (stream, behind, name))
+        if store in self._own:
+            self._own.add(name)
+            self.store_id = name
+
+    def is_own(self, store: str) -> bool:
+        """Whether this is a store of this process: nobody but it can have sent anything of that."""
+        return store in self._own
 
     def is_empty(self, stream: Stream) -> bool:
         """Whether nothing of this stream lies on the disk."""

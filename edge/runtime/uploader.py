@@ -17,7 +17,7 @@ from edge.runtime.clock import Clock
 from edge.runtime.database import StoreFailed
 from edge.runtime.outbox import Batch, Outbox
 from edge.wire import codec
-from edge.wire.messages import LogBatch, LogEntry, Stream
+from edge.wire.messages import NEVER_SENT, LogBatch, LogEntry, Stream
 
 log = structlog.get_logger()
 
@@ -178,22 +178,17 @@ class Uploader:
             found = self._outbox.find(self._stream, store=store, last=last)
             if found is None:
                 return
+            if last >= NEVER_SENT or (found.row > self._sent_last and self._outbox.is_own(store)):
+                # This machine was put back while it ran: central has something else under these numbers, and
+                # has taken nothing. It is sent again, by another name, when it is not acknowledged in time.
+                log.error("central has what was not sent", stream=self._stream.value, last=last)
+                self._outbox.begin_anew(self._stream, store=store, behind=self._acknowledged_last)
+                return
             if found.is_ahead and not self._told_old:
                 log.error(
                     "this disk is older than what central has of it", stream=self._stream.value, last=last
                 )
                 self._told_old = True
-            if found.row > self._sent_last and store == self._outbox.store_id:
-                # This machine was put back while it ran: under these numbers central has what it sent in
-                # another life. What was not acknowledged in this one goes again under another name, and
-                # central knows by its content what it has of that (ADR 0017).
-                log.error("central has what was not sent", stream=self._stream.value, last=last)
-                self._outbox.begin_anew()
-                if not self._began_anew:
-                    # At once; but not again and again, where it is central that is wrong.
-                    self._began_anew = True
-                    self._acknowledged.set()
-                return
             # What was never sent cannot have been committed, whatever a restored central thinks.
             last = min(found.row, self._sent_last)
             while self._outbox.acknowledged(self._stream, last=last):

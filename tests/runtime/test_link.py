@@ -520,7 +520,7 @@ async def test_acknowledgement_of_another_store_or_beyond_what_was_sent_deletes_
     rig.central.heard.clear()
     command = await rig.central.setpoint(INVERTER_01=60)
     entry = await rig.central.expect_entry(lambda entry: entry.command_id == command)
-    # Not under numbers that central thinks it has.
+    # What this process writes has a name of its own, whatever central thinks to have of the former one.
     assert entry.seq == 1
     assert {batch.store for batch in rig.central.all(LogBatch)}.isdisjoint({batch.store})
 
