@@ -14,8 +14,10 @@ import structlog
 from django.db import transaction
 
 from control_app.node_logs import ReceivedLog, logs_record
+from control_app.pings import nodes_greet
 from control_app.services import command_resolve, commands_undelivered, nodes_in_doubt
 from devices_app.retirement import nodes_retiring, retired_record
+from devices_app.services import device_values_follow
 from devices_app.telemetry import ReceivedReadings, readings_record
 from edge.wire.messages import LogAck, Presence
 from edge.wire.topics import NodeTopics
@@ -35,12 +37,13 @@ ACCEPTANCE_OVER_S = 10.0
 def on_heartbeats(received: Sequence[ReceivedHeartbeat]) -> None:
     """Signs of life. One of a session that nobody knew of is as good as the birth that got lost."""
     births = heartbeats_note(received)
-    nodes_presence_record(
+    changes = nodes_presence_record(
         [
             PresenceChange(node_id=UUID(birth.node_id), online=True, session=birth.beat.session)
             for birth in births
         ]
     )
+    nodes_greet(change.node_id for change in changes)
 
 
 def on_presences(received: Sequence[ReceivedPresence]) -> None:
@@ -51,7 +54,7 @@ def on_presences(received: Sequence[ReceivedPresence]) -> None:
         # Whether they were overtaken cannot be told then; the heartbeats will tell.
         log.warning("presence_not_kept", count=len(received), error=error.detail)
         taken = list(received)
-    nodes_presence_record(
+    changes = nodes_presence_record(
         [
             PresenceChange(
                 node_id=UUID(item.node_id),
@@ -62,6 +65,7 @@ def on_presences(received: Sequence[ReceivedPresence]) -> None:
             for item in taken
         ]
     )
+    nodes_greet(change.node_id for change in changes if change.online)
 
 
 def on_reports(received: Sequence[ReceivedReport]) -> None:
@@ -87,6 +91,9 @@ def on_reports(received: Sequence[ReceivedReport]) -> None:
     nodes_alarms_mirror([(taken.node, taken.received.reported.alarms) for taken in reports])
     # Few nodes have anything to be settled, and all of them report.
     nodes = [taken.node for taken in reports]
+    device_values_follow(
+        (taken.node.pk, taken.received.reported) for taken in reports if not taken.received.retained
+    )
     retiring, in_doubt = nodes_retiring(nodes), nodes_in_doubt(nodes)
     for taken in reports:
         node, reported = taken.node, taken.received.reported

@@ -227,8 +227,8 @@ class _Context:
     # By sequence; of the node that speaks of them, or not.
     commands: dict[int, ControlCommand]
     devices: dict[tuple[UUID, str], Device]
-    # The nodes and streams of which some store is forked, and which.
-    forked: dict[tuple[UUID, str], set[str]]
+    # The nodes of which some store is forked, and which.
+    forked: dict[UUID, set[str]]
 
     @classmethod
     def of(cls, items: Sequence[_Item], positions: dict[_Key, NodeStream]) -> _Context:
@@ -245,10 +245,10 @@ class _Context:
         tags = {tag for _, entry in fresh if entry.kind in DEVICE_ERRORS for tag in entry.devices}
         nodes = {item.node.pk for item in items}
         devices = Device.objects.filter(node_id__in=nodes, device_tag__in=tags) if tags else []
-        forked: dict[tuple[UUID, str], set[str]] = defaultdict(set)
+        forked: dict[UUID, set[str]] = defaultdict(set)
         for key, position in positions.items():
             if position.forked:
-                forked[key.node_id, key.stream].add(key.store)
+                forked[key.node_id].add(key.store)
         return cls(
             positions=positions,
             commands={command.sequence: command for command in commands},
@@ -287,7 +287,7 @@ class _Context:
 
     def may_be_known(self, item: _Item, entry: LogEntry) -> bool:
         """Tell whether an entry is from before its store was heard of, while the node had one that forked."""
-        others = self.forked.get((item.key.node_id, item.key.stream), set()) - {item.key.store}
+        others = self.forked.get(item.key.node_id, set()) - {item.key.store}
         return bool(others) and _moment(item, entry) < self.positions[item.key].since
 
 

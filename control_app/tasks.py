@@ -26,9 +26,9 @@ def settle_requests() -> None:
 
 
 @shared_task(name="control_app.tasks.ping_nodes")  # type: ignore[untyped-decorator]
-def ping_nodes() -> None:
+def ping_nodes(node_ids: list[str] | None = None) -> None:
     """Ask every reachable node for a sign that it hears us, and tell it what its clock is judged by."""
-    nodes_ping(dispatcher())
+    nodes_ping(dispatcher(), node_ids=node_ids)
 
 
 @shared_task(name="control_app.tasks.logs_retain")  # type: ignore[untyped-decorator]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any, TypedDict, Unpack
 
@@ -14,6 +15,7 @@ from devices_app.choices import BoundOrigin, ValueKind
 from devices_app.config import CONFIG
 from devices_app.models import Device, DeviceBound, DeviceType
 from devices_app.retirement import Place, place_free_check, places_lock, retirement_begin, waits_at
+from edge.wire.messages import Reported
 from sites_app.documents import node_documents_render, nodes_documents_render, nodes_render_later
 from sites_app.models import Node
 from smartgrid.errors import Conflict, Invalid, NotFound
@@ -287,6 +289,29 @@ def _node_check(node: Node) -> None:
     """Refuse a node that has moved to another site, or was deleted, before its site was locked."""
     if not Node.objects.filter(pk=node.pk, site=node.site_id).exists():
         raise Conflict(f"{node.name} is no longer a node of this site.", code="moved")
+
+
+def device_values_follow(reports: Iterable[tuple[uuid.UUID, Reported]]) -> None:
+    """Record what nodes say their devices hold, schedules and defaults among it.
+
+    A device is left alone where a later command than the node had accepted when it said so has confirmed
+    another value.
+    """
+    said = {node_id: reported for node_id, reported in reports if reported.values}
+    if not said:
+        return
+    # Mostly many at once, as a slot of one schedule begins.
+    changed: dict[tuple[float, int], list[uuid.UUID]] = defaultdict(list)
+    devices = Device.objects.filter(node_id__in=said).order_by("pk")
+    for pk, node_id, tag, value, sequence in devices.values_list(
+        "pk", "node_id", "device_tag", "value", "value_sequence"
+    ):
+        reported = said[node_id]
+        now = reported.values.get(tag)
+        if now is not None and now != value and sequence <= reported.sequences.get(tag, 0):
+            changed[now, sequence].append(pk)
+    for (now, sequence), keys in sorted(changed.items()):
+        Device.objects.filter(pk__in=keys, value_sequence=sequence).update(value=now)
 
 
 def _device_lock(device: Device) -> Device:

@@ -12,7 +12,9 @@ import msgspec
 import structlog
 from django.conf import settings
 from django.db import IntegrityError, connection, transaction
+from django.db.backends.signals import connection_created
 from django.db.models import Q
+from django.dispatch import receiver
 
 from devices_app.models import (
     Device,
@@ -85,6 +87,13 @@ _warned: set[tuple[str, ...]] = set()
 _Row = tuple[int, datetime, float, int]
 
 
+@receiver(connection_created)
+def _forget(**_: object) -> None:
+    """What was read over a former connection may not be so any more: a backup may have been restored."""
+    _remembered.clear()
+    _days_there.clear()
+
+
 def readings_record(received: Sequence[ReceivedReadings]) -> None:
     """Store these readings, each once however often it comes, and keep the newest of each series at hand.
 
@@ -92,19 +101,22 @@ def readings_record(received: Sequence[ReceivedReadings]) -> None:
     What cannot be stored is counted in `dropped` and logged once: readings of unknown nodes and devices, of
     names no profile has, values beyond 1e15, and those older than the history is kept. A reading without a
     time is dated by its receipt. One from more than five minutes ahead has a wrong clock behind it: the
-    newest of its message is dated by receipt, the others as far from that one as they say. Without Redis the
-    history is kept all the same.
+    newest that the node sent at that moment is dated by receipt, the others as far from it as they say.
+    Without Redis the history is kept all the same.
     """
     nodes = _nodes_known({item.node_id for item in received})
     _series_find(received, nodes)
     rows: list[_Row] = []
     newest: dict[int, tuple[datetime, TelemetryPoint, _NodeSeries]] = {}
-    for item in received:
+    times = [_times(item) for item in received]
+    shifts = _shifts(received, times, nodes)
+    for item, measured in zip(received, times, strict=True):
         node = nodes.get(item.node_id)
         if node is None:
             _drop("unknown_node", len(item.points), node=item.node_id)
             continue
-        _take(item, node, rows, newest)
+        shift = shifts.get((item.node_id, item.received))
+        _take(item, times=measured, node=node, shift=shift, rows=rows, newest=newest)
     if rows:
         # In one order in every process, so that no two wait for each other.
         rows.sort()
@@ -181,14 +193,12 @@ def _series_read(nodes: Collection[_NodeSeries]) -> None:
     rows = TelemetrySeries.objects.filter(
         Q(device_id__in=of_device) | Q(node_id__in=of_node), site_id__in={node.site_id for node in nodes}
     )
-    for row in rows.only("id", "site_id", "node_id", "device_id", "key", "unit"):
-        if row.device_id is not None:
-            node, tag = of_device[row.device_id]
-        else:
-            assert row.node_id is not None
-            node, tag = of_node[row.node_id], ""
-        if row.site_id == node.site_id:
-            node.series[tag, row.key, row.unit] = row.pk
+    for pk, site_id, node_id, device_id, key, unit in rows.values_list(
+        "pk", "site_id", "node_id", "device_id", "key", "unit"
+    ):
+        node, tag = of_device[device_id] if device_id in of_device else (of_node[node_id], "")
+        if site_id == node.site_id:
+            node.series[tag, key, unit] = pk
 
 
 def _series_new(node: _NodeSeries, places: Iterable[Place]) -> list[TelemetrySeries]:
@@ -218,14 +228,17 @@ def _series_new(node: _NodeSeries, places: Iterable[Place]) -> list[TelemetrySer
 
 def _take(
     item: ReceivedReadings,
+    *,
+    times: Sequence[datetime],
     node: _NodeSeries,
+    shift: timedelta | None,
     rows: list[_Row],
     newest: dict[int, tuple[datetime, TelemetryPoint, _NodeSeries]],
 ) -> None:
     received = item.received.astimezone(UTC)
     oldest = received - timedelta(days=settings.SGM_TELEMETRY_RETENTION_DAYS)
-    times = _times(item, node, received)
-    for point, at in zip(item.points, times, strict=True):
+    for point, measured in zip(item.points, times, strict=True):
+        at = measured if shift is None or measured <= received + AHEAD_AT_MOST else measured - shift
         series = node.series.get((point.device, point.key, point.unit))
         if series is None:
             unknown = node.source(point.device) is None
@@ -247,22 +260,37 @@ def _take(
                 newest[series] = (seen, point, node)
 
 
-def _times(item: ReceivedReadings, node: _NodeSeries, received: datetime) -> list[datetime]:
-    """When each was measured, by the node's clock as far as that can be right."""
+def _times(item: ReceivedReadings) -> list[datetime]:
+    """When each was measured, as the node says; its receipt where it does not."""
     parsed = [_parsed(point.t) for point in item.points]
-    if None in parsed and _is_news("undated", str(node.node_id)):
-        log.warning("telemetry_undated", node=node.name)
-    times = [at or received for at in parsed]
-    newest = max(times, default=received)
-    if newest <= received + AHEAD_AT_MOST:
-        if ("clock_ahead", str(node.node_id)) in _warned:
-            _warned.discard(("clock_ahead", str(node.node_id)))
-            log.info("telemetry_clock_right_again", node=node.name)
-        return times
-    if _is_news("clock_ahead", str(node.node_id)):
-        log.warning("telemetry_dated_by_receipt", node=node.name, newest=newest.isoformat())
-    shift = newest - received
-    return [at - shift if at > received + AHEAD_AT_MOST else at for at in times]
+    if None in parsed and _is_news("undated", item.node_id):
+        log.warning("telemetry_undated", node=item.node_id)
+    received = item.received.astimezone(UTC)
+    return [at or received for at in parsed]
+
+
+def _shifts(
+    received: Sequence[ReceivedReadings],
+    times: Sequence[Sequence[datetime]],
+    nodes: Mapping[str, _NodeSeries],
+) -> dict[tuple[str, datetime], timedelta]:
+    """How far ahead the clock is behind what a node sent at one moment, where that is too far to be so."""
+    newest: dict[tuple[str, datetime], datetime] = {}
+    for item, measured in zip(received, times, strict=True):
+        if measured and item.node_id in nodes:
+            moment = (item.node_id, item.received)
+            newest[moment] = max(newest.get(moment, measured[0]), *measured)
+    shifts = {}
+    for moment, at in newest.items():
+        node_id, received_at = moment
+        if at > received_at + AHEAD_AT_MOST:
+            shifts[moment] = at - received_at
+            if _is_news("clock_ahead", node_id):
+                log.warning("telemetry_dated_by_receipt", node=nodes[node_id].name, newest=at.isoformat())
+        elif ("clock_ahead", node_id) in _warned:
+            _warned.discard(("clock_ahead", node_id))
+            log.info("telemetry_clock_right_again", node=nodes[node_id].name)
+    return shifts
 
 
 def _parsed(text: str) -> datetime | None:

@@ -15,6 +15,7 @@ from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 
 from schedules_app import services
+from schedules_app.exchange import ScheduleExchangeMixin
 from schedules_app.forms import CopyForm, FillForm
 from schedules_app.models import Schedule
 from schedules_app.selectors import synchronization_results
@@ -23,7 +24,7 @@ from smartgrid.errors import SgmError
 
 
 @admin.register(Schedule)
-class ScheduleAdmin(ServiceAdmin):
+class ScheduleAdmin(ScheduleExchangeMixin, ServiceAdmin):
     list_display = ["site", "category", "valid_on", "is_listed", "created_at"]
     list_filter = ["category", "is_listed", "site"]
     search_fields = ["site__site_tag", "category", "id"]

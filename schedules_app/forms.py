@@ -37,7 +37,7 @@ class CopyForm(forms.Form):
         help_text="Only these days of the week.",
     )
     overwrite = forms.BooleanField(
-        required=False, help_text="Days that have a plan lose it. Otherwise nothing is copied if any has one."
+        required=False, help_text="Days that have a schedule lose it. Otherwise nothing is copied if one has."
     )
 
     def clean(self) -> dict[str, Any]:

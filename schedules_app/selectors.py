@@ -223,7 +223,7 @@ def _unconfirmed(begins: datetime, *, changed_before: datetime) -> list[Unconfir
 # --- the value in force ---------------------------------------------------------------------------------
 
 
-def plan_of(*, site: Site, category: str, first: date, last: date) -> core.Schedule:
+def schedule_between(*, site: Site, category: str, first: date, last: date) -> core.Schedule:
     """The days of a category from `first` to `last`, as the core reads them."""
     rows = Schedule.objects.filter(site=site, category=category, valid_on__range=(first, last))
     return core.Schedule(
@@ -237,4 +237,6 @@ def plan_of(*, site: Site, category: str, first: date, last: date) -> core.Sched
 def value_in_force(*, site: Site, category: str, at: datetime) -> float | None:
     """What a category is scheduled for at this moment; None: each device's default."""
     utc = at.astimezone(UTC)
-    return core.value_at(plan_of(site=site, category=category, first=utc.date(), last=utc.date()), utc)
+    return core.value_at(
+        schedule_between(site=site, category=category, first=utc.date(), last=utc.date()), utc
+    )

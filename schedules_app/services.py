@@ -43,7 +43,7 @@ def register() -> None:
 
 
 def schedule_create(*, site: Site, category: str, valid_on: date, slots: object) -> Schedule:
-    """Plan a day. `Conflict` where site, category and day have a plan already.
+    """Plan a day. `Conflict` where site, category and day have a schedule already.
 
     `Invalid` for a day that is over (UTC), a category of which the site has nothing to control, and slots
     that cannot be used.
@@ -82,7 +82,7 @@ def schedule_replace(*, schedule: Schedule, slots: object) -> Schedule:
 
 
 def schedule_replace_on(*, site: Site, category: str, valid_on: date, slots: object) -> Schedule:
-    """Plan this day anew, whole; refused like a new one. `NotFound` where it has no plan."""
+    """Plan this day anew, whole; refused like a new one. `NotFound` where it has no schedule."""
     with transaction.atomic():
         # Whether it ever had one or not: nobody plans a day that is over.
         _refuse_past(valid_on, now=_site_take(site.pk))
@@ -91,7 +91,7 @@ def schedule_replace_on(*, site: Site, category: str, valid_on: date, slots: obj
 
 
 def schedule_delete(*, schedule: Schedule) -> None:
-    """Take a plan back: the nodes drop it, and its slots fall to the default.
+    """Take a schedule back: the nodes drop it, and its slots fall to the default.
 
     `Conflict` for a day that is over: what was planned then, and what the nodes said of it, is a record.
     """
@@ -99,7 +99,9 @@ def schedule_delete(*, schedule: Schedule) -> None:
         now = _site_take(schedule.site_id)
         schedule = _schedule_take(schedule)
         if is_over(schedule.valid_on, now=now):
-            raise Conflict(f"{schedule.valid_on} is over (UTC): its plan is a record.", code="day_is_over")
+            raise Conflict(
+                f"{schedule.valid_on} is over (UTC): its schedule is a record.", code="day_is_over"
+            )
         _take_away([schedule])
         schedule_id = str(schedule.pk)
         schedule.delete()
@@ -110,7 +112,7 @@ def schedule_copy(*, schedule: Schedule, days: Iterable[date], overwrite: bool =
     """Plan other days of the same site and category like this one: all of them, or none.
 
     The errors name each day that cannot be planned: one that is over, the copied day itself, and one that has
-    a plan unless `overwrite`; `Conflict` where plans are all that stands in the way, else `Invalid`.
+    a schedule unless `overwrite`; `Conflict` where only schedules stand in the way, else `Invalid`.
     """
     with transaction.atomic():
         now = _site_take(schedule.site_id)
@@ -128,7 +130,7 @@ def schedule_copy(*, schedule: Schedule, days: Iterable[date], overwrite: bool =
         taken = [] if overwrite else [str(day) for day in wanted if day in stored and str(day) not in errors]
         if errors or taken:
             refusal = Invalid if errors else Conflict
-            errors |= {day: ["This day has a plan already."] for day in taken}
+            errors |= {day: ["This day has a schedule already."] for day in taken}
             raise refusal(
                 "Nothing was copied: not all days can be planned.", errors=dict(sorted(errors.items()))
             )
@@ -154,8 +156,8 @@ def schedule_fill(
 ) -> list[Schedule]:
     """Give every quarter hour from `start` to before `until` this value; None: the default. All or nothing.
 
-    `slots.quarter_hours` says which they are. Slots outside the range stay as they are, days without a plan
-    get one. Returns the days touched, in order; the errors of `Invalid` name each day that is over (UTC).
+    `slots.quarter_hours` says which they are. Slots outside the range stay as they are, days that have no
+    schedule get one. Returns the days touched, in order; the errors of `Invalid` name those over (UTC).
     """
     with transaction.atomic():
         now = _site_take(site.pk)
@@ -250,7 +252,7 @@ def slots_watch(*, now: datetime | None = None) -> tuple[int, int]:
 
 
 def _site_take(site_id: UUID) -> datetime:
-    """Let one writer at a time change a site's plans; the moment from which it decides."""
+    """Let one writer at a time change a site's schedules; the moment from which it decides."""
     if not list(Site.objects.select_for_update(no_key=True).filter(pk=site_id).values_list("pk")):
         raise NotFound("No such site.")
     return timezone.now()

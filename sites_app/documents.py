@@ -30,6 +30,9 @@ log = structlog.stdlib.get_logger(__name__)
 
 MANIFEST = "manifest"
 
+# A transaction over as many nodes takes little longer than over one, and nobody waits long for it.
+RENDERED_TOGETHER = 10
+
 # Document name -> body: all the documents of a name space which this node should have.
 Renderer = Callable[[Node], dict[str, dict[str, Any]]]
 # Until when the broker must keep a document of this name; None: for ever.
@@ -112,7 +115,7 @@ def nodes_documents_render(*, nodes: Iterable[Node], only: Collection[str] | Non
 
 
 def nodes_render_later(*, nodes: Iterable[UUID]) -> None:
-    """Have these nodes rendered soon after the commit, each in a transaction of its own.
+    """Have these nodes rendered soon after the commit, a few in a transaction.
 
     For a change that is about a whole fleet. The request is in the database: it is kept whatever dies.
     """
@@ -128,8 +131,8 @@ def nodes_render_later(*, nodes: Iterable[UUID]) -> None:
 def nodes_due_render(*, nodes: Iterable[UUID]) -> int:
     """Render those of these nodes that wait for it; how many."""
     due = list(Node.objects.filter(pk__in=list(nodes), render_due_since__isnull=False).order_by("pk"))
-    for node in due:
-        node_documents_render(node=node)
+    for start in range(0, len(due), RENDERED_TOGETHER):
+        nodes_documents_render(nodes=due[start : start + RENDERED_TOGETHER])
     return len(due)
 
 

@@ -6,6 +6,7 @@ younger than 15 s. The newest freshness token lies beside it, dated by its recei
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -137,24 +138,28 @@ class NodePresence:
         return f"last heard {now - self.hb_at:.0f} s ago; see the site health report"
 
 
+_FIELDS = tuple(field.name for field in dataclasses.fields(NodePresence))
+
+
 def presence_read(node_ids: Iterable[UUID]) -> dict[UUID, NodePresence]:
-    """All of these in one round trip; `LiveUnavailable` where Redis does not answer."""
+    """What is known of all of these; `LiveUnavailable` where Redis does not answer."""
     wanted = list(node_ids)
-    found = live.hashes_read([node_key(node_id) for node_id in wanted])
-    return {node_id: _presence(fields) for node_id, fields in zip(wanted, found, strict=True)}
+    found = live.hashes_fields([node_key(node_id) for node_id in wanted], fields=_FIELDS)
+    return {node_id: _presence(values) for node_id, values in zip(wanted, found, strict=True)}
 
 
-def _presence(fields: dict[str, str]) -> NodePresence:
+def _presence(values: Sequence[str]) -> NodePresence:
+    given = dict(zip(_FIELDS, values, strict=True))
     return NodePresence(
-        session=fields.get("session", ""),
-        hb_at=float(fields.get("hb_at", 0)),
-        fresh=fields.get("fresh", ""),
-        fresh_at=float(fields.get("fresh_at", 0)),
-        offline_session=fields.get("offline_session", ""),
-        offline_at=float(fields.get("offline_at", 0)),
-        ping=fields.get("ping", ""),
-        pong_wall=fields.get("pong_wall", ""),
-        pong_at=float(fields.get("pong_at", 0)),
+        session=given["session"],
+        hb_at=float(given["hb_at"] or 0),
+        fresh=given["fresh"],
+        fresh_at=float(given["fresh_at"] or 0),
+        offline_session=given["offline_session"],
+        offline_at=float(given["offline_at"] or 0),
+        ping=given["ping"],
+        pong_wall=given["pong_wall"],
+        pong_at=float(given["pong_at"] or 0),
     )
 
 

@@ -41,8 +41,6 @@ NODES_AT_ONCE = 100
 APPLIED = "applied"
 FAILED = "failed"
 
-ANSWER_FIELDS = ("status", "answered_version", "answered_at", "error")
-
 
 @dataclass(frozen=True, slots=True)
 class ReceivedReport:
@@ -88,6 +86,17 @@ class _Document:
     error: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What a node's word about a document changes."""
+
+    pk: int
+    version: int
+    at: datetime | None
+    status: DocumentStatus
+    error: str
+
+
 @dataclass(slots=True)
 class _Judgement:
     """What one report says about its node."""
@@ -95,7 +104,7 @@ class _Judgement:
     is_in_sync: bool
     # Why it cannot be of this database; None where it can.
     above: str | None = None
-    changed: list[tuple[Any, ...]] = field(default_factory=list)
+    changed: list[_Answer] = field(default_factory=list)
 
 
 def reports_record(reports: Sequence[ReceivedReport]) -> list[RecordedReport]:
@@ -167,7 +176,7 @@ def _record(news: Sequence[tuple[Node, ReceivedReport]]) -> list[RecordedReport]
 def _record_judged(reports: Sequence[tuple[Node, ReceivedReport, str]]) -> None:
     documents = _documents(node.pk for node, _, _ in reports)
     highest = _highest_sequence[0]() if _highest_sequence else HIGHEST_VERSION
-    answers: list[tuple[Any, ...]] = []
+    answers: list[_Answer] = []
     rows: list[tuple[Any, ...]] = []
     raised: list[Node] = []
     for node, received, digest in reports:
@@ -199,7 +208,7 @@ def _record_judged(reports: Sequence[tuple[Node, ReceivedReport, str]]) -> None:
                 node.epoch_raised_at,
             )
         )
-    rows_update(NodeDocument, fields=ANSWER_FIELDS, rows=answers)
+    _answers_store(answers)
     rows_update(
         Node,
         fields=[
@@ -216,6 +225,26 @@ def _record_judged(reports: Sequence[tuple[Node, ReceivedReport, str]]) -> None:
         rows=rows,
     )
     nodes_sync_on_commit(raised)
+
+
+def _answers_store(answers: Sequence[_Answer]) -> None:
+    good = [answer for answer in answers if answer.status == DocumentStatus.APPLIED]
+    # Nearly all: a fleet that synchronises for the first time says nothing else.
+    rows_update(
+        NodeDocument,
+        fields=["answered_version", "answered_at"],
+        rows=[(answer.pk, answer.version, answer.at) for answer in good],
+        same={"status": DocumentStatus.APPLIED, "error": ""},
+    )
+    rows_update(
+        NodeDocument,
+        fields=["answered_version", "answered_at", "status", "error"],
+        rows=[
+            (answer.pk, answer.version, answer.at, answer.status, answer.error)
+            for answer in answers
+            if answer.status != DocumentStatus.APPLIED
+        ],
+    )
 
 
 def _documents(nodes: Iterable[UUID]) -> dict[UUID, dict[str, _Document]]:
@@ -253,7 +282,7 @@ def _judge(
             judgement.is_in_sync = False
             judgement.above = judgement.above or f"{name}: {error}"
         if (status, error, answered) != (document.status, document.error, document.answered_version):
-            judgement.changed.append((document.pk, status, answered, at if answered else None, error))
+            judgement.changed.append(_Answer(document.pk, answered, at if answered else None, status, error))
     judgement.is_in_sync &= judgement.above is None
     return judgement
 
@@ -359,15 +388,20 @@ def reports_compare() -> int:
 def _compare(keys: Sequence[UUID]) -> int:
     nodes = list(Node.objects.select_for_update(no_key=True).filter(pk__in=keys).order_by("pk"))
     documents = _documents(node.pk for node in nodes)
-    answers: list[tuple[Any, ...]] = []
+    answers: list[_Answer] = []
     rows: list[tuple[Any, ...]] = []
     for node in nodes:
-        reported = msgspec.convert(node.last_reported, Reported)
+        try:
+            reported = msgspec.convert(node.last_reported, Reported)
+        except msgspec.ValidationError as error:
+            # Of another release of the wire: the node's next report takes its place.
+            log.warning("kept_report_not_understood", node=node.name, error=str(error))
+            continue
         judgement = _judge(node, reported, documents[node.pk], at=node.last_reported_at)
         answers += judgement.changed
         if judgement.is_in_sync != (node.out_of_sync_since is None):
             _out_of_sync_set(node, is_in_sync=judgement.is_in_sync, at=timezone.now())
             rows.append((node.pk, node.out_of_sync_since))
-    rows_update(NodeDocument, fields=ANSWER_FIELDS, rows=answers)
+    _answers_store(answers)
     rows_update(Node, fields=["out_of_sync_since"], rows=rows)
     return len(answers) + len(rows)

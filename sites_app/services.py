@@ -235,13 +235,13 @@ def node_presence_record(*, node_id: uuid.UUID, online: bool, session: str, boot
     return bool(nodes_presence_record([change]))
 
 
-def nodes_presence_record(changes: Sequence[PresenceChange]) -> int:
-    """Note which nodes came and went, in this order, as `node_presence_record` does. How many transitions."""
+def nodes_presence_record(changes: Sequence[PresenceChange]) -> list[PresenceChange]:
+    """Note which nodes came and went, in this order, as `node_presence_record` does. The transitions."""
     # Nearly always all is known, and nobody need wait for these rows.
     known = {node.pk: node for node in _presence_rows(changes)}
     wanted = [change for change in changes if change.node_id in known]
     if not any(_presence_apply(known[change.node_id], change) for change in wanted):
-        return 0
+        return []
     now = timezone.now()
     came_or_went: list[PresenceChange] = []
     with transaction.atomic():
@@ -271,7 +271,7 @@ def nodes_presence_record(changes: Sequence[PresenceChange]) -> int:
         log.info(event, node=str(change.node_id), session=change.session)
     if len(came_or_went) > LOGGED_EACH:
         log.warning("many_nodes_came_or_went", nodes=len(came_or_went))
-    return len(came_or_went)
+    return came_or_went
 
 
 def _presence_rows(changes: Iterable[PresenceChange]) -> QuerySet[Node]:
@@ -297,25 +297,22 @@ def nodes_presence_settle() -> tuple[int, int]:
 
     `LiveUnavailable` where Redis does not answer: then nothing is known, and nothing changed.
     """
-    nodes = list(Node.objects.only("online", "session"))
-    presence = presence_read(node.pk for node in nodes)
+    nodes = list(Node.objects.values_list("pk", "online", "session"))
+    presence = presence_read(pk for pk, _, _ in nodes)
     now = central_now()
     # A Redis that came up empty a moment ago has heard of nobody yet.
     is_judge = live.known_since(at=now) <= now - HEARTBEAT_LIMIT_S
     silent = [
-        PresenceChange(node_id=node.pk, online=False, session=node.session)
-        for node in nodes
-        if node.online
-        and now - presence[node.pk].hb_at >= HEARTBEAT_LIMIT_S
-        and (is_judge or presence[node.pk].hb_at)
+        PresenceChange(node_id=pk, online=False, session=session)
+        for pk, online, session in nodes
+        if online and now - presence[pk].hb_at >= HEARTBEAT_LIMIT_S and (is_judge or presence[pk].hb_at)
     ]
     heard = [
-        PresenceChange(node_id=node.pk, online=True, session=presence[node.pk].session)
-        for node in nodes
-        if presence[node.pk].is_heard(now=now)
-        and (not node.online or node.session != presence[node.pk].session)
+        PresenceChange(node_id=pk, online=True, session=presence[pk].session)
+        for pk, online, session in nodes
+        if presence[pk].is_heard(now=now) and (not online or session != presence[pk].session)
     ]
-    return nodes_presence_record(silent), nodes_presence_record(heard)
+    return len(nodes_presence_record(silent)), len(nodes_presence_record(heard))
 
 
 def nodes_alarms_judge(*, now: datetime) -> tuple[int, int]:

@@ -5,7 +5,7 @@ Django's `bulk_update` writes a CASE for each row and field, which takes longer 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from django.db import connection, models
@@ -14,21 +14,31 @@ from django.db import connection, models
 PARAMETERS = 30_000
 
 
-def rows_update(model: type[models.Model], *, fields: Sequence[str], rows: Sequence[Sequence[Any]]) -> int:
+def rows_update(
+    model: type[models.Model],
+    *,
+    fields: Sequence[str],
+    rows: Sequence[Sequence[Any]],
+    same: Mapping[str, Any] | None = None,
+) -> int:
     """Set `fields` of the rows whose primary key begins each of `rows`; how many there were.
 
-    A JSON field takes its JSON as text. The caller holds locks that let no two of these wait for each other.
+    `same`: fields that get one value in all of them, which costs less than to repeat it. A JSON field takes
+    its JSON as text. The caller holds locks that let no two of these wait for each other.
     """
     options = model._meta  # noqa: SLF001 - Django's documented name for it
     key = options.pk
     assert key is not None
     columns: list[models.Field[Any, Any]] = [key, *(options.get_field(name) for name in fields)]  # type: ignore[list-item]
+    constants = {options.get_field(name): value for name, value in (same or {}).items()}
     quote = connection.ops.quote_name
     given = _Arrays(columns) if connection.vendor == "postgresql" else _Values(columns)
     sets = [
         f"{quote(str(column.column))} = {given.value(number)}"
         for number, column in enumerate(columns[1:], start=1)
     ]
+    sets += [f"{quote(str(column.column))} = %s" for column in constants]  # type: ignore[union-attr]
+    ahead = [_prepared(column, value) for column, value in constants.items()]  # type: ignore[arg-type]
     table = quote(options.db_table)
     changed = 0
     at_once = PARAMETERS // len(columns)
@@ -42,7 +52,7 @@ def rows_update(model: type[models.Model], *, fields: Sequence[str], rows: Seque
             cursor.execute(
                 f"UPDATE {table} SET {', '.join(sets)} FROM {source}"  # noqa: S608 - names of our own models
                 f" WHERE {table}.{quote(str(key.column))} = {given.value(0)}",
-                parameters,
+                [*ahead, *parameters],
             )
             changed += cursor.rowcount
     return changed

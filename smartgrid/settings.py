@@ -49,6 +49,7 @@ INSTALLED_APPS = [
     "rest_framework",
     "oauth2_provider",
     "django_celery_beat",
+    "import_export",
     "smartgrid.apps.SmartgridConfig",
     "sites_app",
     "devices_app",

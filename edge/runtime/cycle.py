@@ -796,6 +796,12 @@ class Cycle:
         }
 
     @property
+    def values(self) -> dict[str, float]:
+        """What each device holds that has confirmed it, and that nothing else has been asked of since."""
+        held = ((tag, unit.state.in_force) for tag, unit in self.units.items() if unit.ticket is None)
+        return {tag: held.value for tag, held in held if held is not None and held.confirmed}
+
+    @property
     def sequences(self) -> dict[str, int]:
         """The last accepted sequence of each device."""
         return {tag: unit.state.last_order[1] for tag, unit in self.units.items() if unit.state.last_order[1]}

@@ -74,7 +74,9 @@ TELEMETRY_KEPT_BYTES = 64 * 1024 * 1024
 TELEMETRY_KEPT = timedelta(days=7)
 TEND_PERIOD_S = 1.0
 FORGET_PERIOD_S = 3600.0
+# Changes are reported this often in the long run; so many may follow each other at once (ADR 0014).
 REPORT_PERIOD_S = 10.0
+REPORTS_AT_ONCE = 3
 REPORT_ANYWAY_S = 60.0
 # Changes come in company, a site's documents say: a report waits for this long without another one, and for
 # so long in all.
@@ -142,6 +144,7 @@ class Link:
         self._report_wanted = asyncio.Event()
         self._reconnect = asyncio.Event()
         self._document_came = asyncio.Event()
+        self._values_told: dict[str, float] = {}
         self._live: Session | None = None
         self._under_way = 0
         self._timekeeper = Timekeeper(clock=clock, store=store, alarms=alarms, logged=self.logged)
@@ -290,22 +293,26 @@ class Link:
     async def _report(self, session: Session) -> None:
         """Report at birth, at a change, and now and then: a report proves what this node did *not* accept.
 
-        Changes are reported every ten seconds at most; the first one after a quiet time at once, whenever the
-        last report without one was.
+        Changes are reported every ten seconds in the long run; the first few after a quiet time at once, so
+        that somebody who edits a schedule twice need not wait for the second.
         """
         await self._gather_changes()
         await self._report_now(session)
+        left, counted_s = float(REPORTS_AT_ONCE), self._clock.boottime_s()
         while True:
             # asyncio.timeout, not wait_for: on Python 3.11 that one may swallow the request to stop.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(REPORT_ANYWAY_S):
                     await self._report_wanted.wait()
-            has_changed = self._report_wanted.is_set()
-            if has_changed:
+            if self._report_wanted.is_set():
+                now_s = self._clock.boottime_s()
+                left = min(REPORTS_AT_ONCE, left + (now_s - counted_s) / REPORT_PERIOD_S)
+                counted_s = now_s
+                if left < 1:
+                    await self._clock.sleep((1 - left) * REPORT_PERIOD_S)
+                left -= 1
                 await self._gather_changes()
             await self._report_now(session)
-            if has_changed:
-                await self._clock.sleep(REPORT_PERIOD_S)
 
     async def _gather_changes(self) -> None:
         begun = self._clock.boottime_s()
@@ -318,6 +325,7 @@ class Link:
 
     async def _report_now(self, session: Session) -> None:
         standing = self._timekeeper.standing
+        values = self._values_told = self._cycle.values
         report = Reported(
             session=self._session_id,
             boot=self._clock.boot_id,
@@ -329,6 +337,7 @@ class Link:
             clock=standing.trust.value,
             clock_bound_s=None if standing.bound_s is None else round(standing.bound_s, 3),
             sequences=self._cycle.sequences,
+            values=values,
             documents=self._desired.reported(),
             devices_refused=self._fleet.refused,
             retiring=self._fleet.retiring,
@@ -388,6 +397,9 @@ class Link:
                     upload.appended()
             self._desired.keep_again()
             self._tell_store()
+            if self._cycle.values != self._values_told:
+                # A slot began, a hold lapsed, a device came back: nobody was waiting for an answer.
+                self.changed()
             await self._clock.sleep(TEND_PERIOD_S)
 
     def _tell_store(self) -> None:

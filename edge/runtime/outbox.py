@@ -255,17 +255,20 @@ class Outbox:
         row = behind + last
         return Acknowledged(row if until is None else min(row, until), until is not None and row > until)
 
-    def begin_anew(self, stream: Stream, *, behind: int) -> None:
-        """Number what lies behind this row, and all that comes, from 1 under the name of another store.
+    def begin_anew(self) -> None:
+        """Number all that is not acknowledged, and what comes, from 1 under the name of another store.
 
-        `StoreFailed`: nothing has changed.
+        Entries of former processes keep their names and numbers. `StoreFailed`: nothing has changed.
         """
         earlier, self.store_id = self.store_id, uuid.uuid4().hex
         try:
-            own = self._db.rows(
-                "SELECT behind FROM numbering WHERE stream = ? AND store = ?", (stream, earlier)
-            )
-            self._number_anew(stream, behind=max([behind, *(int(row[0]) for row in own)]))
+            with self._db.transaction():
+                for stream in Stream:
+                    own = self._db.rows(
+                        "SELECT behind FROM numbering WHERE stream = ? AND store = ?", (stream, earlier)
+                    )
+                    if own:
+                        self._number_anew(stream, behind=max(self._acknowledged[stream], int(own[0][0])))
         except StoreFailed:
             self.store_id = earlier
             raise

@@ -105,6 +105,7 @@ class Uploader:
         self._sent_last = 0
         self._acknowledged_last = 0
         self._told_old = False
+        self._began_anew = False
 
     def appended(self) -> None:
         """The stream has a new entry."""
@@ -183,10 +184,16 @@ class Uploader:
                 )
                 self._told_old = True
             if found.row > self._sent_last and store == self._outbox.store_id:
-                # This machine was put back while it ran, or central is wrong. It would take what comes next
-                # under these numbers for what it has.
+                # This machine was put back while it ran: under these numbers central has what it sent in
+                # another life. What was not acknowledged in this one goes again under another name, and
+                # central knows by its content what it has of that (ADR 0017).
                 log.error("central has what was not sent", stream=self._stream.value, last=last)
-                self._outbox.begin_anew(self._stream, behind=self._sent_last)
+                self._outbox.begin_anew()
+                if not self._began_anew:
+                    # At once; but not again and again, where it is central that is wrong.
+                    self._began_anew = True
+                    self._acknowledged.set()
+                return
             # What was never sent cannot have been committed, whatever a restored central thinks.
             last = min(found.row, self._sent_last)
             while self._outbox.acknowledged(self._stream, last=last):

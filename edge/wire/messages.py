@@ -294,6 +294,8 @@ class Reported(Message, frozen=True, kw_only=True):
 
     `wear` tells, by tag and register, how often registers that wear, or may, were written.
 
+    `values` tells, by tag, what each device holds that confirmed what it should hold, whoever asked for it.
+
     `mono_ms` orders the reports of one boot: one that comes late, by another inbox, is older.
     """
 
@@ -307,6 +309,7 @@ class Reported(Message, frozen=True, kw_only=True):
     clock: str
     clock_bound_s: float | None = None
     sequences: dict[str, int] = {}
+    values: dict[str, float] = {}
     documents: dict[str, AppliedDocument] = {}
     devices_refused: dict[str, str] = {}
     retiring: dict[str, str] = {}

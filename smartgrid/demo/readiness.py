@@ -54,11 +54,19 @@ async def redis_answers(url: str) -> bool:
             return False
 
 
-async def heartbeats_are_recorded(url: str, *, node_ids: tuple[str, ...]) -> bool:
-    """Tell whether central has noted a heartbeat of every node; this Redis began empty with this demo."""
+async def nodes_are_known(url: str, *, node_ids: tuple[str, ...]) -> bool:
+    """Tell whether central has noted a heartbeat of every node and its answer to a ping: it counts as healthy.
+
+    This Redis began empty with this demo.
+    """
     async with redis.asyncio.from_url(url, socket_connect_timeout=1, socket_timeout=1) as client:
         try:
-            return all([await client.hexists(f"sgm:node:{node_id}", "hb_at") for node_id in node_ids])
+            known = [
+                await client.hexists(f"sgm:node:{node_id}", field)
+                for node_id in node_ids
+                for field in ("hb_at", "pong_at")
+            ]
+            return all(known)
         except RedisError:
             return False
 

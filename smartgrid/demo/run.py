@@ -19,9 +19,9 @@ from smartgrid.demo.options import ROOT, DemoError, DemoOptions
 from smartgrid.demo.readiness import (
     NodeWatch,
     accepts_connections,
-    heartbeats_are_recorded,
     http_json,
     http_status,
+    nodes_are_known,
     redis_answers,
     until,
 )
@@ -191,8 +191,8 @@ class Demo:
         async def nodes_run() -> bool:
             return not nodes.missing(NODE_IDS)
 
-        async def heartbeats_arrive() -> bool:
-            return await heartbeats_are_recorded(settings.redis_url, node_ids=NODE_IDS)
+        async def nodes_are_healthy() -> bool:
+            return await nodes_are_known(settings.redis_url, node_ids=NODE_IDS)
 
         await self._until(site_answers, within_s=READY_S, what="web")
         await self._ping_with_real_credentials()
@@ -200,7 +200,7 @@ class Demo:
             await until(nodes_run, within_s=READY_S, what="not all nodes run their configuration")
         except DemoError as error:
             raise DemoError(f"{error}: {nodes.missing(NODE_IDS)}; see {self.var / 'log'}") from error
-        await self._until(heartbeats_arrive, within_s=READY_S, what="inbox")
+        await self._until(nodes_are_healthy, within_s=READY_S, what="inbox")
 
     async def _ping_with_real_credentials(self) -> None:
         """Go through the door as a client does: a token of the issuer, then the API with both credentials."""

@@ -15,10 +15,11 @@ from devices_app.services import (
     device_types_sync,
     device_update,
     device_values_confirm,
+    device_values_follow,
 )
 from edge.profiles.loader import load_all
 from edge.runtime.config import plan
-from edge.wire.messages import DeviceConfig, NodeConfig
+from edge.wire.messages import DeviceConfig, NodeConfig, Reported
 from sites_app.documents import manifest_for, nodes_due_render
 from sites_app.models import Node
 from sites_app.services import site_update
@@ -173,6 +174,34 @@ def test_confirmed_value_of_an_older_request_does_not_replace_a_newer():
     device_values_confirm(node_id=device.node_id, values={device.device_tag: 50}, sequence=7)
     device_values_confirm(node_id=device.node_id, values={device.device_tag: 80}, sequence=6)
     assert Device.objects.get(pk=device.pk).value == 50
+
+
+def values_reported(device, value, *, sequence):
+    tag = device.device_tag
+    report = Reported(
+        session="s",
+        boot="b",
+        store="st",
+        epoch=1,
+        manifest_version=1,
+        at="2026-11-23T00:00:00Z",
+        clock="trusted",
+        sequences={tag: sequence} if sequence else {},
+        values={tag: value, "UNKNOWN": 1.0},
+    )
+    device_values_follow([(device.node_id, report)])
+    return Device.objects.get(pk=device.pk).value
+
+
+def test_value_follows_what_its_node_says_of_schedules_too():
+    assert values_reported(device_make(), 60, sequence=0) == 60
+
+
+def test_report_from_before_the_last_confirmed_command_does_not_replace_its_value():
+    device = device_make()
+    device_values_confirm(node_id=device.node_id, values={device.device_tag: 50}, sequence=7)
+    assert values_reported(device, 80, sequence=6) == 50
+    assert values_reported(device, 80, sequence=7) == 80
 
 
 def test_synchronised_types_come_from_the_profiles_and_a_second_run_changes_nothing(capsys):

@@ -166,6 +166,27 @@ def test_readings_from_the_future_are_dated_by_receipt_and_keep_their_distance(s
     assert sum("telemetry_dated_by_receipt" in record.getMessage() for record in caplog.records) == 1
 
 
+def test_backlog_of_a_wrong_clock_keeps_its_distances_over_all_its_entries(story):
+    now = timezone.now()
+    ahead = datetime(2099, 12, 31, 23, 59, 30, tzinfo=UTC)
+    entries = [point(number, at=ahead + timedelta(minutes=number)) for number in range(3)]
+    readings_record([received(story.node_a, entry, at=now) for entry in entries])
+    assert list(TelemetryReading.objects.order_by("at").values_list("value", "at")) == [
+        (0, now - timedelta(minutes=2)),
+        (1, now - timedelta(minutes=1)),
+        (2, now),
+    ]
+
+
+def test_clock_that_is_right_again_is_believed_again_and_said_once(story, caplog):
+    now = timezone.now()
+    for ahead in (timedelta(days=1), timedelta(), timedelta()):
+        readings_record([received(story.node_a, point(at=now + ahead), at=now)])
+    told = [record.getMessage() for record in caplog.records if "telemetry_clock" in record.getMessage()]
+    assert len(told) == 1
+    assert TelemetryReading.objects.get().at == now
+
+
 def test_reading_without_a_time_is_dated_by_receipt(story):
     now = timezone.now()
     readings_record([received(story.node_a, point(t="yesterday"), at=now)])
@@ -194,6 +215,28 @@ def test_renamed_device_keeps_its_series_in_a_process_that_knew_it_before(story)
     assert stored() == [1, 2]
     assert TelemetrySeries.objects.count() == 1
     assert telemetry.dropped == {"unknown_device": 1}
+
+
+@pytest.mark.django_db(transaction=True)
+def test_process_believes_a_restored_database_rather_than_what_it_knew(story):
+    """The numbers of series are given again: what was known of them must not outlive the connection."""
+    readings_record(
+        [received(story.node_a, point(1)), received(story.node_b, point(2, device="GENERIC_PV_01"))]
+    )
+    numbers = {series.device_id: series.pk for series in TelemetrySeries.objects.all()}
+    TelemetryReading.objects.all().delete()
+    TelemetrySeries.objects.all().delete()
+    TelemetrySeries.objects.create(
+        id=numbers[story.device_a.pk],
+        site=story.site_b,
+        device=story.device_b,
+        name="GENERIC_PV_01",
+        key="P_kW",
+        unit="kW",
+    )
+    connection.close()
+    readings_record([received(story.node_a, point(3))])
+    assert TelemetryReading.objects.get().series.device == story.device_a
 
 
 @pytest.mark.django_db(transaction=True)

@@ -374,6 +374,43 @@ async def test_one_change_of_an_idle_node_is_reported_at_once_whatever_it_report
         assert -1 <= reported_ms - applied_ms < 100
 
 
+def with_documents(count: int) -> Callable[[Reported], bool]:
+    return lambda report: len(report.documents) == count
+
+
+async def test_changes_that_follow_each_other_are_reported_at_once_three_times_and_then_each_period(
+    broker, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("edge.runtime.link.REPORT_PERIOD_S", 2.0)
+    async with rigged(broker, tmp_path) as rig:
+        rig.start()
+        await rig.central.expect(Reported)
+        for number, name in enumerate(days(3), start=1):
+            await rig.central.put(name, day_body(name, 50.0), version=number)
+            await rig.central.put_manifest()
+            await rig.central.expect(Reported, with_documents(number))
+        third = rig.central.all(Reported)[-1]
+        name = days(4)[3]
+        await rig.central.put(name, day_body(name, 50.0), version=4)
+        await rig.central.put_manifest()
+        fourth = await rig.central.expect(Reported, with_documents(4))
+        first = rig.central.all(Reported)[1]
+        assert third.mono_ms - first.mono_ms < 2_000
+        # What was left over of three, and a fourth of them earned since.
+        assert fourth.mono_ms - first.mono_ms > 1_900
+
+
+async def test_value_of_a_slot_is_reported_though_nobody_asked(rig):
+    name = f"schedule/{datetime.now(UTC).date()}/inverter"
+    slots = {f"{hour:02d}:{minute:02d}": 40.0 for hour in range(24) for minute in (0, 15, 30, 45)}
+    body = {"date": name.split("/")[1], "category": "inverter", "slots": slots}
+    await rig.central.put(name, body, version=2)
+    await rig.central.put_manifest()
+
+    await rig.central.expect(Reported, lambda report: report.values == {A: 40.0})
+    assert rig.device.limit_in_force == 40
+
+
 async def test_documents_that_arrive_together_are_one_or_two_reports(broker, tmp_path):
     async with rigged(broker, tmp_path) as rig:
         rig.start()

@@ -79,7 +79,7 @@ def test_schedule_shows_what_each_node_says_of_it(operator, planned):
 def test_past_schedule_is_not_deleted_by_the_console_either(operator, planned, clock):
     clock.move_to(datetime(2026, 12, 7, tzinfo=UTC))
     response = operator.post(f"{SCHEDULES}{planned.pk}/delete/", {"post": "yes"}, follow=True)
-    assert "its plan is a record" in response.content.decode()
+    assert "its schedule is a record" in response.content.decode()
     assert days() == ["2026-12-06"]
 
 
@@ -106,7 +106,7 @@ def test_refused_copy_names_each_day_and_plans_none(operator, story, planned):
     schedule_create(site=story.site_a, category="inverter", valid_on=date(2026, 12, 8), slots={"00:00": 1})
     form = {"first": "2026-12-07", "last": "2026-12-09", "weekdays": list("0123456")}
     page = operator.post(f"{SCHEDULES}{planned.pk}/copy/", form).content.decode()
-    assert "2026-12-08: This day has a plan already." in page
+    assert "2026-12-08: This day has a schedule already." in page
     assert days() == ["2026-12-06", "2026-12-08"]
     operator.post(f"{SCHEDULES}{planned.pk}/copy/", {**form, "overwrite": "on"})
     assert days() == ["2026-12-06", "2026-12-07", "2026-12-08", "2026-12-09"]

@@ -1,4 +1,4 @@
-"""Several changes of one site's plans at the same moment: none is lost, and the nodes have what is stored."""
+"""Several changes of one site's schedules at the same moment: none is lost, and the nodes have what is stored."""
 
 from __future__ import annotations
 

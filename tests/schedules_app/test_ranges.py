@@ -68,7 +68,7 @@ def test_copy_names_every_day_that_stands_in_its_way_and_does_nothing(site, plan
     assert refusal.value.errors == {
         "2026-11-22": ["This day is over (UTC)."],
         "2026-12-06": ["This is the day that is copied."],
-        "2026-12-08": ["This day has a plan already."],
+        "2026-12-08": ["This day has a schedule already."],
     }
     assert stored() == before
 

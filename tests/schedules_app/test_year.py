@@ -19,7 +19,7 @@ from edge.runtime import config
 from edge.wire import codec
 from edge.wire.messages import Document, Manifest
 from schedules_app.models import Schedule
-from schedules_app.selectors import plan_of, value_in_force
+from schedules_app.selectors import schedule_between, value_in_force
 from schedules_app.services import schedules_roll
 from schedules_app.window import DAYS_AHEAD
 from sites_app.documents import manifest_for
@@ -32,7 +32,7 @@ DEFAULT = 100
 
 
 def slots_on(day: date, *, shift: int) -> dict[str, float | None]:
-    """A plan unlike that of any day near it, with slots that are null and slots that are not there."""
+    """A schedule unlike that of any day near it, with slots that are null and slots that are not there."""
     slots: dict[str, float | None] = {}
     for number in range(96):
         mark = day.toordinal() * 37 + number * 7 + shift
@@ -76,7 +76,7 @@ def test_central_and_edge_agree_on_every_quarter_hour_of_the_year(year, zones, q
         with time_machine.travel(datetime.combine(stretch[0], datetime.min.time(), tzinfo=UTC), tick=False):
             schedules_roll()
         for site, node in nodes.items():
-            central = plan_of(site=site, category="inverter", first=stretch[0], last=stretch[-1])
+            central = schedule_between(site=site, category="inverter", first=stretch[0], last=stretch[-1])
             seen[site] += agreed_slots(node_documents(node), central, stretch)
     assert set(seen.values()) == {quarter_hours}
     for site in nodes:

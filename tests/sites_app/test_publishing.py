@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import pytest
 import time_machine
+from django.utils import timezone
 
 from sites_app.documents import (
+    documents_drop,
     documents_put,
     manifest_for,
     node_document_drop,
@@ -25,8 +28,10 @@ from sites_app.publishing import (
     nodes_publish_anew,
     nodes_unpublished,
 )
+from sites_app.reports import ReceivedReport, reports_compare, reports_record
 from sites_app.services import node_create, node_delete
-from tests.factories import node_make, report_record, site_make
+from tests.devices_app.test_retirement import at_once
+from tests.factories import node_make, report_make, report_record, site_make
 from tests.sites_app.test_documents import Retained
 
 pytestmark = pytest.mark.django_db
@@ -293,3 +298,32 @@ def test_rendering_one_name_space_leaves_the_others_alone(node):
     assert DAY in manifest_for(node).docs
     node_documents_render(node=node)
     assert DAY not in manifest_for(node).docs
+
+
+@pytest.mark.django_db(transaction=True)
+def test_edits_publications_and_reports_at_once_wait_for_each_other_and_end_in_agreement():
+    nodes = [node_make() for _ in range(6)]
+    broker = Retained()
+    for value in range(5):
+        results = at_once(
+            partial(documents_put, nodes=nodes, name=DAY, body={"slots": {"09:00": value}}),
+            partial(documents_put, nodes=reversed(nodes), name=NEXT, body={"slots": {"09:00": value}}),
+            partial(documents_drop, nodes=nodes[:3], names=[NEXT]),
+            partial(nodes_publish, node_ids=[node.pk for node in nodes], link=broker),
+            partial(nodes_publish, node_ids=[node.pk for node in reversed(nodes)], link=broker),
+            partial(reports_record, [received(node) for node in reversed(nodes)]),
+            partial(reports_compare),
+            partial(nodes_publish_anew, nodes=[node.pk for node in nodes[3:]]),
+        )
+        assert [result for result in results if isinstance(result, Exception)] == []
+    while nodes_unpublished().exists():
+        nodes_publish(node_ids=[node.pk for node in nodes], link=broker)
+    assert all(holds_what_the_database_says(broker, node) for node in nodes)
+    for node in nodes:
+        report_record(node)
+    assert set(NodeDocument.objects.values_list("status", flat=True)) == {"applied"}
+    assert set(NodeDocument.objects.values_list("dropped", flat=True)) == {False}
+
+
+def received(node: Node) -> ReceivedReport:
+    return ReceivedReport(str(node.pk), report_make(node), timezone.now(), retained=False)

@@ -345,6 +345,16 @@ def test_comparison_of_all_corrects_what_was_judged_otherwise(node):
     assert out_of_sync_since(node) is None
 
 
+def test_comparison_of_all_passes_over_a_report_of_another_release(node):
+    other = node_make()
+    report_record(node, at=NOW)
+    report_record(other, at=NOW)
+    Node.objects.filter(pk=node.pk).update(last_reported={"epoch": "one"})
+    NodeDocument.objects.update(status="failed", error="once upon a time")
+    assert reports_compare() == 1
+    assert document(other, "config").status == DocumentStatus.APPLIED
+
+
 def test_comparison_of_all_does_not_confirm_what_nobody_said(node):
     report_record(node)
     node_document_put(node=node, name=NAME, body=OTHER)

@@ -29,7 +29,9 @@ from urllib.parse import urlsplit
 import paho.mqtt.client as paho
 import psycopg
 from paho.mqtt.enums import CallbackAPIVersion
+from pymodbus.client import ModbusTcpClient
 
+from edge.profiles.loader import load_all
 from edge.runtime.clock import wall
 from edge.runtime.store import Store
 from edge.wire import codec
@@ -42,6 +44,7 @@ from tests.servers import Broker, mosquitto_broker, postgres_server, redis_serve
 ROOT = Path(__file__).resolve().parents[2]
 TENANT = "tenant-123"
 CATEGORY = "inverter"
+PROFILE, DEFAULT = "generic_modbus", 100.0
 # Before the reasons of log entries that the tests wrote.
 MARK = "fault test "
 WITHIN_S = 60.0
@@ -156,6 +159,20 @@ class EdgeNode:
     site: str
     state: Path
     port: int
+    # Where anybody may look at its device.
+    observe_port: int
+
+    def in_force(self) -> float:
+        """The limit that its device obeys, in percent."""
+        limit = load_all()[PROFILE].points["limit_in_force"]
+        client = ModbusTcpClient("127.0.0.1", port=self.observe_port)
+        try:
+            assert client.connect()
+            answer = client.read_holding_registers(limit.address, count=1, device_id=1)
+            assert not answer.isError(), answer
+            return float(answer.registers[0]) * limit.scale
+        finally:
+            client.close()
 
     def on_disk(self) -> dict[str, Any]:
         """What the node would run from after a restart: manifest and documents whose hashes hold."""
@@ -312,7 +329,7 @@ class Fleet:
     # --- the database ---------------------------------------------------------------------------------------
 
     def edit(self, value: float, *, plan: Mapping[str, int] = {}, unplan: Mapping[str, int] = {}) -> None:
-        """Change the plans of the sites: so many days from tomorrow, and so many last days away."""
+        """Change the plans of the sites: so many days from today, and so many last days away."""
         self.call("edit", value=value, plan=dict(plan), unplan=dict(unplan))
 
     def call(self, name: str, /, **arguments: Any) -> Any:
@@ -328,7 +345,7 @@ class Fleet:
     def locked(self, table: str) -> Iterator[None]:
         """Nobody writes this table; reading goes on."""
         with closing(psycopg.connect(self.postgres)) as connection:
-            connection.execute(f"LOCK TABLE {table} IN SHARE ROW EXCLUSIVE MODE")  # type: ignore[arg-type]
+            connection.execute(f"LOCK TABLE {table} IN SHARE ROW EXCLUSIVE MODE")
             yield
             connection.rollback()
 
@@ -352,8 +369,8 @@ class Fleet:
         with closing(
             psycopg.connect(parts._replace(path="/postgres").geturl(), autocommit=True)
         ) as connection:
-            connection.execute(f"DROP DATABASE {name} WITH (FORCE)")  # type: ignore[arg-type]
-            connection.execute(f"CREATE DATABASE {name}")  # type: ignore[arg-type]
+            connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+            connection.execute(f"CREATE DATABASE {name}")
         subprocess.run(["pg_restore", "-d", self.postgres, str(path)], check=True)
 
     # --- what nodes have to tell ----------------------------------------------------------------------------
@@ -388,7 +405,7 @@ class Fleet:
         user = "central-inbox"
         client = paho.Client(CallbackAPIVersion.VERSION2, protocol=paho.MQTTv5)
         client.username_pw_set(user, self.broker.passwords[user])
-        client.on_connect = lambda *_: client.subscribe(ALL_REPORTED, qos=1)
+        client.on_connect = _subscribe
         client.on_message = self._heard
         client.reconnect_delay_set(1, 1)
         client.connect(self.broker.host, self.broker.port)
@@ -399,13 +416,13 @@ class Fleet:
     def _heard(self, _client: paho.Client, _data: object, message: paho.MQTTMessage) -> None:
         found = owner(message.topic)
         if found is not None and message.payload:
-            self._reports[found[0].node] = codec.decode(Reported, message.payload)
+            self._reports[found[0].node] = codec.decode(Reported, bytes(message.payload))
 
     def until_consistent(self, *, within_s: float = WITHIN_S) -> float:
         """Wait until every node runs exactly what the database says, and all agree on it; the seconds it took.
 
-        Three sources are compared: what services say of the database, what each node reports, and what lies
-        on its disk. And each log entry is in the database, once.
+        Four sources are compared: what selectors say of the database, what each node reports, what lies on
+        its disk, and what its device obeys. And each log entry is in the database, once.
         """
         begun, wrong = time.monotonic(), ["not looked at"]
 
@@ -419,8 +436,21 @@ class Fleet:
             raise AssertionError("\n".join(wrong[:20])) from None
         return time.monotonic() - begun
 
+    def until_taken(self) -> None:
+        """Wait until nodes run, and central has, what each should: without the node's word for it, which may
+        take ten seconds.
+        """
+        aside = ("reported", "in the database", "out_of_sync", "synchronization_result")
+
+        def is_taken() -> bool:
+            return all(any(word in text for word in aside) for text in self.differences())
+
+        until(is_taken, what="not taken")
+
     def differences(self) -> list[str]:
-        """What is not as it should be."""
+        """What is not as it should be. A process that ended by itself is nothing to wait for."""
+        ended = [name for name, process in self._processes.items() if process.poll() is not None]
+        assert not ended, f"ended by themselves: {ended}"
         try:
             state = self.call("state")
         except RuntimeError as error:
@@ -446,6 +476,8 @@ class Fleet:
             for name, (_, _, status) in central["documents"].items():
                 if status != "applied":
                     wrong.append(f"{node.name}: {name} is {status} in the database")
+            if (value := node.in_force()) != central["value"]:
+                wrong.append(f"{node.name}: its device is at {value}, planned is {central['value']}")
             for key in ("unpublished", "tombstones", "out_of_sync_since"):
                 if central[key]:
                     wrong.append(f"{node.name}: {key}: {central[key]}")
@@ -477,6 +509,10 @@ class Fleet:
         if odd := counts.keys() - self.expected_logs:
             texts.append(f"nobody's in the log: {sorted(odd)[:5]}")
         return texts
+
+
+def _subscribe(client: paho.Client, *_: object) -> None:
+    client.subscribe(ALL_REPORTED, qos=1)
 
 
 def _difference(has: Any, should: Any) -> str:
@@ -530,7 +566,7 @@ def running_fleet(directory: Path) -> Iterator[Fleet]:
         ports = {name: free_port() for name in names}
         made = fleet.call("seed", sites=names, ports=ports)
         for name, site in names.items():
-            node = EdgeNode(made[name], name, site, directory / name, ports[name])
+            node = EdgeNode(made[name], name, site, directory / name, ports[name], free_port())
             fleet.nodes.append(node)
             broker.add_user(node.id)
         (directory / "fleet.json").write_text(
@@ -548,9 +584,10 @@ def running_fleet(directory: Path) -> Iterator[Fleet]:
 def _device(node: EdgeNode) -> dict[str, Any]:
     return {
         "tag": f"INVERTER_{node.name}",
-        "profile": "generic_modbus",
+        "profile": PROFILE,
         "host": "127.0.0.1",
         "port": node.port,
+        "observe_port": node.observe_port,
         "unit": 1,
         "nameplate_kw": 60.0,
         "site": node.site,
@@ -578,7 +615,7 @@ def _seed(*, sites: dict[str, str], ports: dict[str, int]) -> dict[str, str]:
         node = node_create(site=rows[tag], name=name)
         device_create(
             node=node,
-            device_type=DeviceType.objects.get(profile="generic_modbus"),
+            device_type=DeviceType.objects.get(profile=PROFILE),
             device_tag=f"INVERTER_{name}",
             category=CATEGORY,
             peak_power_kw=60,
@@ -591,7 +628,7 @@ def _seed(*, sites: dict[str, str], ports: dict[str, int]) -> dict[str, str]:
 
 
 def _edit(*, value: float, plan: dict[str, int], unplan: dict[str, int]) -> None:
-    """Give every quarter hour of so many days from tomorrow this value, and take back so many last days.
+    """Give every quarter hour of so many days from today this value, and take back so many last days.
 
     By site, and in one transaction: nodes report every ten seconds at most, so that two changes would be a
     test that mostly waits.
@@ -602,8 +639,7 @@ def _edit(*, value: float, plan: dict[str, int], unplan: dict[str, int]) -> None
     from schedules_app.services import schedule_delete, schedule_fill  # noqa: PLC0415
     from sites_app.models import Site  # noqa: PLC0415
 
-    midnight = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-    start = midnight + timedelta(days=1)
+    start = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     with transaction.atomic():
         for tag, days in plan.items():
             schedule_fill(
@@ -622,12 +658,14 @@ def _state() -> dict[str, Any]:
     """What the database says every node should run, and what it knows of it."""
     from control_app.models import ControlLog  # noqa: PLC0415
     from schedules_app.models import Schedule  # noqa: PLC0415
-    from schedules_app.selectors import synchronization_results  # noqa: PLC0415
+    from schedules_app.selectors import synchronization_results, value_in_force  # noqa: PLC0415
     from sites_app.models import Node, NodeDocument  # noqa: PLC0415
     from sites_app.publishing import documents_unpublished  # noqa: PLC0415
 
     nodes = {}
-    for node in Node.objects.all():
+    now = datetime.now(UTC)
+    for node in Node.objects.select_related("site"):
+        value = value_in_force(site=node.site, category=CATEGORY, at=now)
         documents = NodeDocument.objects.filter(node=node)
         nodes[node.name] = {
             "manifest": (node.epoch, node.manifest_version),
@@ -640,6 +678,7 @@ def _state() -> dict[str, Any]:
             "tombstones": documents.filter(dropped=True).count(),
             "unpublished": documents.filter(documents_unpublished()).count()
             + ((node.published_epoch, node.published_version) != (node.epoch, node.manifest_version)),
+            "value": DEFAULT if value is None else value,
             "out_of_sync_since": node.out_of_sync_since and str(node.out_of_sync_since),
         }
     schedules = list(Schedule.objects.select_related("site"))

@@ -193,6 +193,7 @@ SAMPLES: dict[str, Message] = {
         clock="holdover",
         clock_bound_s=0.25,
         sequences={"SMA_STP60_01": 42},
+        values={"SMA_STP60_01": 60.0},
         documents={
             "config": AppliedDocument(v=7, status="applied", digest="9f86d081884c7d65"),
             "schedule/2026-03-02/inverter": AppliedDocument(v=2, status="failed", error="hash differs"),
