@@ -85,7 +85,7 @@ def test_renewal_and_confirmation_over_the_wire(client):
     first = client.post("/enroll", {"v": 1, "token": token_for(node), "csr": old.csr()}).json()
 
     def challenge() -> str:
-        return client.post("/enroll/challenge").json()["challenge"]
+        return str(client.post("/enroll/challenge").json()["challenge"])
 
     asked = old.renewal(challenge=challenge(), certificate=first["certificate"], csr=new.csr())
     second = client.post("/enroll/renew", {"v": 1, **asked})

@@ -17,7 +17,7 @@ from edge.runtime.clock import wall
 from edge.runtime.enroll import enroll
 from edge.runtime.identity import credentials_read
 from edge.wire.messages import Presence
-from edge.wire.session import open_session
+from edge.wire.session import Session, open_session
 from edge.wire.topics import NodeTopics
 from sites_app import identity
 from sites_app.node_link import broker_for
@@ -54,13 +54,14 @@ def settings_of_central(tls_broker: TlsBroker, settings) -> None:
 async def central_for(topics: NodeTopics) -> AsyncIterator[Central]:
     """Central's two users, by their certificates."""
     async with AsyncExitStack() as stack:
-        sessions = []
+        sessions: list[Session] = []
         for user, leaves in (("central-worker", ["rsp/+"]), ("central-inbox", list(KINDS))):
             opened = open_session(broker_for(user, ""), identifier=uuid.uuid4().hex)
             session = await stack.enter_async_context(opened)
             await session.subscribe(*(f"{topics.base}/{leaf}" for leaf in leaves))
             sessions.append(session)
-        central = Central(topics, *sessions)
+        worker, inbox = sessions
+        central = Central(topics, worker, inbox)
         tasks = [asyncio.create_task(central.listen(session)) for session in sessions]
         try:
             yield central
