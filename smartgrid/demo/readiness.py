@@ -55,7 +55,7 @@ async def redis_answers(url: str) -> bool:
 
 
 async def nodes_are_known(url: str, *, node_ids: tuple[str, ...]) -> bool:
-    """Tell whether central has noted a heartbeat of every node and its answer to a ping: it counts as healthy.
+    """Tell whether central has heard every node and its answer to a ping, so that it counts as healthy.
 
     This Redis began empty with this demo.
     """

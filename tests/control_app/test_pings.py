@@ -5,9 +5,16 @@ from __future__ import annotations
 from datetime import datetime
 
 from control_app.dispatch import dispatcher
+from control_app.inbox import on_presences
 from control_app.pings import nodes_ping
-from edge.wire.messages import CommandAnswer, Stage
-from sites_app.presence import NodePresence, central_now, pong_note, presence_read
+from edge.wire.messages import CommandAnswer, Presence, Stage
+from sites_app.presence import (
+    NodePresence,
+    ReceivedPresence,
+    central_now,
+    pong_note,
+    presence_read,
+)
 from tests.fake_node import WITHIN_S, FakeNode
 from tests.servers import until
 
@@ -45,6 +52,20 @@ def test_answered_ping_makes_a_node_healthy(story, node_a):
     nodes_ping(dispatcher())
     await_pong(node_a, story, node_a.pings.get(timeout=WITHIN_S).id)
     assert known(node_a, story).is_healthy(now=central_now())
+
+
+def test_node_that_comes_is_pinged_before_the_next_round_and_once(
+    story, node_a, django_capture_on_commit_callbacks
+):
+    birth = Presence(online=True, session="another", boot="boot-1", fresh=node_a.token())
+    for _ in range(2):
+        with django_capture_on_commit_callbacks(execute=True):
+            on_presences(
+                [ReceivedPresence(node_a.topics.node, birth, retained=False, at=central_now())],
+            )
+    await_pong(node_a, story, node_a.pings.get(timeout=WITHIN_S).id)
+    assert known(node_a, story).is_healthy(now=central_now())
+    assert node_a.pings.empty()
 
 
 def test_node_that_is_not_reachable_is_not_pinged(story, node_a):
