@@ -191,9 +191,10 @@ def documents_create(places: Sequence[Place], *, first: date) -> None:
                 )
         _copy_in(schedules)
         _copy_in(documents)
-    Node.objects.filter(pk__in=[place.node_id for place in places]).update(
-        manifest_version=1, out_of_sync_since=now
-    )
+    nodes = Node.objects.filter(pk__in=[place.node_id for place in places])
+    # In the order in which everybody locks them: what they report goes on.
+    list(nodes.select_for_update(no_key=True).order_by("pk").values_list("pk"))
+    nodes.update(manifest_version=1, out_of_sync_since=now)
     nodes_sync_on_commit([place.node_id for place in places])
 
 

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -386,10 +387,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="sgm-sync-") as name:
         try:
             measure(seen, Path(name), options.profile)
-        except (TimeoutError, SystemExit) as error:
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever it was
             # What was seen until then is worth keeping, and the failure is a result too.
             seen.failed = str(error) or type(error).__name__
-            say(f"{seen.nodes}: failed: {seen.failed}")
+            say(f"{seen.nodes}: failed: {traceback.format_exc()}")
         finally:
             if options.keep_logs is not None:
                 shutil.copytree(Path(name) / "log", options.keep_logs, dirs_exist_ok=True)

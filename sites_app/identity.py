@@ -129,10 +129,12 @@ def node_enrol(*, token: str, csr: str, now: datetime) -> Issued:
         if taken:
             certificate = _certify(node=node, key=key, root=root, now=now)
             EnrolmentToken.objects.filter(pk=found.pk).update(certificate=certificate)
-            log.info("node_enrolled", node=node.name, serial=certificate.serial)
         else:
             certificate = _again(EnrolmentToken.objects.get(pk=found.pk), node=node, key=key, now=now)
-    return issued(certificate)
+        # In here: what cannot be answered has not happened, and the token is as good as before.
+        answer = issued(certificate)
+    log.info("node_enrolled", node=node.name, serial=certificate.serial, again=not taken)
+    return answer
 
 
 def _again(
@@ -221,10 +223,11 @@ def certificate_renew(*, challenge: str, fingerprint: str, csr: str, signature: 
         certificate = node.certificates.filter(key_digest=key_digest, revoked_at=None).first()
         if certificate is None or certificate.pk == present.pk:
             certificate = _certify(node=node, key=key, root=root, now=now)
-            log.info("certificate_renewed", node=node.name, serial=certificate.serial, before=present.serial)
         _confirmed(present, now=now)
         _supersede(node.certificates.exclude(pk__in=(present.pk, certificate.pk)), now=now)
-    return issued(certificate)
+        answer = issued(certificate)
+    log.info("certificate_renewed", node=node.name, serial=certificate.serial, before=present.serial)
+    return answer
 
 
 def certificate_confirm(*, challenge: str, fingerprint: str, signature: str, now: datetime) -> None:

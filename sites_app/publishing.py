@@ -183,7 +183,7 @@ def _plans(nodes: Sequence[UUID], *, again: bool) -> list[_Plan]:
         document_epoch,
         document_version,
         status,
-    ) in rows.order_by("pk"):
+    ) in rows.order_by("pk", "documents__name"):
         plan = plans.get(pk)
         if plan is None:
             is_wanted = again or (has_epoch, has_version) != (epoch, version)

@@ -22,10 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from edge.runtime.store import replace_file
-from edge.wire import codec
-from edge.wire.codec import WireError
 from edge.wire.enrolment import ISSUED_EARLIER_S, Issued
-from edge.wire.messages import Message
 from edge.wire.session import Broker, Tls, broker_from_url
 
 IDENTITY, CERTIFICATE = "identity.json", "identity.pem"
@@ -37,7 +34,7 @@ class IdentityUnusable(Exception):  # noqa: N818 - states the fault
     """The identity on disk is missing or damaged; says what to do."""
 
 
-class Identity(Message, frozen=True, kw_only=True):
+class Identity(msgspec.Struct, frozen=True, kw_only=True):
     """Who this node is, and whom it believes.
 
     `url` is where it renews its certificate; `url_authority` the private authority of that server, empty
@@ -141,12 +138,12 @@ def is_enrolled(state: Path) -> bool:
 def identity_read(state: Path) -> Identity:
     path = state / IDENTITY
     try:
-        return codec.decode(Identity, path.read_bytes())
+        return msgspec.json.decode(path.read_bytes(), type=Identity)
     except FileNotFoundError as error:
         raise IdentityUnusable(
             f"{path} is not there: `python -m edge enroll` makes it, with a token of `manage.py node enroll`"
         ) from error
-    except (OSError, WireError) as error:
+    except (OSError, msgspec.MsgspecError) as error:
         raise IdentityUnusable(f"{path} cannot be read: {error}; enrol this node again") from error
 
 

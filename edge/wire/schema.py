@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from edge.wire import messages
+from edge.wire import enrolment, messages
 
 FOLDER = Path(__file__).parent / "schema"
 
@@ -32,6 +32,12 @@ FILES: dict[str, Any] = {
     "config": messages.NodeConfig,
     "device": messages.DeviceConfig,
     "schedule": messages.ScheduleBody,
+    # Over HTTPS, not over the broker.
+    "enrol": enrolment.EnrolRequest,
+    "issued": enrolment.Issued,
+    "challenge": enrolment.Challenge,
+    "renew": enrolment.RenewRequest,
+    "confirm": enrolment.ConfirmRequest,
 }
 
 

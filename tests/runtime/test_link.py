@@ -197,6 +197,19 @@ async def test_same_command_again_repeats_its_answer_and_writes_nothing(rig):
     assert rig.device.writes[LIMIT] == writes
 
 
+async def test_command_that_was_overheard_is_worth_nothing_under_another_id(rig):
+    token = await rig.central.token()
+    command = await rig.central.setpoint(INVERTER_01=30, sequence=41, fresh=token)
+    await rig.central.expect_answer(command, "done")
+    writes = rig.device.writes[LIMIT]
+
+    # Its token is still fresh, its sequence is not new.
+    replayed = await rig.central.setpoint(INVERTER_01=70, sequence=41, fresh=token)
+
+    assert (await rig.central.expect_answer(replayed, "done")).devices[A].code == Code.SUPERSEDED
+    assert rig.device.writes[LIMIT] == writes
+
+
 async def test_token_older_than_fifteen_seconds_is_stale_and_answered_with_a_fresh_one(rig):
     token = await rig.central.token()
     rig.clock.shift_s += 16

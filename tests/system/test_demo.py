@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -201,6 +202,69 @@ def test_category_request_at_site_a_answers_as_the_guide_prints_it(demo: Running
         httpx.codes.OK,
         {"status": "success", "result": {"updated": {"SMA_STP60_01": None}, "not_updated": {}}},
     )
+
+
+def test_schedule_is_confirmed_held_edited_and_taken_back(demo: RunningDemo):
+    """The guide's schedule section on real processes: from the API to the register, and back to the default."""
+    device = demo.device("GENERIC_PV_01")
+    register = Register(device)
+    site, category = device["site_id"], device["category"]
+    today = datetime.now(UTC).date()
+    # Whichever quarter hour this is, and tomorrow's first should the day end meanwhile.
+    days = [today, today + timedelta(days=1)]
+    every = [f"{hour:02d}:{minute:02d}" for hour in range(24) for minute in (0, 15, 30, 45)]
+
+    with demo.api() as api:
+        until(lambda: register.value() > 0, what="the node has not written the default")
+        full = register.value()
+
+        def plan(value: float) -> dict[str, Any]:
+            return {"site_id": site, "schedule": dict.fromkeys(every, value)}
+
+        def is_applied() -> bool:
+            plans = api.get(f"/sites/{site}/schedules/{today}").json()
+            result = plans[0]["synchronization_result"]
+            return result is not None and result["status"] == "applied"
+
+        for day in days:
+            made = api.post("/schedules", json={**plan(40), "category": category, "valid_on": str(day)})
+            assert made.status_code == httpx.codes.OK, made.text
+            assert made.json()["synchronization_result"] is None
+        until(is_applied, what="the node did not confirm the schedule", within_s=15)
+        until(lambda: register.value() == pytest.approx(full * 0.4), what="the slot is not held")
+        for day in days:
+            assert api.put(f"/schedules/{day}/{category}", json=plan(70)).status_code == httpx.codes.OK
+        until(is_applied, what="the node did not confirm the edit", within_s=15)
+        until(lambda: register.value() == pytest.approx(full * 0.7), what="the edit is not held")
+
+        def shows(value: float) -> bool:
+            return bool(api.get(f"/devices/{device['device_id']}").json()["value"] == value)
+
+        until(lambda: shows(70), what="the device's value does not follow its schedule", within_s=25)
+        for made in api.get(f"/sites/{site}/schedules").json():
+            answer = api.delete(f"/schedules/{made['id']}")
+            assert answer.json() == {"status": "success", "message": "Schedule deleted successfully"}
+        until(lambda: register.value() == full, what="the default did not return", within_s=15)
+    register.close()
+
+
+def test_nodes_of_a_demo_that_is_ready_are_healthy(demo: RunningDemo):
+    with demo.api() as api:
+        report = api.get("/site-health-report").json()
+    names = {node.removeprefix("edge:") for node in demo.description["processes"] if node.startswith("edge:")}
+    assert {row["node_name"] for row in report} == names
+    assert all(row["healthy"] for row in report)
+
+
+def test_site_shows_what_its_meter_measures(demo: RunningDemo):
+    site = demo.device("METER_SITE_A")["site_id"]
+    with demo.api() as api:
+
+        def is_measured() -> bool:
+            keys = {metric["key"] for metric in api.get(f"/sites/{site}").json()["metrics"]}
+            return {"P_Actual_kW", "V_Wind_m/s"} <= keys
+
+        until(is_measured, what="no readings of the site", within_s=40)
 
 
 def test_printed_lines_work_when_pasted_into_a_shell(demo: RunningDemo):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from edge.wire.codec import document
+from edge.wire.enrolment import Challenge, ConfirmRequest, EnrolRequest, Issued, RenewRequest
 from edge.wire.messages import (
     Alarm,
     AppliedDocument,
@@ -283,6 +284,18 @@ SAMPLES: dict[str, Message] = {
             ),
         ],
     ),
+    "enrol": EnrolRequest(token="enr_" + "a" * 43, csr="PEM"),
+    "issued": Issued(
+        node=COMMAND,
+        tenant="tenant-123",
+        certificate="PEM",
+        authority="PEM",
+        broker="mqtts://broker.example.com:8883",
+        broker_authority="PEM",
+    ),
+    "challenge": Challenge(challenge="c"),
+    "renew": RenewRequest(challenge="c", fingerprint=SHA, csr="PEM", signature="c2ln"),
+    "confirm": ConfirmRequest(challenge="c", fingerprint=SHA, signature="c2ln"),
     "logack": LogAck(stream="control", store=STORE, last=6),
     "manifest": Manifest(epoch=1, version=9, docs={"config": ManifestEntry(v=7, sha256=SHA)}),
     "document_config": document(CONFIG_BODY, epoch=1, version=7),
