@@ -40,6 +40,7 @@ from sites_app.node_link import BrokerConnection, LinkUnavailable, SendUnconfirm
 from sites_app.presence import ReceivedHeartbeat, ReceivedPresence
 from sites_app.reports import ReceivedReport
 from sites_app.tenants import KnownTenants
+from smartgrid.garbage import collector_settle
 from smartgrid.live import LiveUnavailable
 
 log = structlog.stdlib.get_logger(__name__)
@@ -48,8 +49,9 @@ T = TypeVar("T")
 
 # What is handled together: enough to share the cost of a transaction, little enough to be soon done.
 BATCH = 500
-# The first message of a batch waits so long for others: one by one they cost ten times the processor.
-GATHER_S = 0.05
+# The first message of a batch waits so long for others: one by one they cost ten times the processor. A log
+# waits for none, for its node sends no more before it is acknowledged.
+GATHER_S = 0.2
 # Messages that wait. Beyond the first, what is only worth its moment or comes again by itself is let go;
 # beyond the second, all. A node sends its log until it is acknowledged, and reports once a minute.
 BACKLOG = 20_000
@@ -134,6 +136,7 @@ class Inbox:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._waiting.end())
         self._connection.start()
+        collector_settle()
         while (batch := self._waiting.take(within_s=RETRY_S if self._held else None)) is not None:
             self.take(batch)
         self._connection.stop()
@@ -277,7 +280,7 @@ class _Waiting:
 
     def __init__(self) -> None:
         self._messages: queue.SimpleQueue[Arrived | None] = queue.SimpleQueue()
-        self._ended = threading.Event()
+        self._hurry = threading.Event()
         self._counting = threading.Lock()
         self._dropped = 0
 
@@ -289,6 +292,8 @@ class _Waiting:
             self.count_dropped(1)
             return
         self._messages.put(arrived)
+        if arrived.topic.endswith("/log"):
+            self._hurry.set()
 
     def count_dropped(self, count: int) -> None:
         with self._counting:
@@ -303,8 +308,7 @@ class _Waiting:
                 self._dropped = 0
 
     def end(self) -> None:
-        """Let what has arrived be the last."""
-        self._ended.set()
+        """Let what has arrived be the last. Called by a signal: of locks, only a SimpleQueue may be taken."""
         self._messages.put(None)
 
     def take(self, *, within_s: float | None) -> list[Arrived] | None:
@@ -313,7 +317,8 @@ class _Waiting:
         try:
             message = self._messages.get(timeout=within_s)
             if self._messages.qsize() < BATCH:
-                self._ended.wait(GATHER_S)
+                self._hurry.wait(GATHER_S)
+            self._hurry.clear()
             while message is not None:
                 batch.append(message)
                 if len(batch) == BATCH:
