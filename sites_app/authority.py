@@ -32,6 +32,8 @@ ROOT_LIFE = timedelta(days=20 * 365)
 SERVICE_LIFE = timedelta(days=2 * 365)
 CSR_LENGTH_MAX = 8192
 CENTRAL, NODES = "central", "nodes"
+# Central's processes at the broker.
+SERVICES = ("central-worker", "central-inbox")
 # All that the broker reads lies in one place below the authority's directory.
 BROKER = "broker"
 # Key and certificate in one file, as everywhere here: both are replaced in one step.
@@ -95,18 +97,10 @@ def authority_make(
             # The broker's user passes through here to what is its own, and can list and read nothing else.
             unfinished.chmod(0o711)
             (unfinished / BROKER).mkdir(mode=0o750)
-            for name in (CENTRAL, NODES):
-                root = _root_make(f"Smart Grid Manager {name}", now)
-                write(unfinished / f"{name}-ca.key", _key_pem(root.key, password), mode=0o600)
-                write(unfinished / f"{name}-ca.pem", root.pem, mode=0o644)
-                write(unfinished / BROKER / f"{name}-ca.pem", root.pem, mode=0o640)
+            nodes = _root_write(unfinished, NODES, password=password, now=now)
             for name, content in broker_files.items():
                 write(unfinished / BROKER / name, content, mode=0o640)
-            central = root_load(unfinished, CENTRAL, password=password)
-            server_issue(directory=unfinished, root=central, hosts=hosts, now=now)
-            for user in ("central-worker", "central-inbox"):
-                service_issue(directory=unfinished, root=central, user=user, now=now)
-            nodes = root_load(unfinished, NODES, password=password)
+            _central_write(unfinished, hosts=hosts, password=password, now=now)
             broker_files_write(directory=unfinished, nodes=nodes, revoked={}, denied=(), now=now)
             os.rename(unfinished, directory)  # noqa: PTH104 - the atomic step deserves its plain name
         except BaseException:
@@ -114,6 +108,33 @@ def authority_make(
             raise
     except OSError as error:
         raise AuthorityUnusable(f"{directory} cannot be written: {error}") from error
+
+
+def central_replace(*, directory: Path, now: datetime, password: str = "") -> None:
+    """Another root for the broker and central's processes, and all it vouches for, in the old one's place.
+
+    Repeat it where it was broken off: it begins anew. Nodes and what vouches for them are left alone.
+    """
+    root_certificate(directory, CENTRAL)
+    try:
+        _central_write(directory, hosts=server_hosts(directory), password=password, now=now)
+    except OSError as error:
+        raise AuthorityUnusable(f"{directory} cannot be written: {error}") from error
+
+
+def _central_write(directory: Path, *, hosts: Sequence[str], password: str, now: datetime) -> None:
+    root = _root_write(directory, CENTRAL, password=password, now=now)
+    server_issue(directory=directory, root=root, hosts=hosts, now=now)
+    for user in SERVICES:
+        service_issue(directory=directory, root=root, user=user, now=now)
+
+
+def _root_write(directory: Path, name: str, *, password: str, now: datetime) -> Root:
+    root = _root_make(f"Smart Grid Manager {name}", now)
+    write(directory / f"{name}-ca.key", _key_pem(root.key, password), mode=0o600)
+    write(directory / f"{name}-ca.pem", root.pem, mode=0o644)
+    write(directory / BROKER / f"{name}-ca.pem", root.pem, mode=0o640)
+    return root
 
 
 def root_load(directory: Path, name: str, *, password: str = "") -> Root:

@@ -40,9 +40,13 @@ TOLD = "told"
 
 @dataclass(frozen=True, slots=True)
 class Enforced:
-    """What came of it. `waiting`: nodes whose revocation is not certain to have taken effect, and why not."""
+    """What came of it. `waiting`: nodes whose revocation is not certain to have taken effect, and why not.
+
+    `told`: nothing has changed that the broker was not made to read.
+    """
 
     changed: bool
+    told: bool = True
     evicted: tuple[str, ...] = ()
     waiting: tuple[str, ...] = ()
     why: str = ""
@@ -60,10 +64,11 @@ def revocations_enforce(*, now: datetime) -> Enforced:
         denied = {(row.pk, str(row.common_name)) for row in identity.denied()}
         names = sorted({name for _, name in denied})
         if not denied:
-            return Enforced(changed=_tell(directory, root, now=now, names=names))
+            told = _tell(directory, root, now=now, names=names)
+            return Enforced(changed=told is not None, told=told is not False)
         # Shown to the broker to see whether it refuses it; in the list and nowhere else.
         canary, canary_serial = authority.brief_identity(root, node=str(uuid.uuid4()), now=now)
-        changed = _tell(directory, root, now=now, names=names, also=canary_serial)
+        told = _tell(directory, root, now=now, names=names, also=canary_serial)
         evicted, why = _evict(root, canary=canary, names=names, now=now)
         certificates = [pk for pk, name in denied if name in evicted]
         identity.evicted_record(certificate_ids=certificates, now=now)
@@ -75,7 +80,13 @@ def revocations_enforce(*, now: datetime) -> Enforced:
         else:
             # Without the denials: the same nodes may be enrolled anew.
             _tell(directory, root, now=now, names=[])
-        return Enforced(changed=changed, evicted=tuple(evicted), waiting=waiting, why=why)
+        return Enforced(
+            changed=told is not None,
+            told=told is not False,
+            evicted=tuple(evicted),
+            waiting=waiting,
+            why=why,
+        )
 
 
 @contextmanager
@@ -86,8 +97,8 @@ def _alone(directory: Path) -> Iterator[None]:
         yield
 
 
-def _tell(directory: Path, root: Root, *, now: datetime, names: list[str], also: str = "") -> bool:
-    """Write what changed and have the broker read it; tell whether there was anything to tell.
+def _tell(directory: Path, root: Root, *, now: datetime, names: list[str], also: str = "") -> bool | None:
+    """Write what changed and have the broker read it; None: it knew all; False: it could not be told.
 
     What it was told is noted last: a reload that failed, or was not lived to see, comes again.
     """
@@ -99,9 +110,10 @@ def _tell(directory: Path, root: Root, *, now: datetime, names: list[str], also:
     digest = hashlib.sha256(b"".join(path.name.encode() + path.read_bytes() for path in files)).hexdigest()
     told = directory / TOLD
     if told.exists() and told.read_text(encoding="ascii") == digest:
+        return None
+    if not _reload():
         return False
-    if _reload():
-        authority.write(told, digest, mode=0o600)
+    authority.write(told, digest, mode=0o600)
     return True
 
 

@@ -7,6 +7,7 @@ replaced in one step each, so a process may die between any two.
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import os
 from collections.abc import Callable
@@ -182,8 +183,13 @@ def identity_write(state: Path, *, issued: Issued, url: str, url_authority: str)
         url=url,
         url_authority=url_authority,
     )
-    replace_file(state / IDENTITY, msgspec.json.encode(identity))
+    identity_keep(state, identity)
     return identity
+
+
+def identity_keep(state: Path, identity: Identity) -> None:
+    """Put it down in one step."""
+    replace_file(state / IDENTITY, msgspec.json.encode(identity))
 
 
 def broker_of(
@@ -201,6 +207,21 @@ def broker_of(
         return broker_from_url(identity.broker, username=None, password=None, tls=tls)
     except ValueError as error:
         raise IdentityUnusable(f"{state / IDENTITY}: {error}; enrol this node again") from error
+
+
+def broker_followed(identity: Identity, state: Path, *, is_dated: Callable[[], bool]) -> Broker:
+    """As `broker_of`, for as long as the node runs: whom it believes is read anew at each connect."""
+
+    def believed() -> str:
+        try:
+            return identity_read(state).broker_authority
+        except IdentityUnusable:
+            # A disk that fails costs the node no link.
+            return identity.broker_authority
+
+    broker = broker_of(identity, state, is_dated=is_dated)
+    tls = Tls(ca=believed, certificate=state / CERTIFICATE, is_dated=is_dated)
+    return dataclasses.replace(broker, tls=tls)
 
 
 def pending_forget(state: Path) -> None:

@@ -273,7 +273,7 @@ def _enrolled(
     state: Path, clock: SteeredClock, parser: argparse.ArgumentParser
 ) -> tuple[Identity, Broker, NodeTopics]:
     """What an enrolment left on disk."""
-    from edge.runtime.identity import IdentityUnusable, broker_of, identity_read  # noqa: PLC0415
+    from edge.runtime.identity import IdentityUnusable, broker_followed, identity_read  # noqa: PLC0415
 
     def is_dated() -> bool:
         return clock.standing().trust is not Trust.UNSYNCED
@@ -282,7 +282,7 @@ def _enrolled(
         identity = identity_read(state)
         return (
             identity,
-            broker_of(identity, state, is_dated=is_dated),
+            broker_followed(identity, state, is_dated=is_dated),
             NodeTopics(identity.tenant, identity.node),
         )
     except (IdentityUnusable, ValueError) as error:

@@ -2,6 +2,10 @@
 
 The old one stays good until the new one is in use. The new one is tried in a handshake before it takes the
 old one's place, so a certificate that the broker does not take costs the node nothing.
+
+With the answer comes whom to believe about the broker. A node that finds a broker it does not know asks at
+once: so it comes to believe another authority after a change of central's. It takes nobody's word for that
+but the word of the HTTPS server that it was enrolled at.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
+import msgspec
 import structlog
 
 from edge.core.clock import Trust
@@ -28,6 +33,7 @@ from edge.runtime.identity import (
     broker_of,
     credentials_read,
     credentials_write,
+    identity_keep,
     key_kept,
     move_into_place,
 )
@@ -42,7 +48,7 @@ from edge.wire.enrolment import (
     confirmation_statement,
     renewal_statement,
 )
-from edge.wire.session import LinkDown, try_certificate
+from edge.wire.session import BrokerUnknown, LinkDown, try_certificate
 
 log = structlog.get_logger()
 
@@ -120,7 +126,7 @@ class Renewal:
             # The session was opened with what is on disk: it is only replaced below.
             await asyncio.to_thread(self._confirm, present)
             self._confirmed = present.fingerprint
-        if self._is_due(present):
+        if self._is_due(present) or await self._is_broker_unknown():
             await self._renew(present)
 
     def _is_due(self, present: Credentials) -> bool:
@@ -132,17 +138,34 @@ class Renewal:
             return False
         return self._left(present) < 1 - RENEW_AFTER
 
+    async def _is_broker_unknown(self) -> bool:
+        """Whether what answers at the broker's address is nobody whom this node believes."""
+        if self._connection.live_session:
+            return False
+        try:
+            await try_certificate(broker_of(self._identity, self._state, is_dated=self.is_dated))
+        except BrokerUnknown:
+            return True
+        except LinkDown:
+            # Away, or it does not take our certificate: the link says so.
+            return False
+        return False
+
     def _left(self, present: Credentials) -> float:
         """How much of the certificate's life is left, 1..0; negative once it has lapsed."""
         life = present.not_after - present.issued_at
         return (present.not_after - self._clock.now().utc) / life
 
     async def _renew(self, present: Credentials) -> None:
-        await asyncio.to_thread(self._ask, present)
+        issued = await asyncio.to_thread(self._ask, present)
+        identity = msgspec.structs.replace(self._identity, broker_authority=issued.broker_authority)
         # A handshake is all: the session with the old one goes on meanwhile.
-        await try_certificate(
-            broker_of(self._identity, self._state, is_dated=self.is_dated, name=NEXT_CERTIFICATE)
-        )
+        await try_certificate(broker_of(identity, self._state, is_dated=self.is_dated, name=NEXT_CERTIFICATE))
+        if identity != self._identity:
+            # With either certificate: the process may die before the next line.
+            identity_keep(self._state, identity)
+            self._identity = identity
+            log.warning("another authority vouches for the broker", broker=identity.broker)
         before = self._connection.live_session
         move_into_place(self._state)
         log.info("certificate renewed", not_after=credentials_read(self._state).not_after.isoformat())
@@ -152,8 +175,8 @@ class Renewal:
                 await self._clock.sleep(min(1.0, self._look_s))
             await self._look()
 
-    def _ask(self, present: Credentials) -> None:
-        """Have a new key certified, and put both down beside the present ones."""
+    def _ask(self, present: Credentials) -> Issued:
+        """Have a new key certified, and put both down beside the present ones; central's answer."""
         key = key_kept(self._state / NEXT_KEY)
         challenge = self._central.ask(CHALLENGE_PATH, None, Challenge).challenge
         csr = key.csr()
@@ -168,6 +191,7 @@ class Renewal:
         if issued.node != self._identity.node:
             raise IdentityUnusable(f"central renewed the certificate of another node, {issued.node}")
         credentials_write(self._state, key=key, certificate=issued.certificate, name=NEXT_CERTIFICATE)
+        return issued
 
     def _confirm(self, present: Credentials) -> None:
         challenge = self._central.ask(CHALLENGE_PATH, None, Challenge).challenge

@@ -53,23 +53,28 @@ def _always() -> bool:
     return True
 
 
+class BrokerUnknown(LinkDown):
+    """What answers shows a certificate that those we believe do not vouch for."""
+
+
 @dataclass(frozen=True, slots=True)
 class Tls:
     """How we know the broker, and how it knows us.
 
-    `ca`: PEM of the one authority we believe about the broker. `certificate`: a PEM file with our private key
+    `ca`: PEM of the one authority we believe about the broker, or what says it at each connect, for who may
+    come to believe another. `certificate`: a PEM file with our private key
     and our certificate, in one file so that both are replaced in one step; read again at each connect, so a
     renewed one needs no restart. `is_dated`: whether we know the time well enough to judge the broker's
     certificate by it; a computer whose clock begins in 1970 must still come to where it learns the time.
     """
 
-    ca: str
+    ca: str | Callable[[], str]
     certificate: Path | None = None
     is_dated: Callable[[], bool] = _always
 
     def context(self) -> ssl.SSLContext:
         """TLS 1.2 or newer, the broker's certificate and name verified; `ssl.SSLError`, `OSError`."""
-        context = ssl.create_default_context(cadata=self.ca)
+        context = ssl.create_default_context(cadata=self.ca if isinstance(self.ca, str) else self.ca())
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         if self.certificate is not None:
             context.load_cert_chain(self.certificate)
@@ -364,7 +369,8 @@ async def open_session(
 async def try_certificate(
     broker: Broker, *, within_s: float = CONNECT_TIMEOUT_S, silent_s: float = 1.0
 ) -> None:
-    """See by a TLS handshake alone whether the broker would let us in; `LinkDown` where it would not.
+    """See by a TLS handshake alone whether the broker would let us in; `LinkDown` where it would not,
+    `BrokerUnknown` where we do not believe the broker.
 
     No MQTT is spoken, so a session that we have meanwhile goes on. In TLS 1.3 the refusal of our certificate
     comes after the handshake: a broker that says nothing for `silent_s` has taken it.
@@ -382,6 +388,8 @@ async def try_certificate(
             return
         finally:
             writer.transport.abort()
+    except ssl.SSLCertVerificationError as error:
+        raise BrokerUnknown(f"{broker.host}:{broker.port} is not known to us: {error}") from error
     except (OSError, ValueError) as error:
         raise LinkDown(f"{broker.host}:{broker.port} does not take the certificate: {error}") from error
     raise LinkDown(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from django.core.management import CommandError, call_command
 
@@ -138,6 +139,40 @@ def test_servers_and_centrals_certificates_are_renewed_under_their_names(directo
     call_command("ca", "renew-central", "central-inbox")
     assert authority.server_hosts(directory) == ["broker.example.com", "10.0.0.5"]
     assert all((directory / name).read_bytes() != content for name, content in before.items())
+
+
+@pytest.mark.django_db
+def test_authority_that_leaked_vouches_for_nobody_and_nodes_keep_theirs(directory):
+    call_command("ca", "init", "--host", "broker.example.com", "--host", "10.0.0.5")
+    central = ("central-ca.key", "central-ca.pem", "broker/central-ca.pem", "broker/server.pem")
+    central += ("central-worker.pem", "central-inbox.pem")
+    before = {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+    call_command("ca", "replace-central")
+
+    changed = {path for path, content in before.items() if path.read_bytes() != content}
+    assert changed == {directory / name for name in central}
+    root = authority.root_load(directory, authority.CENTRAL)
+    for name in central[3:]:
+        certificate_read((directory / name).read_text()).verify_directly_issued_by(root.certificate)
+        with pytest.raises(InvalidSignature):
+            x509.load_pem_x509_certificate(before[directory / name]).verify_directly_issued_by(
+                root.certificate
+            )
+    assert authority.server_hosts(directory) == ["broker.example.com", "10.0.0.5"]
+
+
+@pytest.mark.django_db
+def test_reload_that_failed_is_not_called_done(directory, settings, capsys):
+    settings.SGM_BROKER_RELOAD = "false"
+    call_command("ca", "init", "--host", "broker.example.com")
+    said = capsys.readouterr().out
+    assert "SGM_BROKER_RELOAD failed" in said
+    assert "was told" not in said
+
+    settings.SGM_BROKER_RELOAD = "true"
+    call_command("ca", "crl")
+    assert "The broker was told." in capsys.readouterr().out
 
 
 @pytest.mark.django_db

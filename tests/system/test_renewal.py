@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -10,6 +11,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import msgspec
 import pytest
 from asgiref.sync import sync_to_async
 
@@ -17,17 +19,19 @@ from edge.core.clock import Standing, Trust
 from edge.runtime.alarms import Alarms
 from edge.runtime.clock import HostClock, wall
 from edge.runtime.identity import (
+    NEXT_CERTIFICATE,
     NEXT_KEY,
     Identity,
     broker_of,
     credentials_read,
+    identity_keep,
     identity_read,
     identity_write,
     key_kept,
 )
 from edge.runtime.renewal import ALARM, Renewal
 from edge.wire.session import open_session
-from sites_app import identity
+from sites_app import authority, identity
 from sites_app.models import Node
 from tests.factories import node_make
 from tests.nodes import Key
@@ -246,3 +250,41 @@ async def test_renewal_goes_on_with_the_key_of_the_one_that_died(enrolled):
     async with node.working():
         await until(lambda: len(node.session.opened_with) == 2, within_s=20)
     assert credentials_read(node.state).key.pem == key.pem
+
+
+# --- another authority vouches for the broker -----------------------------------------------------------
+
+
+def authority_of_another(directory: Path) -> Path:
+    authority.authority_make(directory=directory, hosts=["localhost"], now=datetime.now(UTC))
+    return directory
+
+
+async def test_node_that_does_not_know_the_broker_comes_to_believe_what_central_says(
+    enrolled, tls_broker, tmp_path
+):
+    node = await sync_to_async(enrolled)(age=timedelta(hours=1))
+    before = node.fingerprint
+    former = (authority_of_another(tmp_path / "former") / "central-ca.pem").read_text()
+    identity_keep(node.state, msgspec.structs.replace(identity_read(node.state), broker_authority=former))
+    async with node.working(linked=False):
+        await until(lambda: node.fingerprint != before, within_s=20)
+    assert identity_read(node.state).broker_authority == tls_broker.broker_authority
+    async with node.working():
+        await until(lambda: node.session.opened_with == [node.fingerprint], within_s=20)
+
+
+async def test_node_believes_nobody_whom_the_broker_is_not_of(enrolled, tls_broker, settings, tmp_path):
+    # Central has another authority already, and its broker does not.
+    node = await sync_to_async(enrolled)(age=LIFE * 0.7)
+    before = node.fingerprint
+    other = authority_of_another(tmp_path / "other")
+    settings.SGM_CA_DIR = str(other)
+    for name in ("nodes-ca.key", "nodes-ca.pem"):
+        shutil.copy(tls_broker.directory / name, other / name)
+    async with node.working(linked=False):
+        # The second pause is the one before it tries again.
+        await until(lambda: node.clock.pauses >= 2, within_s=20)
+        assert (node.state / NEXT_CERTIFICATE).exists()
+    assert node.fingerprint == before
+    assert identity_read(node.state).broker_authority == tls_broker.broker_authority

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import signal
 import ssl
 import subprocess
@@ -42,6 +43,8 @@ SITES = {A: "site_a", B: "site_b"}
 # Of a direct request: longer than it takes to confirm one.
 TIME_LIMIT_S = 4
 END_S = 30.0
+# A node looks after a broker that it does not know every half minute.
+FOLLOWS_WITHIN_S = 75.0
 CLIENT_ID = "whole"
 
 # Runs `python -m edge` and kills it, as by -9, just before it does something to a file of this name.
@@ -396,7 +399,7 @@ def whole(central: Whole) -> Whole:
     return central
 
 
-def until_planned(whole: Whole, node: EdgeNode, value: float) -> None:
+def until_planned(whole: Whole, node: EdgeNode, value: float, *, within_s: float = END_S) -> None:
     """Plan this value, and wait until the node confirms it, and its device obeys it."""
     whole.hands.call("edit", value=value, plan={node.site: 2}, unplan={})
 
@@ -407,7 +410,7 @@ def until_planned(whole: Whole, node: EdgeNode, value: float) -> None:
         told = [result is not None and result["status"] == "applied" for result in results]
         return bool(told) and all(told) and all(status == "applied" for _, _, status in documents)
 
-    until(is_applied, what="the node has not confirmed its schedule")
+    until(is_applied, what="the node has not confirmed its schedule", within_s=within_s)
     until(lambda: node.in_force() == value, what=f"the device does not obey {value}")
 
 
@@ -495,6 +498,25 @@ def test_revoked_node_is_shut_out_and_its_device_goes_on_by_schedule(whole):
     whole.enroll(whole.enrolment(node, "--again"))
     whole.start_node(node)
     until_planned(whole, node, 90.0)
+
+
+def test_nodes_follow_to_another_authority_of_centrals(whole):
+    node = whole.nodes[A]
+    until_planned(whole, node, 20.0)
+    leaked = whole.settings.directory / "leaked.pem"
+    shutil.copy(whole.settings.authority / "central-worker.pem", leaked)
+
+    # As docs/operations.md has it.
+    whole.manage("ca", "replace-central")
+    whole.end("mosquitto")
+    whole.start_broker()
+    for name in ("worker", "inbox"):
+        whole.end(name)
+        whole.start(name, getattr(whole.settings, name)().argv)
+
+    until_planned(whole, node, 10.0, within_s=FOLLOWS_WITHIN_S)
+    assert identity_read(node.state).broker_authority == whole.broker.broker_authority
+    assert not lets_in(whole.broker.door_with(leaked, port=whole.broker.central_port))
 
 
 def links_lost(whole: Whole, node: EdgeNode) -> int:

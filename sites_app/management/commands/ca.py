@@ -42,7 +42,8 @@ class Command(BaseCommand):
         service = commands.add_parser(
             "renew-central", help="new keys and certificates for central's processes"
         )
-        service.add_argument("user", nargs="*", default=["central-worker", "central-inbox"])
+        service.add_argument("user", nargs="*", default=list(authority.SERVICES))
+        commands.add_parser("replace-central", help="another authority for broker and central: a key leaked")
         commands.add_parser("crl", help="write what the broker must refuse, and see that it does")
 
     def handle(self, *args: Any, command: str, **options: Any) -> None:
@@ -95,6 +96,15 @@ class Command(BaseCommand):
             )
             self.stdout.write(f"{name}: good until {issued.not_after:%Y-%m-%d}, taken up at its next connect")
 
+    def _replace_central(self, **_: Any) -> None:
+        directory = identity.ca_directory()
+        authority.central_replace(directory=directory, now=timezone.now(), password=settings.SGM_CA_PASSWORD)
+        self.stdout.write(
+            f"Another central-ca vouches for broker, worker and inbox. Now carry {directory / BROKER} to the"
+            " broker, RESTART it\n(a reload is not enough), and restart worker and inbox. Nodes follow by"
+            f" themselves. Put {directory}/central-ca.key away."
+        )
+
     def _central_root(self) -> authority.Root:
         return authority.root_load(identity.ca_directory(), CENTRAL, password=settings.SGM_CA_PASSWORD)
 
@@ -102,7 +112,8 @@ class Command(BaseCommand):
         done = revocations_enforce(now=timezone.now())
         if done.waiting:
             raise CommandError(f"not in force for {', '.join(done.waiting)}: {done.why}")
-        if done.changed and not settings.SGM_BROKER_RELOAD:
-            self.stdout.write("Have the broker read its files again (SIGHUP); SGM_BROKER_RELOAD is not set.")
+        if not done.told:
+            why = "failed" if settings.SGM_BROKER_RELOAD else "is not set"
+            self.stdout.write(f"Have the broker read its files again (SIGHUP); SGM_BROKER_RELOAD {why}.")
         else:
             self.stdout.write("The broker was told." if done.changed else "The broker knows already.")
