@@ -332,7 +332,7 @@ class ScheduleResource(ModelResource):  # type: ignore[misc]
             self._take(row, result, number=kwargs["row_number"])
         except SgmError as error:
             result.import_type = RowResult.IMPORT_TYPE_INVALID
-            result.validation_error = ValidationError(error.errors or {"row": [error.detail]})
+            result.validation_error = ValidationError(_folded(error.errors) or {"row": [error.detail]})
         return result
 
     def _take(self, row: Mapping[str, Any], result: RowResult, *, number: int) -> None:
@@ -390,6 +390,17 @@ class ScheduleResource(ModelResource):  # type: ignore[misc]
         for schedule in chosen.select_related("site").order_by("valid_on", "site__site_tag", "category"):
             dataset.append([schedule])
         return dataset
+
+
+def _folded(errors: Mapping[str, list[str]]) -> dict[str, list[str]]:
+    """The same said of many quarter hours, said once: a row that is wrong throughout has 96 of them."""
+    subjects: dict[tuple[str, ...], list[str]] = {}
+    for subject, texts in errors.items():
+        subjects.setdefault(tuple(texts), []).append(subject)
+    return {
+        who[0] if len(who) == 1 else f"{who[0]} and {len(who) - 1} more": list(texts)
+        for texts, who in subjects.items()
+    }
 
 
 def _uuid(text: Any) -> uuid.UUID | None:
@@ -482,6 +493,7 @@ class ScheduleExchangeMixin(ExportActionMixin, ImportExportMixin):  # type: igno
     import_form_class = UploadForm
     export_form_class = ExportForm
     tmp_storage_class = UploadStorage
+    import_template_name = "admin/schedules_app/schedule/import.html"
     change_form_template: Any = None
     show_change_form_export = False
 
@@ -504,6 +516,9 @@ class ScheduleExchangeMixin(ExportActionMixin, ImportExportMixin):  # type: igno
         except SgmError as error:
             return self._back(request, error.detail)
         return response
+
+    def get_import_context_data(self, **kwargs: Any) -> dict[str, Any]:
+        return {**super().get_import_context_data(**kwargs), "max_rows": MAX_ROWS}
 
     def get_import_data_kwargs(self, **kwargs: Any) -> dict[str, Any]:
         """All or nothing, of what was confirmed too: since the preview a row may have become impossible."""

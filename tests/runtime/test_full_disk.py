@@ -157,11 +157,11 @@ async def test_node_without_a_disk_promises_nothing_new_and_keeps_what_it_promis
     assert node.process.poll() is None
     assert not any(entry.kind == "watchdog" for entry in central.entries)
 
+    before = len(central.all(Reported))
     node.disk_is_back()
     lapse = await central.expect_entry(lambda entry: entry.kind == "watchdog", within_s=REPORTED_WITHIN_S)
     assert lapse.devices[A].ok
     assert [entry.seq for entry in central.entries] == list(range(1, len(central.entries) + 1))
-    before = len(central.all(Reported))
     await central.expect(
         Reported,
         lambda report: central.all(Reported).index(report) >= before and not report.alarms,

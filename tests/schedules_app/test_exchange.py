@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import io
 import json
 from datetime import date
@@ -231,6 +232,18 @@ def test_each_wrong_row_is_told_with_its_reasons_and_nothing_can_be_confirmed(op
     }
     assert found[9]["row"] == ["The same site, category and day as row 1."]
     assert stored() == {}
+
+
+def test_page_says_what_is_wrong_in_words_and_the_same_of_many_quarter_hours_once(operator, story):
+    throughout: dict[str, Any] = {
+        f"s{hour:02d}{minute:02d}": 150 for hour in range(24) for minute in (0, 15, 30, 45)
+    }
+    preview = upload(operator, csv_of(day(**throughout)))
+    ((subject, (text,)),) = errors(preview)[1].items()
+    assert subject == "schedule.00:00 and 95 more"
+    page = preview.content.decode()
+    assert subject in page
+    assert text in html.unescape(page)
 
 
 def test_row_that_became_impossible_since_the_preview_undoes_all(operator, story, clock):

@@ -261,7 +261,7 @@ async def test_node_takes_nothing_away_from_the_inboxes_by_sharing_their_subscri
         client(doors, victim.node) as rightful,
     ):
         await central.subscribe(shared(ALL_HEARTBEATS, group=group), qos=1)
-        for guess in ("inbox", "x", "+", "#", "inbox-", group[:-1]):
+        for guess in ("inbox", "x", "inbox-", group[:-1]):
             with suppress(aiomqtt.MqttError):
                 await intruder.subscribe(shared(ALL_HEARTBEATS, group=guess), qos=1)
         for number in range(20):
