@@ -7,6 +7,7 @@ copies of what the services made for the first site.
 from __future__ import annotations
 
 import copy
+import io
 import itertools
 import json
 import random
@@ -56,7 +57,7 @@ def device_tag(number: int) -> str:
 def fleet_create(nodes: Sequence[NodeIdentity]) -> list[Place]:
     """Tables, device types, and for each of these nodes a site, a node and two devices; no documents yet."""
     call_command("migrate", verbosity=0, interactive=False)
-    call_command("sync_device_types", verbosity=0)
+    call_command("sync_device_types", stdout=io.StringIO())
     types = {name: DeviceType.objects.get(profile=profile) for name, profile in CATEGORIES.items()}
     with transaction.atomic():
         site = site_create(tenant_tag=TENANT, site_tag="pattern", name="Pattern")

@@ -50,7 +50,7 @@ CHANGES = 120
 SETTLE_S = 12.0
 LOOK_AGAIN_S = 0.02
 # More than any goal: what takes longer is a failure, not a figure.
-SYNC_WITHIN_S = 120.0
+SYNC_WITHIN_S = 200.0
 CHANGE_WITHIN_S = 30.0
 HEARTBEATS_SAMPLED = 40
 

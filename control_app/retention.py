@@ -7,13 +7,15 @@ from typing import Any
 
 import structlog
 from django.conf import settings
-from django.db.models import QuerySet
+from django.db.models import Exists, OuterRef, QuerySet
 
-from control_app.models import ControlLog, DeviceErrorLog
+from control_app.models import ControlLog, DeviceErrorLog, NodeStream
 
 log = structlog.stdlib.get_logger(__name__)
 
 ROWS_AT_ONCE = 5000
+# A node that began another store this long ago has sent all it had in the one before: its oldest goes first.
+STREAM_LEFT_FOR = timedelta(days=30)
 
 
 def logs_retain(*, now: datetime, at_once: int = ROWS_AT_ONCE) -> None:
@@ -27,6 +29,18 @@ def logs_retain(*, now: datetime, at_once: int = ROWS_AT_ONCE) -> None:
     days = settings.SGM_DEVICE_ERROR_LOG_RETENTION_DAYS
     if days:
         _delete(DeviceErrorLog.objects.filter(timestamp__lt=now - timedelta(days=days)), at_once=at_once)
+    _delete(_streams_left(now=now), at_once=at_once)
+
+
+def _streams_left(*, now: datetime) -> QuerySet[NodeStream]:
+    """The positions of streams that ended: each start of a node's process begins new ones."""
+    later = NodeStream.objects.filter(
+        node=OuterRef("node"),
+        stream=OuterRef("stream"),
+        since__gt=OuterRef("since"),
+        since__lt=now - STREAM_LEFT_FOR,
+    )
+    return NodeStream.objects.filter(Exists(later))
 
 
 def _delete(rows: QuerySet[Any], *, at_once: int) -> None:

@@ -33,5 +33,5 @@ def ping_nodes(node_ids: list[str] | None = None) -> None:
 
 @shared_task(name="control_app.tasks.logs_retain")  # type: ignore[untyped-decorator]
 def logs_retain() -> None:
-    """Two at once delete the same lines, once."""
+    """Delete log lines that are older than they are to be kept."""
     log_lines_retain(now=datetime.now(UTC))

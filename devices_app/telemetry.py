@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -198,7 +199,8 @@ def _series_read(nodes: Collection[_NodeSeries]) -> None:
     ):
         node, tag = of_device[device_id] if device_id in of_device else (of_node[node_id], "")
         if site_id == node.site_id:
-            node.series[tag, key, unit] = pk
+            # Ten thousand nodes have the same few keys and units.
+            node.series[tag, sys.intern(key), sys.intern(unit)] = pk
 
 
 def _series_new(node: _NodeSeries, places: Iterable[Place]) -> list[TelemetrySeries]:

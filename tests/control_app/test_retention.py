@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from control_app.models import ControlLog, DeviceErrorLog
+from control_app.models import ControlLog, DeviceErrorLog, NodeStream
 from control_app.retention import logs_retain
 from tests.factories import control_log_make, device_error_make, story_make
 
@@ -51,6 +51,23 @@ def test_nought_keeps_for_ever(story, settings):
     device_error_make(device=story.device_a, at=NOW - YEARS)
     logs_retain(now=NOW)
     assert DeviceErrorLog.objects.count() == 1
+
+
+def test_position_of_a_stream_goes_a_month_after_the_node_began_another(story):
+    ages = {"first": 60, "second": 31, "third": 29, "fourth": 1}
+    for store, days in ages.items():
+        since = NOW - timedelta(days=days)
+        NodeStream.objects.create(node=story.node_a, stream="control", store=store, since=since)
+    # The only one of its kind, however old, is the one in use.
+    NodeStream.objects.create(node=story.node_a, stream="telemetry", store="first", since=NOW - YEARS)
+    logs_retain(now=NOW)
+    left = NodeStream.objects.order_by("since").values_list("stream", "store")
+    assert list(left) == [
+        ("telemetry", "first"),
+        ("control", "second"),
+        ("control", "third"),
+        ("control", "fourth"),
+    ]
 
 
 def test_more_lines_than_one_slice_go_in_one_run(story):

@@ -235,7 +235,9 @@ def test_each_wrong_row_is_told_with_its_reasons_and_nothing_can_be_confirmed(op
 
 
 def test_page_says_what_is_wrong_in_words_and_the_same_of_many_quarter_hours_once(operator, story):
-    throughout = {f"s{hour:02d}{minute:02d}": 150 for hour in range(24) for minute in (0, 15, 30, 45)}
+    throughout: dict[str, Any] = {
+        f"s{hour:02d}{minute:02d}": 150 for hour in range(24) for minute in (0, 15, 30, 45)
+    }
     preview = upload(operator, csv_of(day(**throughout)))
     ((subject, (text,)),) = errors(preview)[1].items()
     assert subject == "schedule.00:00 and 95 more"

@@ -33,8 +33,8 @@ RENEWED_WITHIN_S = 90.0
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _database_first(django_db_setup) -> None:
-    """Before the live server asks what the database is: the threads of one in memory share a connection."""
+def _database_first(database_of_threads: None) -> None:
+    """Before the live server."""
 
 
 @pytest.fixture(autouse=True)

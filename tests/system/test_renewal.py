@@ -42,8 +42,8 @@ pytestmark = [pytest.mark.services, pytest.mark.django_db(transaction=True)]
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _database_first(django_db_setup) -> None:
-    """Before the live server asks what the database is: the threads of one in memory share a connection."""
+def _database_first(database_of_threads: None) -> None:
+    """Before the live server."""
 
 
 LIFE = timedelta(days=12)
