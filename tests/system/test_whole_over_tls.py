@@ -346,6 +346,10 @@ def running_whole(directory: Path) -> Iterator[Whole]:
         # The broker last, so that each can say goodbye.
         names = sorted(whole.processes, key=("mosquitto", "hands").__contains__)
         ended = {name: whole.end(name) for name in names}
+        # mosquitto 2.0.11 may crash as it ends, after an eviction: what it holds is on its disk by then.
+        broker = ended.pop("mosquitto")
+        assert broker in (0, -signal.SIGSEGV), f"the broker ended with {broker}"
+        assert (directory / "mosquitto.db").exists()
         assert not any(ended.values()), f"not ended in order: {ended}"
 
 
