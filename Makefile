@@ -10,6 +10,8 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; 
 PIP := $(RUN) -m pip --disable-pip-version-check --quiet install
 
 PYTEST := $(RUN) -m pytest
+# Two processes, each with services of its own. Tests of a whole system have the machine for themselves.
+IN_TWO := -n 2 --dist loadfile
 # Django's own commands need a key and a database, whatever they do with them.
 DJANGO := SGM_SECRET_KEY=only-for-checks SGM_DATABASE_URL=sqlite:///:memory: $(RUN) manage.py
 
@@ -26,12 +28,13 @@ demo-reset: $(VENV)/.demo-installed ## forget all that the demo has kept; the ne
 	@$(RUN) -m smartgrid.demo reset
 
 test: $(VENV)/.dev-installed services ## the suite with real services on SQLite, its database part on PostgreSQL too
-	$(RUN) -m tests.servers postgres $(PYTEST) -q --only-database -m "not system"
-	$(PYTEST)
+	$(RUN) -m tests.servers postgres $(PYTEST) -q --only-database -m "not system" $(IN_TWO)
+	$(PYTEST) -q -m "not system" $(IN_TWO)
+	$(PYTEST) -m system
 
 test-quick: $(VENV)/.dev-installed ## what needs no service, in about a minute
 	HYPOTHESIS_PROFILE=quick $(PYTEST) -m "not services and not system and not long" --simulation-steps 100 \
-		-n 2 --dist loadfile
+		$(IN_TWO)
 
 test-all: test ## `make test` and the long runs
 	HYPOTHESIS_PROFILE=long $(PYTEST) -q tests/core

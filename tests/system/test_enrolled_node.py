@@ -28,8 +28,8 @@ from tests.servers import TlsBroker, until as wait_until
 
 pytestmark = [pytest.mark.services, pytest.mark.long, pytest.mark.django_db(transaction=True)]
 
-# The node looks at its certificate every half minute.
-RENEWED_WITHIN_S = 90.0
+# The node looks at its certificate every half minute, and after a failure, a slow machine say, waits longer.
+RENEWED_WITHIN_S = 240.0
 
 
 @pytest.fixture(scope="session", autouse=True)
