@@ -28,7 +28,7 @@ demo-reset: $(VENV)/.demo-installed ## forget all that the demo has kept; the ne
 	@$(RUN) -m smartgrid.demo reset
 
 test: $(VENV)/.dev-installed services ## the suite with real services on SQLite, its database part on PostgreSQL too
-	$(RUN) -m tests.servers postgres $(PYTEST) -q --only-database -m "not system" $(IN_TWO)
+	$(RUN) -m tests.servers postgres $(PYTEST) -q --only-database -m "not system and not long" $(IN_TWO)
 	$(PYTEST) -q -m "not system" $(IN_TWO)
 	$(PYTEST) -m system
 

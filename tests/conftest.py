@@ -80,9 +80,12 @@ def broker() -> Iterator[Broker]:
         yield running
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def tls_broker() -> Iterator[TlsBroker]:
-    """A real mosquitto with mutual TLS, and its authority; give every test node UUIDs of its own."""
+    """A real mosquitto with mutual TLS, and its authority; give every test node UUIDs of its own.
+
+    One for each module: mosquitto 2.0.11 may crash some time after it ended a session for another (ADR 0016).
+    """
     with mosquitto_tls_broker() as running:
         yield running
 
