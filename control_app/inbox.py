@@ -37,13 +37,14 @@ ACCEPTANCE_OVER_S = 10.0
 def on_heartbeats(received: Sequence[ReceivedHeartbeat]) -> None:
     """Signs of life. One of a session that nobody knew of is as good as the birth that got lost."""
     births = heartbeats_note(received)
-    changes = nodes_presence_record(
+    nodes_presence_record(
         [
             PresenceChange(node_id=UUID(birth.node_id), online=True, session=birth.beat.session)
             for birth in births
         ]
     )
-    nodes_greet(change.node_id for change in changes)
+    # All of them: where the broker had kept the birth, the database knows of it, and nobody has greeted.
+    nodes_greet(UUID(birth.node_id) for birth in births)
 
 
 def on_presences(received: Sequence[ReceivedPresence]) -> None:
@@ -65,7 +66,9 @@ def on_presences(received: Sequence[ReceivedPresence]) -> None:
             for item in taken
         ]
     )
-    nodes_greet(change.node_id for change in changes if change.online)
+    # One that the broker had kept may be long gone: its first heartbeat tells.
+    live = {UUID(item.node_id) for item in taken if not item.retained}
+    nodes_greet(change.node_id for change in changes if change.online and change.node_id in live)
 
 
 def on_reports(received: Sequence[ReceivedReport]) -> None:
