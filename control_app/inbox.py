@@ -19,7 +19,7 @@ from control_app.services import command_resolve, commands_undelivered, nodes_in
 from devices_app.retirement import nodes_retiring, retired_record
 from devices_app.services import device_values_follow
 from devices_app.telemetry import ReceivedReadings, readings_record
-from edge.wire.messages import LogAck, Presence
+from edge.wire.messages import HEARTBEAT_PERIOD_S, LogAck, Presence
 from edge.wire.topics import NodeTopics
 from sites_app.alarms import nodes_alarms_mirror
 from sites_app.models import Node
@@ -43,7 +43,6 @@ def on_heartbeats(received: Sequence[ReceivedHeartbeat]) -> None:
             for birth in births
         ]
     )
-    # All of them: where the broker had kept the birth, the database knows of it, and nobody has greeted.
     nodes_greet(UUID(birth.node_id) for birth in births)
 
 
@@ -66,9 +65,11 @@ def on_presences(received: Sequence[ReceivedPresence]) -> None:
             for item in taken
         ]
     )
-    # One that the broker had kept may be long gone: its first heartbeat tells.
-    live = {UUID(item.node_id) for item in taken if not item.retained}
-    nodes_greet(change.node_id for change in changes if change.online and change.node_id in live)
+    came = {change.node_id for change in changes if change.online}
+    kept = {UUID(item.node_id) for item in taken if item.retained}
+    nodes_greet(came - kept)
+    # One whose birth the broker had kept may be long gone, or is heard within a heartbeat.
+    nodes_greet(came & kept, after_s=HEARTBEAT_PERIOD_S + 1)
 
 
 def on_reports(received: Sequence[ReceivedReport]) -> None:

@@ -24,24 +24,24 @@ if TYPE_CHECKING:
 log = structlog.stdlib.get_logger(__name__)
 
 
-def nodes_greet(node_ids: Iterable[UUID]) -> None:
-    """Have these nodes, which have just come, pinged once this is committed.
+def nodes_greet(node_ids: Iterable[UUID], *, after_s: float = 0.0) -> None:
+    """Have these nodes, which have just come, pinged once this is committed, and `after_s` seconds later.
 
     Until a node has answered one it does not count as healthy, and the next round may be half a minute away.
     A greeting that is lost costs that half minute.
     """
     keys = [str(node_id) for node_id in node_ids]
     if keys:
-        transaction.on_commit(lambda: _queue(keys))
+        transaction.on_commit(lambda: _queue(keys, after_s=after_s))
 
 
-def _queue(keys: list[str]) -> None:
+def _queue(keys: list[str], *, after_s: float) -> None:
     from kombu.exceptions import OperationalError  # noqa: PLC0415
 
     from control_app.tasks import ping_nodes  # noqa: PLC0415 - tasks import this module
 
     try:
-        ping_nodes.delay(keys)
+        ping_nodes.apply_async((keys,), countdown=after_s or None)
     except OperationalError as error:
         log.warning("nodes_not_greeted", count=len(keys), error=str(error))
 
