@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import uuid
 from collections.abc import Callable
 from functools import partial
@@ -10,7 +9,6 @@ from typing import Any
 
 import msgspec
 import pytest
-from django.db import connections
 
 from devices_app.models import Device, RetiringDevice
 from devices_app.retirement import device_abandon, retired_record
@@ -26,7 +24,8 @@ from edge.wire.messages import AppliedDocument, NodeConfig
 from sites_app.documents import manifest_for
 from sites_app.models import Node
 from sites_app.services import node_update, site_update
-from smartgrid.errors import Conflict, Invalid, NotFound, SgmError
+from smartgrid.errors import Conflict, Invalid, NotFound
+from tests.at_once import at_once
 from tests.factories import (
     device_make,
     device_type_make,
@@ -485,29 +484,6 @@ def test_device_that_retired_meanwhile_cannot_be_abandoned(node, left):
 
 
 # --- at once -----------------------------------------------------------------------------------------------------------
-
-
-def at_once(*calls: Callable[[], Any]) -> list[Any]:
-    """What each of these returned, or the refusal it met; all began together."""
-    barrier = threading.Barrier(len(calls))
-    results: list[Any] = [None] * len(calls)
-
-    def run(position: int, call: Callable[[], Any]) -> None:
-        barrier.wait(5)
-        try:
-            results[position] = call()
-        except SgmError as refusal:
-            results[position] = refusal
-        finally:
-            connections.close_all()
-
-    threads = [threading.Thread(target=run, args=pair) for pair in enumerate(calls)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(20)
-        assert not thread.is_alive()
-    return results
 
 
 def conflicts(results: list[Any]) -> list[str]:

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 from functools import partial
-from typing import Any
 
 import pytest
-from django.db import connections
 
 from schedules_app.models import Schedule
 from schedules_app.services import (
@@ -22,7 +18,8 @@ from schedules_app.services import (
 )
 from sites_app.documents import manifest_for
 from sites_app.models import Node
-from smartgrid.errors import Conflict, NotFound, SgmError
+from smartgrid.errors import Conflict, NotFound
+from tests.at_once import at_once
 from tests.factories import device_make, node_make, site_make
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("clock")]
@@ -35,29 +32,6 @@ def site():
     found = site_make()
     device_make(node=node_make(site=found))
     return found
-
-
-def at_once(*calls: Callable[[], Any]) -> list[Any]:
-    """What each of these returned, or the refusal it met; all began together."""
-    barrier = threading.Barrier(len(calls))
-    results: list[Any] = [None] * len(calls)
-
-    def run(position: int, call: Callable[[], Any]) -> None:
-        barrier.wait(5)
-        try:
-            results[position] = call()
-        except SgmError as refusal:
-            results[position] = refusal
-        finally:
-            connections.close_all()
-
-    threads = [threading.Thread(target=run, args=pair) for pair in enumerate(calls)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(20)
-        assert not thread.is_alive()
-    return results
 
 
 def create(site, day, slots=None):
