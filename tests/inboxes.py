@@ -9,11 +9,22 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import quote
+
+from django.db import connection
 
 from tests.servers import Broker, until
 
 ROOT = Path(__file__).resolve().parents[1]
 UP = "broker_connection_up"
+
+
+def database_url() -> str:
+    """Where this test's database is, for another process."""
+    known = connection.settings_dict
+    if connection.vendor == "sqlite":
+        return f"sqlite:///{known['NAME']}"
+    return f"postgresql://{quote(known['USER'])}@{known['HOST']}:{known['PORT']}/{known['NAME']}"
 
 
 class InboxProcess:

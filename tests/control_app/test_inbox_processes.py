@@ -9,7 +9,6 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from urllib.parse import quote
 
 import paho.mqtt.client as paho
 import pytest
@@ -25,7 +24,7 @@ from edge.wire.topics import NodeTopics
 from sites_app.models import Node
 from sites_app.presence import central_now, presence_read
 from tests.factories import device_make, node_make, site_make
-from tests.inboxes import UP, inbox_environment, inbox_processes
+from tests.inboxes import UP, database_url, inbox_environment, inbox_processes
 from tests.servers import Broker, mosquitto_broker, until
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.system]
@@ -34,14 +33,6 @@ NODES = 30
 ENTRIES = 20
 # How long a node of these tests waits for an acknowledgement before it sends again.
 AGAIN_S = 1.0
-
-
-def database_url() -> str:
-    """Where this test's database is, for another process."""
-    known = connection.settings_dict
-    if connection.vendor == "sqlite":
-        return f"sqlite:///{known['NAME']}"
-    return f"postgresql://{quote(known['USER'])}@{known['HOST']}:{known['PORT']}/{known['NAME']}"
 
 
 @pytest.fixture

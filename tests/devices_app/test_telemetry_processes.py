@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import LiteralString
-from urllib.parse import quote
 
 import paho.mqtt.client as paho
 import psycopg
@@ -31,7 +30,7 @@ from edge.wire import codec
 from edge.wire.messages import LogBatch, LogEntry, TelemetryBatch, TelemetryPoint
 from smartgrid import live
 from tests.factories import device_make, node_make, site_make, story_make
-from tests.inboxes import ROOT, inbox_environment, inbox_processes
+from tests.inboxes import ROOT, database_url, inbox_environment, inbox_processes
 from tests.servers import Broker, mosquitto_broker, until
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.system]
@@ -39,14 +38,6 @@ pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.system]
 ON_POSTGRESQL = connection.vendor == "postgresql"
 NODES = 10
 MESSAGES = 12
-
-
-def database_url() -> str:
-    """Where this test's database is, for another process."""
-    known = connection.settings_dict
-    if not ON_POSTGRESQL:
-        return f"sqlite:///{known['NAME']}"
-    return f"postgresql://{quote(known['USER'])}@{known['HOST']}:{known['PORT']}/{known['NAME']}"
 
 
 @pytest.fixture
