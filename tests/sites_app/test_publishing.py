@@ -30,7 +30,7 @@ from sites_app.publishing import (
 )
 from sites_app.reports import ReceivedReport, reports_compare, reports_record
 from sites_app.services import node_create, node_delete
-from tests.devices_app.test_retirement import at_once
+from tests.at_once import at_once
 from tests.factories import node_make, report_make, report_record, site_make
 from tests.sites_app.test_documents import Retained
 
