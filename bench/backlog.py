@@ -23,7 +23,7 @@ from typing import Any
 
 from bench.record import ROOT, Figure, Run, percentile, spread
 from edge.profiles.loader import load_all
-from edge.profiles.model import profile_to_builtins
+from edge.profiles.reading import profile_to_builtins
 from edge.runtime.clock import wall
 from edge.runtime.store import Store
 from edge.simulators.modbus import SimulatedDevice

@@ -36,7 +36,7 @@ from paho.mqtt.properties import Properties
 from bench.edge_devices import Devices, Record, running_devices
 from bench.record import ROOT, Figure, Run, percentile, spread
 from edge.profiles.loader import load_profile
-from edge.profiles.model import profile_to_builtins
+from edge.profiles.reading import profile_to_builtins
 from edge.wire import codec
 from edge.wire.messages import Heartbeat, SetpointCommand, TelemetryBatch
 from edge.wire.topics import NodeTopics

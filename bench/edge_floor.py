@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable
 from pymodbus.client import AsyncModbusTcpClient
 
 from edge.drivers.modbus import ModbusSession
-from edge.profiles.model import Table
+from edge.profiles.points import Table
 
 PERIOD_S = 1.0
 

@@ -13,7 +13,7 @@ import sys
 from contextlib import AsyncExitStack
 
 from bench.record import Figure, Run, percentile
-from edge.simulators.modbus import Fault
+from edge.simulators.device import Fault
 from tests.runtime.lines import (
     BAUD_RATE,
     RTU_PROFILE,

@@ -10,6 +10,7 @@ from devices_app.models import Device
 from edge.wire.messages import BoundConfig, DeviceConfig, NodeConfig, SiteConfig
 from sites_app.documents import renderer_register
 from sites_app.models import Node
+from sites_app.tokens import decrypt
 from smartgrid.api.fields import timestamp
 
 CONFIG = "config"
@@ -55,6 +56,15 @@ def _device_config(device: Device) -> DeviceConfig:
         host=device.modbus_server_host or "",
         port=device.modbus_server_port or 0,
         unit=device.modbus_id or 0,
+        serial_port=device.serial_port or "",
+        baud_rate=device.baud_rate,
+        parity=device.parity,
+        stop_bits=device.stop_bits,
+        url=device.url or "",
+        username=device.username,
+        password=decrypt(device.password_encrypted) if device.password_encrypted else "",
+        protocol=device.protocol or "",
+        parameters=device.parameters,
         min_value=device.min_value,
         max_value=device.max_value,
         default_value=device.default_value,

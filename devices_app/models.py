@@ -9,6 +9,7 @@ from django.db import models
 from django.db.models import F, Q
 from django.utils import timezone
 
+from devices_app.address import PARITIES
 from devices_app.choices import CATEGORY_PATTERN, BoundOrigin, Lifetime, ValueKind
 from sites_app.models import Node, Site
 
@@ -100,6 +101,34 @@ class Device(models.Model):
     modbus_id = models.PositiveSmallIntegerField(
         null=True, blank=True, validators=[MinValueValidator(UNITS[0]), MaxValueValidator(UNITS[1])]
     )
+    protocol = models.CharField(
+        max_length=32,
+        null=True,
+        blank=True,
+        help_text="By which of the type's protocols it is reached. Empty: the type's first.",
+    )
+    serial_port = models.CharField(
+        max_length=100, null=True, blank=True, help_text="Of the node, below /dev; in place of host and port."
+    )
+    baud_rate = models.PositiveIntegerField(null=True, blank=True, help_text="Empty: the maker's default.")
+    parity = models.CharField(
+        max_length=8, choices=PARITIES, null=True, blank=True, help_text="Empty: the maker's default."
+    )
+    stop_bits = models.PositiveSmallIntegerField(
+        null=True, blank=True, help_text="1 or 2. Empty: the maker's default."
+    )
+    url = models.CharField(
+        max_length=500,
+        null=True,
+        blank=True,
+        help_text="MQTT broker, OPC XML-DA server or HTTP server, without credentials.",
+    )
+    username = models.CharField(max_length=200, blank=True, default="")
+    # As `sites_app.tokens.encrypt` makes it.
+    password_encrypted = models.TextField(blank=True, default="", editable=False)
+    parameters = models.JSONField(
+        default=dict, blank=True, help_text="What the type's profile leaves open to each device."
+    )
     lifetime = models.CharField(
         max_length=16, choices=Lifetime, null=True, blank=True, help_text="Empty: as the device type says."
     )
@@ -136,9 +165,9 @@ class Device(models.Model):
     # Who it is to its node. Another tag, address, profile, register or node makes it another device there:
     # the node retires the former one under the former id (`RetiringDevice`).
     config_id = models.UUIDField(default=uuid.uuid4, unique=True, editable=False)
-    # `host:port/unit/register` of the limit this device is controlled by: one owner in a site. Null where
-    # nothing is written.
-    control_point = models.CharField(max_length=300, null=True, editable=False)
+    # The limit this device is controlled by, as `devices_app.address` writes it: one owner in a site. Null
+    # where nothing is written.
+    control_point = models.CharField(max_length=1100, null=True, editable=False)
     # Another node has yet to let go of this control point: until then nobody writes to it here.
     # `retirement` keeps it true.
     waits = models.BooleanField(default=False, editable=False)
@@ -166,6 +195,11 @@ class Device(models.Model):
             models.CheckConstraint(
                 condition=Q(modbus_id__isnull=True) | Q(modbus_id__range=UNITS),
                 name="device_modbus_id_in_range",
+            ),
+            models.CheckConstraint(
+                condition=Q(stop_bits__isnull=True) | Q(stop_bits__in=(1, 2)),
+                name="device_stop_bits_one_or_two",
+                violation_error_message="stop_bits must be 1 or 2.",
             ),
             models.CheckConstraint(
                 condition=Q(lifetime__isnull=True) | Q(lifetime__in=Lifetime.values),
@@ -253,7 +287,7 @@ class RetiringDevice(models.Model):
     )
     config_id = models.UUIDField(unique=True)
     device_tag = models.CharField(max_length=64)
-    control_point = models.CharField(max_length=300, null=True, editable=False)
+    control_point = models.CharField(max_length=1100, null=True, editable=False)
     since = models.DateTimeField(default=timezone.now)
     # The version of the node's `config` from which on it is not in there.
     gone_from_version = models.PositiveBigIntegerField()

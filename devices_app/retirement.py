@@ -10,11 +10,13 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import structlog
 from django.db import transaction
 from django.utils import timezone
 
+from devices_app.address import address_of
 from devices_app.config import CONFIG
 from devices_app.models import Device, RetiringDevice
 from devices_app.selectors import retiring_waited_for, waits_for_control_point
@@ -37,7 +39,7 @@ class Place:
     config_id: uuid.UUID
     tag: str
     profile: str
-    address: tuple[str, str | None, int | None, int | None]
+    address: tuple[Any, ...]
     control_point: str | None
 
     @classmethod
@@ -49,12 +51,7 @@ class Place:
             config_id=device.config_id,
             tag=device.device_tag,
             profile=kind.profile,
-            address=(
-                kind.protocol,
-                device.modbus_server_host,
-                device.modbus_server_port,
-                device.modbus_id,
-            ),
+            address=address_of(device),
             control_point=device.control_point,
         )
 

@@ -11,6 +11,7 @@ from typing import Any, TypedDict, Unpack
 import structlog
 from django.db import transaction
 
+from devices_app.address import address_check, control_point_of
 from devices_app.choices import BoundOrigin, ValueKind
 from devices_app.config import CONFIG
 from devices_app.models import Device, DeviceBound, DeviceType
@@ -18,6 +19,7 @@ from devices_app.retirement import Place, place_free_check, places_lock, retirem
 from edge.wire.messages import Reported
 from sites_app.documents import node_documents_render, nodes_documents_render, nodes_render_later
 from sites_app.models import Node
+from sites_app.tokens import encrypt
 from smartgrid.errors import Conflict, Invalid, NotFound
 from smartgrid.integrity import store
 
@@ -51,6 +53,15 @@ class DeviceOptions(TypedDict, total=False):
     modbus_server_host: str | None
     modbus_server_port: int | None
     modbus_id: int | None
+    protocol: str | None
+    serial_port: str | None
+    baud_rate: int | None
+    parity: str | None
+    stop_bits: int | None
+    url: str | None
+    username: str
+    password: str
+    parameters: dict[str, float | str]
     lifetime: str | None
     telemetry_s: float
     controlled_by: Device | None
@@ -143,7 +154,7 @@ def device_create(
             node=node,
             device_type=device_type,
             device_tag=device_tag,
-            **{**defaults, **fields},
+            **{**defaults, **_stored(fields)},
         )
         _wear_acceptance_audit(device, accepted_before=False, by=by)
         _device_store(device)
@@ -162,9 +173,10 @@ def device_update(*, device: Device, by: str = "", **changes: Unpack[DeviceChang
     with transaction.atomic():
         device = _device_lock(device)
         before, accepted_before = Place.of(device), device.accept_wear
-        for field, value in changes.items():
+        for field in changes:
             if field not in DeviceChanges.__optional_keys__:
                 raise Invalid.field(field, "cannot be changed")
+        for field, value in _stored(changes).items():
             setattr(device, field, value)
         _wear_acceptance_audit(device, accepted_before=accepted_before, by=by)
         _device_change(device, before)
@@ -285,6 +297,15 @@ def device_values_confirm(
         )
 
 
+def _stored(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields as their rows have them: a password only encrypted."""
+    stored = dict(fields)
+    if "password" in stored:
+        password = stored.pop("password")
+        stored["password_encrypted"] = encrypt(password) if password else ""
+    return stored
+
+
 def _node_check(node: Node) -> None:
     """Refuse a node that has moved to another site, or was deleted, before its site was locked."""
     if not Node.objects.filter(pk=node.pk, site=node.site_id).exists():
@@ -390,19 +411,8 @@ def _default_check(device: Device) -> None:
 
 def _device_store(device: Device, *, before: Place | None = None) -> str:
     """Check and store a device; why it has left `before`, or empty where it has not."""
-    device.modbus_server_host = (device.modbus_server_host or "").strip().lower() or None
     device.lifetime = device.lifetime or None
-    if device.device_type.speaks_modbus and not (
-        device.modbus_server_host and device.modbus_server_port and device.modbus_id is not None
-    ):
-        raise Invalid(
-            "A Modbus device needs modbus_server_host, modbus_server_port and modbus_id.",
-            errors={
-                field: ["This field is required for a Modbus device."]
-                for field in ("modbus_server_host", "modbus_server_port", "modbus_id")
-                if getattr(device, field) in (None, "")
-            },
-        )
+    address_check(device)
     _owner_check(device)
     _default_check(device)
     _control_point_set(device)
@@ -420,20 +430,7 @@ def _control_point_set(device: Device) -> None:
     device_type = device.device_type
     if device_type.profile_body and not device_type.has_limit:
         device.measured_only = True
-    device.control_point = None if device.measured_only else _control_point(device)
-
-
-def _control_point(device: Device) -> str | None:
-    body = device.device_type.profile_body
-    limit = body.get("limit") or {}
-    register = limit.get("register")
-    if not device.device_type.speaks_modbus or not register:
-        return None
-    # Two profiles may name one register differently: where the profile has the address, that counts.
-    point = body.get("points", {}).get(register, {})
-    if "address" in point:
-        register = f"{point.get('table', 'holding')}:{point['address']}"
-    return f"{device.modbus_server_host}:{device.modbus_server_port}/{device.modbus_id}/{register}"
+    device.control_point = None if device.measured_only else control_point_of(device)
 
 
 class DeviceTypeSync(TypedDict):

@@ -18,7 +18,7 @@ SUBCOMMANDS = {
         "edge.runtime.explain",
         "say why a device was held where it was, at any time of the last 24 h",
     ),
-    "simulate": ("edge.simulators.modbus", "simulate devices on real sockets"),
+    "simulate": ("edge.simulators.fleet", "simulate devices on real sockets"),
 }
 
 

@@ -54,11 +54,30 @@ def node_make(*, site: Site | None = None, **fields: Unpack[NodeFields]) -> Node
 
 
 def profile_body_make(*, name: str = "test_inverter", limit: str | None = "limit") -> dict[str, Any]:
-    """As much of a profile as central looks at: which register is the limit, and where."""
-    body: dict[str, Any] = {"name": name, "points": {"power": {"name": "W", "address": 51}}}
+    """A whole profile: its limit at register 32, under the name `limit`; None: it is only measured."""
+    fact = {"source": "test", "confidence": "unverified", "type": "u16"}
+    body: dict[str, Any] = {
+        "name": name,
+        "title": f"Test {name}",
+        "maker": "Test",
+        "model": name,
+        "category": "inverter" if limit else "meter",
+        "protocol": "modbus_tcp",
+        "verified_on_hardware": False,
+        "source": "test",
+        "points": {"power": {"name": "W", "address": 51, "unit": "kW", **fact}},
+        "telemetry": {"P_kW": "power"},
+    }
     if limit is not None:
-        body["points"][limit] = {"name": "WMaxLimPct", "address": 32}
-        body["limit"] = {"register": limit}
+        body["value_kind"] = "active_power_limit_pct"
+        body["points"][limit] = {"name": "WMaxLimPct", "address": 32, "access": "read_write", **fact}
+        body["limit"] = {
+            "register": limit,
+            "write_class": "volatile",
+            "tolerance": 0.5,
+            "set": [{"point": limit, "value": "$value"}],
+            "readback": limit,
+        }
     return body
 
 

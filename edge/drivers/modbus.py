@@ -6,31 +6,19 @@ import asyncio
 import os
 import socket
 import struct
-from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Protocol
 
 from edge.drivers import mbap
-from edge.drivers.base import PollResult, Session
+from edge.drivers.base import Session
 from edge.drivers.errors import DeviceRefused, DeviceUnreachable, ReadingInvalid
 from edge.drivers.mbap import READ_HOLDING, READ_INPUT, WRITE_MULTIPLE, WRITE_SINGLE, Frame, NotModbus
 from edge.drivers.plan import Layout, Placed, Read, layout_of, scale_points
-from edge.profiles.model import (
-    FALLBACK,
-    TIMEOUT,
-    VALUE,
-    Check,
-    Limit,
-    OwnFallback,
-    Point,
-    Profile,
-    Step,
-    Table,
-)
+from edge.drivers.points import PointDriver, shown
+from edge.profiles.model import Profile, Step
+from edge.profiles.points import Register, Table, Value
 from edge.profiles.registers import encode
 
-# The rated power of device and configuration may differ by rounding, not by a factor ten or a word order.
-NAMEPLATE_TOLERANCE = 0.1
 # SunSpec scale factors run from -10 to 10 (SunSpec Information Model Specification, `sunssf`).
 MAX_EXPONENT = 10
 
@@ -332,50 +320,22 @@ class ModbusSession:
             connection.close()
 
 
-class ModbusDriver:
+class ModbusDriver(PointDriver):
     """One device behind a session, as its profile describes it."""
 
-    __slots__ = (
-        "_exponents",
-        "_generation",
-        "_layout",
-        "_nameplate_kw",
-        "_needs_preparation",
-        "_points",
-        "_prepared",
-        "_profile",
-        "_reads_together",
-        "_sent",
-        "_session",
-        "_unit",
-    )
+    __slots__ = ("_exponents", "_generation", "_layout", "_registers", "_session", "_unit")
 
     def __init__(
         self, *, session: RegisterSession, profile: Profile, unit: int, nameplate_kw: float | None
     ) -> None:
+        super().__init__(profile=profile, nameplate_kw=nameplate_kw)
         self._session = session
-        self._profile = profile
-        self._points = profile.points
+        self._registers = profile.registers
         # Shared by all devices of the profile.
         self._layout: Layout = layout_of(profile)
         self._unit = unit
-        self._nameplate_kw = nameplate_kw
         self._generation = -1
         self._exponents: dict[str, int] = {}
-        self._reads_together = True
-        limit = profile.limit
-        self._needs_preparation = limit is not None and bool(
-            limit.once or limit.requires or scale_points(profile, _written(limit))
-        )
-        self._prepared = not self._needs_preparation
-        self._sent: Counter[str] = Counter()
-
-    @property
-    def commands_per_write(self) -> int:
-        limit = self._profile.limit
-        if limit is None:
-            return 0
-        return max(_commands(limit.set), _commands(limit.release or ()))
 
     @property
     def commands_per_poll(self) -> int:
@@ -385,212 +345,55 @@ class ModbusDriver:
         return len(self._plan(layout.telemetry)) + len(self._plan(layout.readback))
 
     @property
-    def telemetry_units(self) -> dict[str, str]:
-        return self._profile.telemetry_units
-
-    async def identify(self) -> None:
-        """Refuse a device whose identity or rated power (within 10 %) is not what it should be.
-
-        What was learned of it before is forgotten: on a line that stays open, it may have been away.
-        """
-        self._forget()
-        identity = self._profile.identity
-        names = {check.point for check in identity.checks}
-        if identity.nameplate is not None and self._nameplate_kw is not None:
-            names.add(identity.nameplate)
-        if not names:
-            return
-        values = await self._read_points(frozenset(names))
-        self._judge(identity.checks, values, action="control")
-        if identity.nameplate not in names or self._nameplate_kw is None:
-            return
-        rated_kw = values[identity.nameplate]
-        if not isinstance(rated_kw, float | int):
-            raise DeviceRefused(
-                f"{self._where} does not say its rated power, {self._nameplate_kw:g} kW expected"
-            )
-        if abs(rated_kw - self._nameplate_kw) > NAMEPLATE_TOLERANCE * self._nameplate_kw:
-            raise DeviceRefused(
-                f"{self._where} is rated {rated_kw:g} kW, configured are {self._nameplate_kw:g} kW: check the"
-                " device's profile and peak power"
-            )
-
-    async def poll(self) -> PollResult:
-        """Read telemetry and setpoint with as few commands as the profile allows.
-
-        A block of telemetry that the device refuses gives None for its keys, unless all are.
-        """
-        self._forget_if_reconnected()
-        if self._reads_together:
-            try:
-                values = await self._read_points(self._layout.polled)
-            except DeviceRefused:
-                # A model may lack a register between two others, and with them refuses those it has. Apart,
-                # until the next connection, none hides another.
-                self._reads_together = False
-            except ReadingInvalid:
-                # A scale factor without a value: what needs no scale is worth reading.
-                pass
-            else:
-                return PollResult(self._readings(values), self._setpoint(values))
-        readings: dict[str, float | None] = {}
-        if self._layout.telemetry:
-            readings = self._readings(await self._read_points(self._layout.telemetry, tolerant=True))
-        setpoint = await self.read_setpoint() if self._profile.controllable else None
-        return PollResult(readings, setpoint)
-
-    async def write(self, value: float) -> None:
-        """Write the setpoint; the profile's maximum is a release where the profile has one."""
-        limit = self._limit
-        profile = self._profile
-        if not profile.min_value <= value <= profile.max_value:
-            raise DeviceRefused(
-                f"{value:g} is outside {profile.min_value:g} to {profile.max_value:g} of {profile.title}"
-            )
-        if self._needs_preparation and not self._is_prepared():
-            await self._prepare(limit)
-        steps = limit.set if limit.release is None or value < profile.max_value else limit.release
-        for step in steps:
-            await self._step(step, value)
-
-    async def arm_fallback(self, value: float) -> None:
-        own = self._own_fallback
-        await self._learn_scales(own.arm)
-        for step in own.arm:
-            await self._step(step, None, fallback=value)
-
-    async def keep_alive(self, value: float) -> None:
-        own = self._own_fallback
-        await self._learn_scales(own.keep_alive)
-        for step in own.keep_alive:
-            await self._step(step, value)
-
-    @property
-    def _own_fallback(self) -> OwnFallback:
-        own = self._limit.fallback
-        if own is None:
-            raise DeviceRefused(f"{self._profile.title} has no fallback of its own")
-        return own
-
-    async def _learn_scales(self, steps: Iterable[Step]) -> None:
-        scales = scale_points(self._profile, (step.point for step in steps)) - self._exponents.keys()
-        if scales:
-            await self._read_points(frozenset(scales))
-
-    def take_writes(self) -> dict[str, int]:
-        sent = dict(self._sent)
-        self._sent.clear()
-        return sent
-
-    async def read_setpoint(self) -> float | None:
-        if self._limit.readback is None:
-            return None
-        return self._setpoint(await self._read_points(self._layout.readback))
-
-    def _readings(self, values: dict[str, float | str | None]) -> dict[str, float | None]:
-        readings: dict[str, float | None] = {}
-        for key, name in self._profile.telemetry.items():
-            value = values.get(name)
-            readings[key] = None if isinstance(value, str) else value
-        return readings
-
-    def _setpoint(self, values: dict[str, float | str | None]) -> float | None:
-        """The setpoint in force; None where there is none, or no way to read it."""
-        limit = self._profile.limit
-        if limit is None or limit.readback is None:
-            return None
-        if limit.readback_switch is not None and not limit.readback_switch.holds(
-            values[limit.readback_switch.point]
-        ):
-            # Somebody may have switched it off: look again at what the next write needs.
-            self._prepared = not self._needs_preparation
-            return self._profile.max_value
-        value = values[limit.readback]
-        if value is None or isinstance(value, str):
-            return None
-        return self._profile.max_value if value == limit.readback_no_limit else value
-
-    @property
     def _where(self) -> str:
         return f"{self._session.endpoint} unit {self._unit}"
 
     @property
-    def _limit(self) -> Limit:
-        if self._profile.limit is None:
-            raise DeviceRefused(f"{self._profile.title} is only measured, it has no setpoint")
-        return self._profile.limit
+    def _readback_points(self) -> frozenset[str]:
+        return self._layout.readback
 
-    def _is_prepared(self) -> bool:
-        self._forget_if_reconnected()
-        return self._prepared
-
-    def _forget_if_reconnected(self) -> None:
+    def _look_for_reconnection(self) -> None:
         # Another connection may lead to another device, or to this one after a restart.
         if self._generation != self._session.generation:
             self._generation = self._session.generation
             self._forget()
 
     def _forget(self) -> None:
+        super()._forget()
         self._exponents.clear()
-        self._reads_together = True
-        self._prepared = not self._needs_preparation
 
-    async def _prepare(self, limit: Limit) -> None:
-        """Do what comes before the first write of a connection: scale factors, requirements, `once`."""
-        required = {check.point for check in limit.requires}
-        scales = scale_points(self._profile, _written(limit))
-        if required or not scales <= self._exponents.keys():
-            values = await self._read_points(frozenset(required | scales))
-            self._judge(limit.requires, values, action="write to")
-        for step in limit.once:
-            await self._step(step, None)
-        self._prepared = True
+    def _needed(self, steps: Iterable[Step]) -> frozenset[str]:
+        """The scale factors that the steps' values are written with."""
+        if not self._layout.scales:
+            return frozenset()
+        written = (name for step in steps for name in step.writes)
+        return frozenset(scale_points(self._profile, written) - self._exponents.keys())
 
-    def _judge(self, checks: Iterable[Check], values: dict[str, float | str | None], *, action: str) -> None:
-        for check in checks:
-            found = values[check.point]
-            if not check.holds(found):
-                hint = f"; {check.hint}" if check.hint else ""
+    async def _put(self, values: Mapping[str, Value], *, only_if_different: bool) -> None:
+        registers: list[int] = []
+        for name, value in values.items():
+            point = self._registers[name]
+            try:
+                registers += encode(point, value, exponent=self._exponent(point))
+            except ValueError as error:
                 raise DeviceRefused(
-                    f"will not {action} {self._where}: {self._points[check.point].name} ({check.point}) reads"
-                    f" {_shown(found)}, expected {_shown(check.equals)}{hint}"
-                )
-
-    async def _step(self, step: Step, setpoint: float | None, *, fallback: float | None = None) -> None:
-        point = self._points[step.point]
-        value = self._value_of(step, setpoint, fallback)
-        try:
-            registers = encode(point, value, exponent=self._exponent(point))
-        except ValueError as error:
-            raise DeviceRefused(
-                f"{value} cannot be written to {point.name} of {self._where}: {error}"
-            ) from error
-        if step.when == "if_different":
-            current = await self._session.read(self._unit, point.table, point.address, point.count)
+                    f"{value} cannot be written to {point.name} of {self._where}: {error}"
+                ) from error
+        first = self._registers[next(iter(values))]
+        if only_if_different:
+            current = await self._session.read(self._unit, first.table, first.address, len(registers))
             if current == registers:
                 return
-        # Counted before it leaves: what was sent may have been carried out, whatever comes back.
-        self._sent[step.point] += 1
-        await self._session.write(self._unit, point.address, registers, single=point.write_single)
+        self._count(values)
+        await self._session.write(
+            self._unit, first.address, registers, single=first.write_single and len(values) == 1
+        )
 
-    def _value_of(self, step: Step, setpoint: float | None, fallback: float | None) -> float | None:
-        if step.value == VALUE:
-            return setpoint
-        if step.value == FALLBACK:
-            return fallback
-        if step.value == TIMEOUT:
-            return self._own_fallback.timeout_s
-        assert not isinstance(step.value, str)
-        return step.value
-
-    def _exponent(self, point: Point) -> int:
+    def _exponent(self, point: Register) -> int:
         return self._exponents[point.scale_point] if point.scale_point is not None else 0
 
-    async def _read_points(
-        self, names: frozenset[str], *, tolerant: bool = False
-    ) -> dict[str, float | str | None]:
-        """Values by name, perhaps more of them than were asked for. `tolerant`: without those refused."""
-        self._forget_if_reconnected()
+    async def _read(self, names: frozenset[str], *, tolerant: bool = False) -> dict[str, Value]:
+        self._look_for_reconnection()
         answered: list[tuple[Read, bytes]] = []
         refused: DeviceRefused | None = None
         for read in self._plan(names):
@@ -621,35 +424,17 @@ class ModbusDriver:
             names = names | (scale_points(self._profile, names) - self._exponents.keys())
         return layout.plan(names)
 
-    def _value(self, placed: Placed, raw: bytes) -> float | str | None:
+    def _value(self, placed: Placed, raw: bytes) -> Value:
         if placed.scale_point is None:
             return placed.decode(raw, placed.offset, 0)
         exponent = self._exponents.get(placed.scale_point)
         # Its scale factor was refused, or has no value: a number without its scale is none either.
         return None if exponent is None else placed.decode(raw, placed.offset, exponent)
 
-    def _learn_exponent(self, name: str, exponent: float | str | None) -> None:
+    def _learn_exponent(self, name: str, exponent: Value) -> None:
         if not isinstance(exponent, float | int) or abs(exponent) > MAX_EXPONENT:
             raise ReadingInvalid(
-                f"{self._where}: scale factor {self._points[name].name} reads {_shown(exponent)}, expected"
+                f"{self._where}: scale factor {self._registers[name].name} reads {shown(exponent)}, expected"
                 f" -{MAX_EXPONENT} to {MAX_EXPONENT}"
             )
         self._exponents[name] = int(exponent)
-
-
-def _written(limit: Limit) -> set[str]:
-    return {step.point for step in (*limit.once, *limit.set, *(limit.release or ()))}
-
-
-def _commands(steps: Iterable[Step]) -> int:
-    return sum(2 if step.when == "if_different" else 1 for step in steps)
-
-
-def _shown(value: float | str | tuple[float | str, ...] | None) -> str:
-    if value is None:
-        return "no value"
-    if isinstance(value, tuple):
-        return " or ".join(_shown(one) for one in value)
-    if isinstance(value, str):
-        return repr(value)
-    return str(int(value)) if value == int(value) else f"{value:g}"

@@ -22,7 +22,8 @@ from edge.drivers.errors import DeviceRefused, DeviceUnreachable
 from edge.drivers.mbap import READ_HOLDING, READ_INPUT, WRITE_MULTIPLE, WRITE_SINGLE
 from edge.drivers.modbus import DISCARD, EXCEPTIONS, FUNCTIONS
 from edge.drivers.serial_line import SerialSettings, open_port
-from edge.profiles.model import Parity, Table
+from edge.profiles.model import Parity
+from edge.profiles.points import Table
 
 EXCEPTION = 0x80
 # Unit, function, code, checksum.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 from weakref import WeakValueDictionary
 
-from edge.profiles.model import Limit, Point, Profile, Table
+from edge.drivers.points import readback_points
+from edge.profiles.model import Profile
+from edge.profiles.points import Register, Table
 from edge.profiles.registers import Decoder, decoder
 
 
@@ -22,7 +24,7 @@ class Block:
 
 
 def plan_reads(
-    points: dict[str, Point], names: Iterable[str], *, max_block: int, max_gap: int
+    points: Mapping[str, Register], names: Iterable[str], *, max_block: int, max_gap: int
 ) -> list[Block]:
     """Group points into blocks of at most `max_block` registers that skip at most `max_gap` unasked ones."""
     blocks: list[Block] = []
@@ -65,7 +67,7 @@ class Layout:
     def __init__(self, profile: Profile) -> None:
         self.profile = profile
         self.telemetry = frozenset(profile.telemetry.values())
-        self.readback = frozenset(_readback_points(profile.limit))
+        self.readback = readback_points(profile.limit)
         self.polled = self.telemetry | self.readback
         # Those that scale another point.
         self.scales = scale_points(profile, profile.points)
@@ -77,7 +79,7 @@ class Layout:
         if plan is None:
             profile = self.profile
             blocks = plan_reads(
-                profile.points, names, max_block=profile.max_block, max_gap=profile.max_read_gap
+                profile.registers, names, max_block=profile.max_block, max_gap=profile.max_read_gap
             )
             plan = self._plans[names] = tuple(self._read(block) for block in blocks)
         return plan
@@ -87,7 +89,7 @@ class Layout:
         return Read(block, placed, tuple(each for each in placed if each.name in self.scales))
 
     def _placed(self, name: str, block: Block) -> Placed:
-        point = self.profile.points[name]
+        point = self.profile.registers[name]
         return Placed(name, 2 * (point.address - block.address), decoder(point), point.scale_point)
 
 
@@ -105,11 +107,4 @@ def layout_of(profile: Profile) -> Layout:
 
 def scale_points(profile: Profile, names: Iterable[str]) -> set[str]:
     """The points whose value scales one of these."""
-    return {scale for name in names if (scale := profile.points[name].scale_point) is not None}
-
-
-def _readback_points(limit: Limit | None) -> set[str]:
-    if limit is None:
-        return set()
-    switch = limit.readback_switch
-    return {name for name in (limit.readback, switch.point if switch else None) if name is not None}
+    return {scale for name in names if (scale := profile.registers[name].scale_point) is not None}

@@ -8,16 +8,17 @@ from dataclasses import dataclass
 from edge.drivers.base import Driver, Session
 from edge.drivers.modbus import ModbusDriver, ModbusSession
 from edge.drivers.modbus_rtu import RtuOverTcpSession, SerialSession
-from edge.profiles.model import Protocol
+from edge.profiles.points import Protocol
 
 
 @dataclass(frozen=True, slots=True)
 class Constructors:
     """How to build both ends of a protocol.
 
-    `session` takes host, port, timeout_s, min_gap_s, clock and sleep; `serial_session` takes line in place of
-    host and port, and is None where the protocol has no serial lines; `driver` takes session, profile, unit
-    and nameplate_kw; all by keyword, as `ModbusSession` and `ModbusDriver` do.
+    `session` takes what `Endpoint.arguments` has (host and port; url, username and password; or nothing where
+    the device lives in the node), and timeout_s, min_gap_s, clock and sleep. `serial_session` takes line in
+    place of host and port; None where the protocol has no serial lines. `driver` takes session, profile, unit
+    and nameplate_kw. All by keyword, as `ModbusSession` and `ModbusDriver` do.
     """
 
     session: Callable[..., Session]

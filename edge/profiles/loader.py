@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import yaml
 
-from edge.profiles.model import Profile, ProfileError, profile_from_builtins
+from edge.profiles.errors import ProfileError
+from edge.profiles.model import Profile
+from edge.profiles.parameters import parameters_named
+from edge.profiles.reading import profile_from_builtins
 
 DATA = Path(__file__).parent / "data"
 
 
 def load_profile(path: Path) -> Profile:
-    """Read one profile; `ProfileError` where it is not one."""
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ProfileError(file=str(path), key="file", expectation=f"cannot be read: {error}") from error
-    if not isinstance(data, dict):
-        raise ProfileError(file=str(path), key="file", expectation="expected a map of keys and values")
+    """Read one profile, its parameters by default or example; `ProfileError` where it is not one."""
+    data = load_body(path)
     try:
         profile = profile_from_builtins(data)
+        unused = sorted(profile.parameters.keys() - parameters_named(data))
+        if unused:
+            raise ProfileError(key=f"parameters.{unused[0]}", expectation="nothing in the profile names it")  # noqa: TRY301
     except ProfileError as error:
         raise ProfileError(file=str(path), key=error.key, expectation=error.expectation) from error
     if profile.name != path.stem:
@@ -28,6 +30,22 @@ def load_profile(path: Path) -> Profile:
             file=str(path), key="name", expectation=f"expected {path.stem!r}, as the file is called"
         )
     return profile
+
+
+def load_body(path: Path) -> dict[str, Any]:
+    """What a profile's file says, its parameters still open: what travels to central and to the nodes."""
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ProfileError(file=str(path), key="file", expectation=f"cannot be read: {error}") from error
+    if not isinstance(data, dict):
+        raise ProfileError(file=str(path), key="file", expectation="expected a map of keys and values")
+    return data
+
+
+def load_bodies(folder: Path = DATA) -> dict[str, dict[str, Any]]:
+    """The bodies of all profiles of a folder, by name; each is one that `load_all` takes."""
+    return {path.stem: load_body(path) for path in sorted(folder.glob("*/*.yaml"))}
 
 
 def load_all(folder: Path = DATA) -> dict[str, Profile]:

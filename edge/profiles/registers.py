@@ -11,7 +11,7 @@ import struct
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
-from edge.profiles.model import Point, RegisterType, WordOrder
+from edge.profiles.points import Register, RegisterType, WordOrder
 
 _FORMAT = {
     RegisterType.U16: ">H",
@@ -34,7 +34,7 @@ _INTEGER_RANGE = {
 Decoder = Callable[[bytes, int, int], float | str | None]
 
 
-def decode(point: Point, registers: Sequence[int], *, exponent: int = 0) -> float | str | None:
+def decode(point: Register, registers: Sequence[int], *, exponent: int = 0) -> float | str | None:
     """Turn the registers of one point into its value; None where the device says it has none.
 
     `exponent` is the value of the point's scale point: the raw value counts in units of 10 ** exponent.
@@ -42,7 +42,7 @@ def decode(point: Point, registers: Sequence[int], *, exponent: int = 0) -> floa
     return decoder(point)(struct.pack(f">{len(registers)}H", *registers), 0, exponent)
 
 
-def decoder(point: Point) -> Decoder:
+def decoder(point: Register) -> Decoder:
     """`decode`, prepared for those who read the same point again and again."""
     size = 2 * point.count
     if point.type is RegisterType.STR:
@@ -76,7 +76,7 @@ def decoder(point: Point) -> Decoder:
     return number
 
 
-def encode(point: Point, value: float | str | None, *, exponent: int = 0) -> list[int]:
+def encode(point: Register, value: float | str | None, *, exponent: int = 0) -> list[int]:
     """Turn a value into registers; `ValueError` where it does not fit, or where "no value" cannot be said."""
     if point.type is RegisterType.STR:
         text = str(value or "").encode("ascii")
@@ -92,14 +92,14 @@ def encode(point: Point, value: float | str | None, *, exponent: int = 0) -> lis
     return list(struct.unpack(f">{len(raw) // 2}H", _ordered(point, raw)))
 
 
-def _ordered(point: Point, raw: bytes) -> bytes:
+def _ordered(point: Register, raw: bytes) -> bytes:
     """Turn the words from the point's order into high first, or back."""
     if point.words is WordOrder.HIGH_FIRST:
         return raw
     return b"".join(raw[index : index + 2] for index in range(len(raw) - 2, -1, -2))
 
 
-def _number(point: Point, number: float) -> bytes:
+def _number(point: Register, number: float) -> bytes:
     if not math.isfinite(number):
         raise ValueError(f"{number} is not a finite number")
     if point.type is RegisterType.F32:
@@ -117,7 +117,7 @@ def _number(point: Point, number: float) -> bytes:
     return struct.pack(_FORMAT[point.type], raw)
 
 
-def _nan(point: Point) -> bytes:
+def _nan(point: Register) -> bytes:
     if point.type is RegisterType.F32:
         return struct.pack(">f", math.nan)
     if point.nan is None:

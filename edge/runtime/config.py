@@ -5,8 +5,10 @@ from __future__ import annotations
 import ipaddress
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 import msgspec
 
@@ -19,7 +21,10 @@ from edge.core.watchdog import MAX_TIME_LIMIT_S, MIN_TIME_LIMIT_S, is_time_limit
 from edge.core.wear import PERSISTENT_WRITES_PER_DAY
 from edge.drivers.registry import DRIVERS
 from edge.drivers.serial_line import BAUD_RATES, STOP_BITS, SerialSettings
-from edge.profiles.model import Limit, Parity, Point, Profile, ProfileError, Protocol, profile_from_builtins
+from edge.profiles.errors import ProfileError
+from edge.profiles.model import Limit, Parity, Profile
+from edge.profiles.points import Point, Protocol
+from edge.profiles.reading import profile_from_builtins
 from edge.runtime.documents import CONFIG, SCHEDULES, DocumentRefused
 from edge.wire.messages import BoundConfig, DeviceConfig, Document, NodeConfig, ScheduleBody, SiteConfig
 
@@ -28,6 +33,12 @@ MAX_PORT = 65535
 MAX_UNIT = 255
 # On a line, 0 is everybody, whom nobody answers for; above 247 is reserved (Modbus over Serial Line, 2.2).
 MIN_LINE_UNIT, MAX_LINE_UNIT = 1, 247
+URL_SCHEMES = {
+    Protocol.MQTT: ("mqtt", "mqtts"),
+    Protocol.XML_DA: ("http", "https"),
+    Protocol.HTTP: ("http", "https"),
+}
+MAX_URL = 500
 MAX_TAG = 64
 MAX_HOST = 253
 # What the lines and the store call a device that left begins with this: no other device may be called so.
@@ -38,15 +49,37 @@ MIN_POLL_S, MAX_POLL_S = 0.1, 900.0
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where a session leads: a host and a port, or a serial line. Devices of equal endpoints share it."""
+    """Where a session leads: a host and a port, a serial line, or a URL and who asks there.
+
+    Devices of equal endpoints share it. A new password is no other endpoint, but a new session. What has no
+    hardware of its own (`Protocol.is_inside`) has nothing but a protocol.
+    """
 
     protocol: Protocol
     host: str = ""
     port: int = 0
     serial: SerialSettings | None = None
+    url: str = ""
+    username: str = ""
+    password: str = field(default="", compare=False, repr=False)
 
     def __str__(self) -> str:
-        return f"{self.host}:{self.port}" if self.serial is None else self.serial.port
+        if self.serial is not None:
+            return self.serial.port
+        if self.protocol.is_inside:
+            return self.protocol.value
+        return self.url or f"{self.host}:{self.port}"
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What the session's constructor takes of it."""
+        if self.serial is not None:
+            return {"line": self.serial}
+        if self.protocol.is_inside:
+            return {}
+        if self.url:
+            return {"url": self.url, "username": self.username, "password": self.password}
+        return {"host": self.host, "port": self.port}
 
 
 ControlPoint = tuple[Endpoint, int, str]
@@ -68,7 +101,9 @@ class Planned:
         register = _register(self.profile)
         if register is None:
             return None
-        return (self.endpoint, self.config.unit, f"{register.table.value}:{register.address}")
+        # What has no hardware of its own is nobody else's either.
+        key = self.config.tag if self.endpoint.protocol.is_inside else register.key
+        return (self.endpoint, self.config.unit, key)
 
     def is_same_device(self, other: Planned) -> bool:
         """Tell whether both are one device of one site, reached and written in the same way (rule 20)."""
@@ -141,28 +176,30 @@ class Profiles:
 
     def __init__(self, raw: Mapping[str, Mapping[str, object]]) -> None:
         self._raw = raw
-        self._read: dict[str, Profile] = {}
+        self._read: dict[tuple[str, frozenset[tuple[str, float | str]]], Profile] = {}
 
-    def get(self, name: str) -> Profile:
+    def get(self, name: str, parameters: Mapping[str, float | str]) -> Profile:
         """`KeyError` where there is none, `ProfileError` where it cannot be used."""
-        if name not in self._read:
-            self._read[name] = profile_from_builtins(self._raw[name])
-        return self._read[name]
+        key = (name, frozenset(parameters.items()))
+        if key not in self._read:
+            self._read[key] = profile_from_builtins(self._raw[name], parameters)
+        return self._read[key]
 
 
 def planned_device(raw: Mapping[str, object], site: SiteConfig, profiles: Profiles) -> Planned:
     """Read one device of a configuration; `DocumentRefused` says why it cannot be used."""
     try:
         device = msgspec.convert(raw, DeviceConfig)
-        profile = profiles.get(device.profile)
+        profile = profiles.get(device.profile, device.parameters)
     except KeyError as error:
         raise DocumentRefused(f"profile {error} is not in the configuration") from error
     except (msgspec.ValidationError, ProfileError) as error:
         raise DocumentRefused(str(error)) from error
     _check_tag(device.tag)
-    if profile.protocol not in DRIVERS:
-        raise DocumentRefused(f"this node's software does not speak {profile.protocol.value}")
-    endpoint = _endpoint(device, profile)
+    protocol = _protocol(device, profile)
+    if protocol not in DRIVERS:
+        raise DocumentRefused(f"this node's software does not speak {protocol.value}")
+    endpoint = _endpoint(device, profile, protocol)
     if not device.min_value <= device.default_value <= device.max_value:
         raise DocumentRefused("expected min_value <= default_value <= max_value")
     limit = profile.limit
@@ -186,22 +223,59 @@ def _check_tag(tag: str) -> None:
         )
 
 
-def _endpoint(device: DeviceConfig, profile: Profile) -> Endpoint:
+def _protocol(device: DeviceConfig, profile: Profile) -> Protocol:
+    """By which of its profile's protocols a device is reached; a serial port speaks for itself."""
+    if device.protocol:
+        if device.protocol not in profile.protocols:
+            known = ", ".join(protocol.value for protocol in profile.protocols)
+            raise DocumentRefused(f"protocol {device.protocol!r}: expected one of {known}")
+        return Protocol(device.protocol)
+    if device.serial_port and Protocol.MODBUS_RTU in profile.also:
+        return Protocol.MODBUS_RTU
+    return profile.protocol
+
+
+def _endpoint(device: DeviceConfig, profile: Profile, protocol: Protocol) -> Endpoint:
     """Refuse what no connection could be made of; the line would end over it, and the node with it."""
     if not MIN_POLL_S <= device.poll_s <= MAX_POLL_S:
         raise DocumentRefused(f"poll_s {device.poll_s:g}: expected {MIN_POLL_S:g} to {MAX_POLL_S:g}")
-    on_a_line = profile.protocol is Protocol.MODBUS_RTU
+    if protocol.is_inside:
+        return Endpoint(protocol)
+    if protocol.has_url:
+        return Endpoint(
+            protocol, url=_url(device.url, protocol), username=device.username, password=device.password
+        )
+    on_a_line = protocol is Protocol.MODBUS_RTU
     lowest, highest = (MIN_LINE_UNIT, MAX_LINE_UNIT) if on_a_line else (0, MAX_UNIT)
     if not lowest <= device.unit <= highest:
         raise DocumentRefused(f"unit {device.unit}: expected {lowest} to {highest}")
     if device.serial_port:
-        return Endpoint(profile.protocol, serial=_serial(device, profile))
+        return Endpoint(protocol, serial=_serial(device, profile, protocol))
     host = _host(device.host)
     if host is None:
         raise DocumentRefused(f"host {device.host[:MAX_HOST]!r}: expected a name or an address")
     if not 1 <= device.port <= MAX_PORT:
         raise DocumentRefused(f"port {device.port}: expected 1 to {MAX_PORT}")
-    return Endpoint(profile.protocol, host, device.port)
+    return Endpoint(protocol, host, device.port)
+
+
+def _url(text: str, protocol: Protocol) -> str:
+    """The one spelling of a URL, without credentials."""
+    schemes = URL_SCHEMES[protocol]
+    wanted = f"expected {' or '.join(f'{scheme}://HOST[:PORT]' for scheme in schemes)}"
+    try:
+        parts = urlsplit(text)
+        host, port = _host(parts.hostname or ""), parts.port
+    except ValueError:
+        host = port = None
+    if host is None or parts.scheme not in schemes or len(text) > MAX_URL or not text.isprintable():
+        raise DocumentRefused(f"url {text[:MAX_HOST]!r}: {wanted}")
+    if parts.username is not None or parts.fragment:
+        raise DocumentRefused(f"url: {wanted}, without user, password or fragment in it")
+    if ":" in host:
+        host = f"[{host}]"
+    place = host if port is None else f"{host}:{port}"
+    return urlunsplit((parts.scheme, place, parts.path.rstrip("/"), parts.query, ""))
 
 
 def _host(text: str) -> str | None:
@@ -219,10 +293,10 @@ def _host(text: str) -> str | None:
     return name.lower().removesuffix(".") or None if len(name) <= MAX_HOST else None
 
 
-def _serial(device: DeviceConfig, profile: Profile) -> SerialSettings:
+def _serial(device: DeviceConfig, profile: Profile, protocol: Protocol) -> SerialSettings:
     path = device.serial_port
-    if DRIVERS[profile.protocol].serial_session is None:
-        raise DocumentRefused(f"serial_port {path!r}: {profile.protocol.value} has no serial lines")
+    if DRIVERS[protocol].serial_session is None:
+        raise DocumentRefused(f"serial_port {path!r}: {protocol.value} has no serial lines")
     if device.host:
         raise DocumentRefused(f"serial_port {path!r}: expected no host beside it")
     # The node opens it for writing: it must not lead to just any file.
@@ -297,7 +371,7 @@ def _written(limit: Limit | None) -> frozenset[str]:
     """The registers a setpoint or its release goes to."""
     if limit is None:
         return frozenset()
-    return frozenset(step.point for step in (*limit.set, *(limit.release or ())))
+    return frozenset(name for step in (*limit.set, *(limit.release or ())) for name in step.writes)
 
 
 def _bound(bound: BoundConfig) -> Bound:

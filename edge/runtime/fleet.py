@@ -18,7 +18,7 @@ from edge.core.arbitration import DeviceState, Retirement
 from edge.core.wear import Ledger, merged
 from edge.drivers.base import Session
 from edge.drivers.registry import DRIVERS, Drivers
-from edge.profiles.model import profile_to_builtins
+from edge.profiles.reading import profile_to_builtins
 from edge.runtime.bus import Bus
 from edge.runtime.clock import Clock
 from edge.runtime.config import (
@@ -372,13 +372,16 @@ class Fleet:
         gap_s, timeout_s = _pace(devices)
         bus = Bus(name=str(endpoint), clock=self.clock, listener=self.cycle, min_gap_s=gap_s)
         constructors = self.drivers[endpoint.protocol]
-        if endpoint.serial is None:
-            open_session = partial(constructors.session, host=endpoint.host, port=endpoint.port)
-        else:
-            assert constructors.serial_session is not None
-            open_session = partial(constructors.serial_session, line=endpoint.serial)
+        # Only those of a device that is on it have the password as it is now.
+        endpoint = next(iter(devices.values())).endpoint
+        open_session = constructors.session if endpoint.serial is None else constructors.serial_session
+        assert open_session is not None
         session = open_session(
-            timeout_s=timeout_s, min_gap_s=gap_s, clock=self.clock.boottime_s, sleep=bus.gap
+            **endpoint.arguments,
+            timeout_s=timeout_s,
+            min_gap_s=gap_s,
+            clock=self.clock.boottime_s,
+            sleep=bus.gap,
         )
         bus.attach(session, connect_in_s=connect_in_s)
         # By name: a serial port whose settings changed is another endpoint on the same line.
@@ -396,7 +399,7 @@ class Fleet:
         line.planned[key] = planned
         unit = self.cycle.unit(key)
         if before is None or not _same_driver(before, planned):
-            driver = self.drivers[planned.profile.protocol].driver(
+            driver = self.drivers[planned.endpoint.protocol].driver(
                 session=line.session,
                 profile=planned.profile,
                 unit=planned.config.unit,

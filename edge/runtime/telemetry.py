@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from itertools import islice
 
 from edge.core.instant import Instant
-from edge.profiles.model import UNIT_BY_SUFFIX
+from edge.profiles.check import UNIT_BY_SUFFIX
 from edge.runtime.clock import wall
 from edge.runtime.config import Plan
 from edge.runtime.cycle import Reading, Unit

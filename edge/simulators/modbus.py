@@ -7,21 +7,11 @@ many.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import signal
-import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from enum import StrEnum
-from functools import partial
 from itertools import pairwise
-from pathlib import Path
-from typing import TextIO
 
-import msgspec
 from pymodbus.exceptions import ModbusException
 from pymodbus.framer import FramerSocket
 from pymodbus.pdu import DecodePDU, ExceptionResponse, ModbusPDU
@@ -32,20 +22,11 @@ from pymodbus.pdu.register_message import (
     WriteSingleRegisterResponse,
 )
 
-from edge.profiles.loader import load_all
-from edge.profiles.model import (
-    FALLBACK,
-    MAX_READ,
-    TIMEOUT,
-    VALUE,
-    Point,
-    Profile,
-    ProfileError,
-    RegisterType,
-    Table,
-)
+from edge.profiles.model import Profile
+from edge.profiles.points import MAX_READ, Register, RegisterType, Table, Value
 from edge.profiles.registers import decode, encode
-from edge.simulators.plant import KIND_BY_CATEGORY, ChangingWeather, Kind, Machine, Site
+from edge.simulators.device import Fault, Simulated
+from edge.simulators.plant import Kind, Site
 
 READ_HOLDING, READ_INPUT, WRITE_SINGLE, WRITE_MULTIPLE = 3, 4, 6, 16
 ILLEGAL_FUNCTION, ILLEGAL_ADDRESS, ILLEGAL_VALUE, DEVICE_FAILURE, NO_SUCH_UNIT = 1, 2, 3, 4, 11
@@ -55,36 +36,25 @@ MBAP_HEADER = 6
 LONGEST_FRAME = 260
 
 
-class Fault(StrEnum):
-    """What is wrong with a device. The observation port is not affected."""
-
-    NONE = "none"
-    REFUSE = "refuse"  # nobody listens
-    SILENT = "silent"  # takes connections and commands, answers nothing
-    WRITE_EXCEPTION = "write_exception"  # answers every write with exception 4
-    IGNORE_WRITES = "ignore_writes"  # acknowledges writes and does nothing
-    DELAY = "delay"  # answers late
-
-
 class SimulatedRegisters:
     """The registers of one device, by point name or as words. Between close points lie readable fillers."""
 
     def __init__(self, profile: Profile) -> None:
-        self._points = profile.points
+        self._points = profile.registers
         self.words: dict[Table, dict[int, int]] = {table: {} for table in Table}
         self._writable: dict[int, str] = {}
         self._write_only: set[int] = set()
         self._absent: set[str] = set()
         for table in Table:
             points = sorted(
-                (point for point in profile.points.values() if point.table is table),
+                (point for point in profile.registers.values() if point.table is table),
                 key=lambda point: point.address,
             )
             for before, after in pairwise(points):
                 if after.address - before.end <= profile.max_read_gap:
                     fillers = range(before.end, after.address)
                     self.words[table].update(dict.fromkeys(fillers, NOT_IMPLEMENTED))
-        for name, point in profile.points.items():
+        for name, point in profile.registers.items():
             addresses = range(point.address, point.end)
             self.words[point.table].update(dict.fromkeys(addresses, 0))
             if point.writable:
@@ -92,7 +62,7 @@ class SimulatedRegisters:
             if not point.readable:
                 self._write_only.update(addresses)
         # Scale factors first: the others are written with them.
-        for name in sorted(profile.points, key=lambda name: profile.points[name].scale_point is not None):
+        for name in sorted(profile.points, key=lambda name: profile.registers[name].scale_point is not None):
             self.reset(name)
 
     def reset(self, name: str) -> None:
@@ -144,15 +114,15 @@ class SimulatedRegisters:
         self.words[Table.HOLDING].update(zip(addresses, registers, strict=True))
         return list(dict.fromkeys(self._writable[one] for one in addresses))
 
-    def _exponent(self, point: Point) -> int:
+    def _exponent(self, point: Register) -> int:
         if point.scale_point is None:
             return 0
         exponent = self.get(point.scale_point)
         return int(exponent) if isinstance(exponent, float | int) else 0
 
 
-class SimulatedDevice:
-    """A device of this profile on a socket of its own, and a second one to look at it.
+class SimulatedDevice(Simulated):
+    """A Modbus device of this profile on a socket of its own, and a second one to look at it.
 
     `port` keeps the maker's rules: the pause between commands and the number of sessions. `observe_port`
     shows the same registers without them and refuses writes. Both may be 0 until `start`, which draws free
@@ -174,43 +144,22 @@ class SimulatedDevice:
         clock: Callable[[], float] = time.monotonic,
         on_line: bool = False,
     ) -> None:
-        self.profile = profile
+        super().__init__(
+            profile=profile, nameplate_kw=nameplate_kw, behaves_as=behaves_as, site=site, clock=clock
+        )
         self._on_line = on_line
         self.unit = unit
         self.host = host
         self.port = port
         self.observe_port = observe_port
-        self.clock = clock
         self.registers = SimulatedRegisters(profile)
-        self.machine = Machine(
-            kind=behaves_as or KIND_BY_CATEGORY.get(profile.category, Kind.PV),
-            nameplate_kw=nameplate_kw,
-            site=site or Site(started_at=clock()),
-        )
-        # Called after each write that took effect, for those who time it.
-        self.on_write: Callable[[], None] | None = None
-        # The record: what controllers did to it.
-        self.commands = 0
         self.gap_violations: list[float] = []
         self.sessions_refused = 0
-        self.writes: Counter[str] = Counter()
-
-        # What a point shows whatever the machine does; None is the device's "no value".
-        self.shown: dict[str, float | None] = {}
-        # The device's own timer: when it had its last sign of life, None while it is not armed.
-        self.alive_at: float | None = None
-        self.fault = Fault.NONE
-        self.delay_s = 0.0
         self._sessions: set[_ModbusConnection] = set()
         self._observers: set[_ModbusConnection] = set()
         self._server: asyncio.Server | None = None
         self._observe_server: asyncio.Server | None = None
-        self._energy_base_kwh = {
-            name: base
-            for key, name in profile.telemetry.items()
-            if key.endswith("_kWh") and isinstance(base := profile.points[name].example, float | int)
-        }
-        self._set_up()
+        self.set_up()
 
     # --- for tests and the fleet ---
 
@@ -243,64 +192,16 @@ class SimulatedDevice:
         """Lose power and come back: sessions end, and a limit that is not stored is forgotten."""
         for session in list(self._sessions):
             session.close()
-        self.alive_at = None
-        limit = self.profile.limit
-        if limit is None:
-            return
-        check = limit.volatile_when
-        if limit.write_class == "volatile" and (
-            check is None or check.holds(self.registers.get(check.point))
-        ):
-            own = limit.fallback
-            for step in (*limit.set, *(own.arm if own is not None else ())):
-                self.registers.reset(step.point)
-        self._take_limit()
+        await super().restart()
 
-    def _let_own_fallback_act(self) -> None:
-        """Take what the device was armed with, once its own time has passed without a sign of life."""
-        limit = self.profile.limit
-        own = limit.fallback if limit is not None else None
-        if limit is None or own is None or self.alive_at is None:
-            return
-        timeout_s: float | str | None = own.timeout_s
-        value: float | str | None = (
-            self.profile.max_value if own.takes == "release" else self.profile.min_value
-        )
-        for step in own.arm:
-            if step.value == TIMEOUT:
-                timeout_s = self.registers.get(step.point)
-            elif step.value == FALLBACK:
-                value = self.registers.get(step.point)
-        if not isinstance(timeout_s, float | int) or self.clock() - self.alive_at <= timeout_s:
-            return
-        self.alive_at = None
-        for step in limit.set:
-            self.registers.set(step.point, value if step.value == VALUE else step.value)
-        self._take_limit()
+    def get(self, name: str) -> Value:
+        return self.registers.get(name)
 
-    def _hear_sign_of_life(self, names: set[str]) -> None:
-        own = self.profile.limit.fallback if self.profile.limit is not None else None
-        if own is None:
-            return
-        arms = names & {step.point for step in own.arm}
-        if arms or (self.alive_at is not None and names & {step.point for step in own.keep_alive}):
-            self.alive_at = self.clock()
+    def put(self, name: str, value: Value) -> None:
+        self.registers.set(name, value)
 
-    @property
-    def limit_in_force(self) -> float:
-        """The setpoint that acts on this device now, in the unit of its profile."""
-        self._let_own_fallback_act()
-        limit, highest = self.profile.limit, self.profile.max_value
-        if limit is None:
-            return highest
-        switch = limit.readback_switch
-        if switch is not None and not switch.holds(self.registers.get(switch.point)):
-            return highest
-        target = next(step.point for step in limit.set if step.value == VALUE)
-        value = self.registers.get(target)
-        if not isinstance(value, float | int) or value == limit.readback_no_limit:
-            return highest
-        return max(self.profile.min_value, min(highest, value))
+    def reset(self, name: str) -> None:
+        self.registers.reset(name)
 
     # --- the device ---
 
@@ -328,23 +229,17 @@ class SimulatedDevice:
         self._sessions.discard(connection)
         self._observers.discard(connection)
 
-    def _set_up(self) -> None:
-        identity = self.profile.identity
-        for check in identity.checks:
-            if self.profile.points[check.point].example is None:
-                value = check.equals[0] if isinstance(check.equals, tuple) else check.equals
-                self.registers.set(check.point, value)
-        if identity.nameplate is not None:
-            self._make_room(identity.nameplate)
-            self.registers.set(identity.nameplate, self.machine.nameplate_kw)
+    def set_up(self) -> None:
+        if self.profile.identity.nameplate is not None:
+            self._make_room(self.profile.identity.nameplate)
         for key, name in self.profile.telemetry.items():
             if key == "P_kW":
                 self._make_room(name)
-        self._take_limit()
+        super().set_up()
 
     def _make_room(self, name: str) -> None:
         """Raise a point's scale factor until it can say the nameplate, as a bigger device would."""
-        point = self.profile.points[name]
+        point = self.profile.registers[name]
         highest_kw = 1.2 * self.machine.nameplate_kw
         while point.scale_point is not None:
             try:
@@ -355,22 +250,12 @@ class SimulatedDevice:
             else:
                 return
 
-    def _take_limit(self) -> None:
-        """Let the limit registers act, and show what is in force where the device has a register for it."""
-        # The machine first moves under the old limit up to now.
-        self.machine.advance(self.clock())
-        self.machine.limit_pct = self.limit_in_force
-        limit = self.profile.limit
-        if limit is None or limit.readback is None or self.profile.points[limit.readback].writable:
-            return
-        self.registers.set(limit.readback, self.limit_in_force)
-
     def _read(self, request: ModbusPDU) -> ModbusPDU:
         function = request.function_code
         if not 1 <= request.count <= MAX_READ:
             return ExceptionResponse(function, ILLEGAL_VALUE)
-        self._let_own_fallback_act()
-        self._measure()
+        self.let_own_fallback_act()
+        self.measure()
         table = Table.HOLDING if function == READ_HOLDING else Table.INPUT
         registers = self.registers.read(table, request.address, request.count)
         if registers is None:
@@ -387,37 +272,14 @@ class SimulatedDevice:
         if not registers or (function == WRITE_MULTIPLE and len(registers) != request.count):
             return ExceptionResponse(function, ILLEGAL_VALUE)
         if self.fault is not Fault.IGNORE_WRITES:
-            self._let_own_fallback_act()
+            self.let_own_fallback_act()
             names = self.registers.write(request.address, registers)
             if names is None:
                 return ExceptionResponse(function, ILLEGAL_ADDRESS)
-            self.writes.update(names)
-            self._hear_sign_of_life(set(names))
-            self._take_limit()
-            if self.on_write is not None:
-                self.on_write()
+            self.wrote(names)
         if function == WRITE_SINGLE:
             return WriteSingleRegisterResponse(address=request.address, registers=registers)
         return WriteMultipleRegistersResponse(address=request.address, count=len(registers))
-
-    def _measure(self) -> None:
-        """Put the machine's present values into the registers."""
-        machine = self.machine
-        now = self.clock()
-        machine.advance(now)
-        values = {
-            "P_kW": machine.power_kw,
-            "E_kWh": machine.exported_kwh + machine.imported_kwh,
-            "E_export_kWh": machine.exported_kwh,
-            "E_import_kWh": machine.imported_kwh,
-            "SoC_pct": machine.charge_pct,
-            "V_Wind_m/s": machine.site.weather.wind_ms(now - machine.site.started_at),
-        }
-        for key, name in self.profile.telemetry.items():
-            if name in self.shown:
-                self.registers.set(name, self.shown[name])
-            elif key in values:
-                self.registers.set(name, values[key] + self._energy_base_kwh.get(name, 0.0))
 
     async def _listen(self) -> None:
         if self._on_line:
@@ -523,117 +385,3 @@ class _ModbusConnection(asyncio.Protocol):
         # may be before this process comes to look at its clock.
         self._last_answer_at = self._device.clock()
         self._transport.write(self._framer.buildFrame(response))
-
-
-class FleetDevice(msgspec.Struct, frozen=True, kw_only=True):
-    """One device of a fleet file. Devices of one `site` share weather, load and meter."""
-
-    tag: str
-    profile: str
-    port: int
-    unit: int
-    observe_port: int
-    nameplate_kw: float
-    host: str = "127.0.0.1"
-    behaves_as: Kind | None = None
-    site: str = ""
-
-
-class Fleet(msgspec.Struct, frozen=True):
-    devices: list[FleetDevice]
-
-
-class FleetError(Exception):
-    """A fleet that cannot be simulated; the message names the device."""
-
-
-async def run_fleet(path: Path, *, writes: Path | None = None) -> None:
-    """Simulate all devices of a fleet file until SIGTERM or SIGINT; one line says when they are ready.
-
-    `writes`: append a line `TAG SECONDS` to this file at each write that took effect, on the host's monotonic
-    clock, so that a benchmark can tell when a command reached its register.
-    """
-    fleet = read_fleet(path)
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    devices = build_fleet(fleet)
-    record = writes.open("a", buffering=1, encoding="ascii") if writes is not None else None
-    started: list[SimulatedDevice] = []
-    try:
-        for entry, device in zip(fleet.devices, devices, strict=True):
-            if record is not None:
-                device.on_write = partial(_record_write, record, entry.tag)
-            try:
-                await device.start()
-            except OSError as error:
-                raise FleetError(f"{entry.tag}: {error.strerror or error}") from error
-            started.append(device)
-        sys.stdout.write(f"ready: {len(started)} simulated devices\n")
-        sys.stdout.flush()
-        await stop.wait()
-    finally:
-        for device in started:
-            await device.stop()
-        if record is not None:
-            record.close()
-
-
-def _record_write(record: TextIO, tag: str) -> None:
-    record.write(f"{tag} {time.monotonic():.6f}\n")
-
-
-def read_fleet(path: Path) -> Fleet:
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=Fleet)
-    except (OSError, msgspec.DecodeError) as error:
-        raise FleetError(f"{path}: {error}") from error
-
-
-def build_fleet(fleet: Fleet, *, clock: Callable[[], float] = time.monotonic) -> list[SimulatedDevice]:
-    """Build the devices, each at its site. A site's load peaks at half of its producers' nameplate."""
-    profiles = load_all()
-    sites: dict[str, Site] = {}
-    devices: list[SimulatedDevice] = []
-    for entry in fleet.devices:
-        profile = profiles.get(entry.profile)
-        if profile is None:
-            raise FleetError(f"{entry.tag}: no profile {entry.profile!r}")
-        kind = entry.behaves_as or KIND_BY_CATEGORY.get(profile.category, Kind.PV)
-        site = sites.setdefault(
-            entry.site, Site(weather=ChangingWeather(seed=len(sites)), started_at=clock())
-        )
-        if kind in (Kind.PV, Kind.WIND):
-            site.peak_load_kw += entry.nameplate_kw / 2
-        devices.append(
-            SimulatedDevice(
-                profile=profile,
-                unit=entry.unit,
-                nameplate_kw=entry.nameplate_kw,
-                host=entry.host,
-                port=entry.port,
-                observe_port=entry.observe_port,
-                behaves_as=kind,
-                site=site,
-                clock=clock,
-            )
-        )
-    return devices
-
-
-def main(argv: Sequence[str]) -> int:
-    """`python -m edge simulate FLEET.json`."""
-    parser = argparse.ArgumentParser(prog="edge simulate", description="Simulate devices on real sockets.")
-    parser.add_argument("fleet", type=Path, metavar="FLEET.json")
-    parser.add_argument(
-        "--record-writes", type=Path, metavar="FILE", help="append `TAG SECONDS` at each write"
-    )
-    arguments = parser.parse_args(argv)
-    try:
-        with suppress(KeyboardInterrupt):
-            asyncio.run(run_fleet(arguments.fleet, writes=arguments.record_writes))
-    except (FleetError, ProfileError) as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
-    return 0

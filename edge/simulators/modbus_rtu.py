@@ -15,7 +15,8 @@ from pymodbus.exceptions import ModbusException
 from pymodbus.framer import FramerRTU
 from pymodbus.pdu import DecodePDU, ModbusPDU
 
-from edge.simulators.modbus import WRITE_MULTIPLE, Fault, SimulatedDevice
+from edge.simulators.device import Fault
+from edge.simulators.modbus import WRITE_MULTIPLE, SimulatedDevice
 
 # Start bit, eight data bits, parity, stop bit (Modbus over Serial Line V1.02, 2.5.1).
 CHARACTER_BITS = 11

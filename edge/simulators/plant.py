@@ -160,6 +160,18 @@ class Machine:
                 self._move(self._at + step * dt, dt)
         self._at = now
 
+    def values(self, now: float) -> dict[str, float]:
+        """What there is to measure of it, by canonical key; call after `advance`."""
+        t = now - self.site.started_at
+        return {
+            "P_kW": self.power_kw,
+            "E_kWh": self.exported_kwh + self.imported_kwh,
+            "E_export_kWh": self.exported_kwh,
+            "E_import_kWh": self.imported_kwh,
+            "SoC_pct": self.charge_pct,
+            "V_Wind_m/s": self.site.weather.wind_ms(t),
+        }
+
     def _move(self, now: float, dt: float) -> None:
         wanted = self._wanted_kw(now)
         self.power_kw += (wanted - self.power_kw) * (1 - math.exp(-dt / self.lag_s))

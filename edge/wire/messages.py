@@ -445,7 +445,10 @@ class DeviceConfig(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True
     engineer accepts writes that a register of unknown endurance was not made for. `arm_fallback`: arm the
     device's own fallback although it can only release or only stop. A device on a serial line of the node
     has a `serial_port` (a path below /dev) in place of host and port; what it does not say of baud rate,
-    parity (`none`, `even`, `odd`) and stop bits (1, 2) is as its profile has it.
+    parity (`none`, `even`, `odd`) and stop bits (1, 2) is as its profile has it. One that is reached by a
+    `url` (MQTT broker, XML-DA or HTTP server) has that in place of host, port and unit, with user name and
+    password where it asks for them. `protocol`: the one of its profile's by which it is reached; empty is the
+    profile's first. `parameters`: what it says for itself where its profile leaves that open.
     """
 
     id: str
@@ -459,6 +462,11 @@ class DeviceConfig(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True
     baud_rate: int | None = None
     parity: str | None = None
     stop_bits: int | None = None
+    url: str = ""
+    username: str = ""
+    password: str = ""
+    protocol: str = ""
+    parameters: dict[str, float | str] = {}
     min_value: float = 0.0
     max_value: float = 100.0
     default_value: float = 100.0

@@ -17,7 +17,8 @@ from devices_app.models import Device, DeviceType, RetiringDevice
 from devices_app.retirement import device_abandon, retired_record
 from devices_app.services import device_delete, device_move, device_update
 from edge.runtime.config import plan
-from edge.simulators.modbus import Fault, SimulatedDevice
+from edge.simulators.device import Fault
+from edge.simulators.modbus import SimulatedDevice
 from sites_app.models import Node
 from tests.factories import device_make, node_make, node_online, report_make
 from tests.runtime.plant import Plant, profile, running_plant

@@ -47,7 +47,12 @@ def form_of(device: Device, *, bounds: list[dict[str, Any]] | None = None, **cha
             "modbus_id",
         )
     }
-    form |= {"node": device.node_id, "device_type": device.device_type_id, "meta_data": "{}"}
+    form |= {
+        "node": device.node_id,
+        "device_type": device.device_type_id,
+        "meta_data": "{}",
+        "parameters": "{}",
+    }
     form |= {"include_in_curtailment": "on", "bounds-INITIAL_FORMS": stored}
     form["bounds-TOTAL_FORMS"] = len(bounds or [])
     for number, bound in enumerate(bounds or []):

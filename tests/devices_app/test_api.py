@@ -87,6 +87,7 @@ def test_device_of_another_protocol_has_no_modbus_keys(story):
         modbus_server_host=None,
         modbus_server_port=None,
         modbus_id=None,
+        url="mqtt://127.0.0.1",
     )
     assert list(json.loads(story.holder_a.get(f"/v1/devices/{device.pk}").content)) == LIST_KEYS
 

@@ -14,7 +14,7 @@ import pytest
 from edge.drivers.errors import DeviceRefused, DeviceUnreachable
 from edge.profiles.loader import load_all
 from edge.profiles.model import Profile
-from edge.simulators.modbus import Fault
+from edge.simulators.device import Fault
 from tests.drivers.conftest import NAMEPLATE_KW, SharedClock
 from tests.simulation.devices import SimulatedBench, bench_for
 

@@ -13,8 +13,8 @@ from edge.drivers.errors import DeviceRefused, DeviceUnreachable, ReadingInvalid
 from edge.drivers.modbus import ModbusSession
 from edge.drivers.plan import plan_reads
 from edge.profiles.loader import load_all
-from edge.profiles.model import Table
-from edge.simulators.modbus import Fault
+from edge.profiles.points import Table
+from edge.simulators.device import Fault
 
 PROFILES = load_all()
 
@@ -47,7 +47,7 @@ async def test_gapless_device_tells_telemetry_and_setpoint_with_one_request(benc
 
 
 async def test_a_model_that_refuses_the_common_block_is_asked_apart_until_the_next_connection(bench):
-    points = PROFILES["generic_modbus"].points
+    points = PROFILES["generic_modbus"].registers
     apart = {**points, "limit_in_force": replace(points["limit_in_force"], address=45)}
     bench = await bench(replace(PROFILES["generic_modbus"], points=apart))
     await bench.driver.write(37)
@@ -325,7 +325,7 @@ async def test_sungrow_full_power_is_a_release(bench):
 
 async def test_meter_counts_export_positive_though_the_device_counts_import(bench):
     bench = await bench("janitza_umg604")
-    power = bench.device.profile.points["power"]
+    power = bench.device.profile.registers["power"]
 
     readings = (await bench.driver.poll()).readings
 
@@ -341,7 +341,7 @@ async def test_devices_of_one_profile_share_how_they_are_read(bench):
 
 
 def test_points_close_together_share_a_block():
-    points = PROFILES["sma_stp60_im20"].points
+    points = PROFILES["sma_stp60_im20"].registers
 
     blocks = plan_reads(points, ["power", "energy", "power_sf", "limit_pct"], max_block=125, max_gap=60)
 
@@ -349,7 +349,7 @@ def test_points_close_together_share_a_block():
 
 
 def test_no_block_is_longer_than_the_profile_allows():
-    points = PROFILES["sma_stp60_im20"].points
+    points = PROFILES["sma_stp60_im20"].registers
 
     blocks = plan_reads(points, ["power", "energy"], max_block=11, max_gap=60)
 
@@ -357,7 +357,7 @@ def test_no_block_is_longer_than_the_profile_allows():
 
 
 def test_tables_are_never_mixed_in_a_block():
-    points = PROFILES["sungrow_sg110cx"].points
+    points = PROFILES["sungrow_sg110cx"].registers
 
     blocks = plan_reads(points, ["device_type", "limit_switch"], max_block=125, max_gap=100)
 

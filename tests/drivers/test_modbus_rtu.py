@@ -22,8 +22,10 @@ from edge.drivers.modbus import ModbusDriver
 from edge.drivers.modbus_rtu import RtuOverTcpSession, RtuSession, SerialSession, checksum
 from edge.drivers.serial_line import BAUD_RATES, SerialSettings, control_flags, open_port
 from edge.profiles.loader import load_all
-from edge.profiles.model import Parity, Profile, Protocol, Table
-from edge.simulators.modbus import Fault, SimulatedDevice
+from edge.profiles.model import Parity, Profile
+from edge.profiles.points import Protocol, Table
+from edge.simulators.device import Fault
+from edge.simulators.modbus import SimulatedDevice
 from edge.simulators.modbus_rtu import SimulatedLine
 
 PROFILES = load_all()

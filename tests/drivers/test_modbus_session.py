@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 
 from edge.drivers.errors import DeviceRefused, DeviceUnreachable
 from edge.drivers.modbus import ModbusSession
-from edge.profiles.model import Table
+from edge.profiles.points import Table
 
 UNIT, ADDRESS = 1, 100
 # Long enough that no test meets it, unless it wants to.

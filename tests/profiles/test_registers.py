@@ -8,7 +8,7 @@ import struct
 import pytest
 from hypothesis import example, given, strategies as st
 
-from edge.profiles.model import Access, Confidence, Point, RegisterType, WordOrder
+from edge.profiles.points import Access, Confidence, Register, RegisterType, WordOrder
 from edge.profiles.registers import decode, encode
 
 INTEGERS = {
@@ -21,9 +21,9 @@ INTEGERS = {
 SCALES = [1.0, 0.1, 0.01, 0.001, 0.0001, 10.0, 1000.0]
 
 
-def point(**fields) -> Point:
+def point(**fields) -> Register:
     given_fields = {"type": RegisterType.U16, **fields}
-    return Point(
+    return Register(
         name="P",
         source="test",
         confidence=Confidence.VERIFIED,

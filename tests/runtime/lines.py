@@ -16,7 +16,8 @@ from edge.drivers.modbus import ModbusDriver, ModbusSession
 from edge.drivers.modbus_rtu import SerialSession
 from edge.drivers.serial_line import SerialSettings
 from edge.profiles.loader import load_all
-from edge.profiles.model import Parity, Protocol
+from edge.profiles.model import Parity
+from edge.profiles.points import Protocol
 from edge.runtime.bus import Bus, WriteOutcome
 from edge.runtime.clock import HostClock
 from edge.simulators.modbus import SimulatedDevice

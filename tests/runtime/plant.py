@@ -16,7 +16,8 @@ from edge.core.image import TRUSTED, Clock as ClockQuality
 from edge.core.instant import Instant
 from edge.core.schedule import Schedule
 from edge.profiles.loader import load_all
-from edge.profiles.model import Profile, profile_to_builtins
+from edge.profiles.model import Profile
+from edge.profiles.reading import profile_to_builtins
 from edge.runtime import config
 from edge.runtime.alarms import Alarms
 from edge.runtime.cycle import CONTROL_STREAM, Accepted, Cycle
@@ -230,7 +231,7 @@ class Plant:
         """Another controller writes a limit to a device."""
         device = self.simulated[tag]
         device.registers.set("limit_target", value)
-        device._take_limit()
+        device.take_limit()
 
     def limit(self, tag: str) -> float:
         return self.simulated[tag].limit_in_force

@@ -18,7 +18,8 @@ from typing import Any
 import msgspec
 
 from edge.core.commands import Hold
-from edge.profiles.model import Profile, profile_to_builtins
+from edge.profiles.model import Profile
+from edge.profiles.reading import profile_to_builtins
 from edge.runtime.clock import HostClock
 from edge.runtime.cycle import CONTROL_STREAM
 from edge.runtime.signs import BUS_LOCK, Role, Sign, SignedLock

@@ -14,7 +14,8 @@ from edge.drivers.base import PollResult
 from edge.drivers.errors import DeviceRefused, DeviceUnreachable, DriverError, ReadingInvalid
 from edge.drivers.modbus import ModbusDriver, ModbusSession
 from edge.runtime.bus import Bus, WriteOutcome
-from edge.simulators.modbus import Fault, SimulatedDevice
+from edge.simulators.device import Fault
+from edge.simulators.modbus import SimulatedDevice
 from edge.wire.messages import Code
 from tests.runtime.plant import NAMEPLATE_KW, TurnedClock, profile, running_plant
 

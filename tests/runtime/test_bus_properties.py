@@ -13,9 +13,10 @@ from edge.drivers.base import PollResult
 from edge.drivers.modbus import ModbusDriver
 from edge.drivers.modbus_rtu import SerialSession
 from edge.drivers.serial_line import SerialSettings
-from edge.profiles.model import Protocol
+from edge.profiles.points import Protocol
 from edge.runtime.bus import Bus, WriteOutcome, _Member
-from edge.simulators.modbus import Fault, SimulatedDevice
+from edge.simulators.device import Fault
+from edge.simulators.modbus import SimulatedDevice
 from edge.simulators.modbus_rtu import SimulatedLine
 from tests.runtime.plant import NAMEPLATE_KW, TurnedClock, profile
 

@@ -9,7 +9,9 @@ import pytest
 
 from edge.core.schedule import value_at
 from edge.drivers.serial_line import SerialSettings
-from edge.profiles.model import Parity, Protocol, profile_to_builtins
+from edge.profiles.model import Parity
+from edge.profiles.points import Protocol
+from edge.profiles.reading import profile_to_builtins
 from edge.runtime import config
 from edge.runtime.documents import DocumentRefused
 from edge.wire.codec import document

@@ -30,7 +30,8 @@ import structlog
 
 from edge.drivers.base import PollResult
 from edge.drivers.registry import Constructors, Drivers
-from edge.profiles.model import Protocol, profile_to_builtins
+from edge.profiles.points import Protocol
+from edge.profiles.reading import profile_to_builtins
 from edge.runtime.control import Control, Watchers, build_control
 from edge.runtime.reasons import Reasons
 from edge.runtime.store import Store

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import msgspec
 
 from edge.core.schedule import Schedule
-from edge.simulators.modbus import Fault
+from edge.simulators.device import Fault
 from edge.wire.messages import Code
 from tests.runtime.plant import PROFILES, TurnedClock, profile, running_plant
 
@@ -184,7 +184,7 @@ async def test_limit_of_somebody_else_is_logged_with_its_value_before_it_is_over
     async with running_plant(tmp_path) as plant:
         device = await plant.add(A)
         device.registers.set(LIMIT, 42)
-        device._take_limit()
+        device.take_limit()
         plant.apply()
         await plant.run(1, lambda: plant.limit(A) == 100)
 
@@ -264,7 +264,7 @@ async def test_excluded_device_is_never_written(tmp_path):
     async with running_plant(tmp_path) as plant:
         device = await plant.add(A, excluded=True)
         device.registers.set(LIMIT, 42)
-        device._take_limit()
+        device.take_limit()
         plant.schedules = today({"10:00": 80.0})
         plant.apply()
 
@@ -439,7 +439,7 @@ async def test_volatile_register_is_written_again_every_period_and_one_that_wear
         assert persistent.writes[LIMIT] == 1
 
         persistent.registers.set(LIMIT, 77)
-        persistent._take_limit()
+        persistent.take_limit()
         await plant.run(301, lambda: plant.limit(B) == 30)
         assert persistent.writes[LIMIT] == 2
 

@@ -16,7 +16,7 @@ from edge.core.schedule import Schedule
 from edge.runtime.clock import HostClock
 from edge.runtime.explain import OutOfReach, UnknownTag, explanation, main, parse_at
 from edge.runtime.reasons import FILE, Ring
-from edge.simulators.modbus import Fault
+from edge.simulators.device import Fault
 from edge.wire.messages import Code, ExplainCommand, Explanation
 from tests.clock import A_MORNING
 from tests.runtime.plant import Plant, TurnedClock, running_plant

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from edge.profiles.model import profile_to_builtins
+from edge.profiles.reading import profile_to_builtins
 from edge.runtime.cycle import Accepted
 from edge.runtime.database import StoreFailed
 from edge.runtime.store import Store

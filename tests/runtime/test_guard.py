@@ -18,7 +18,8 @@ import pytest
 
 from edge.runtime.guard import EXIT_GUARDED
 from edge.runtime.node import EXIT_BUS_TAKEN
-from edge.simulators.modbus import Fault, SimulatedDevice
+from edge.simulators.device import Fault
+from edge.simulators.modbus import SimulatedDevice
 from edge.wire.codec import document
 from tests.runtime.plant import profile
 from tests.runtime.site import PROJECT, A, Site, running_site, until
@@ -388,7 +389,7 @@ async def test_second_node_is_turned_away_beside_a_guard_too(site):
 async def test_guard_alone_drops_the_hold_of_another_boot(site):
     site.hold(30, for_s=60, boot="another-boot")
     site.devices[A].registers.set("limit_target", 30)
-    site.devices[A]._take_limit()
+    site.devices[A].take_limit()
     guard = site.guard()
 
     await until(lambda: at(site, 100), within_s=20)
@@ -401,7 +402,7 @@ async def test_guard_without_a_configuration_writes_nothing(site):
     for path in (site.state / "documents").glob("*.json"):
         path.unlink()
     site.devices[A].registers.set("limit_target", 30)
-    site.devices[A]._take_limit()
+    site.devices[A].take_limit()
     guard = site.guard()
 
     await until(lambda: site.holds(guard), within_s=20)
@@ -413,7 +414,7 @@ async def test_guard_says_what_is_damaged_and_goes_on_with_the_rest(site):
     (site.state / "documents" / "schedule~2026-01-01~inverter.json").write_text("{")
     (site.state / "node.sqlite3").write_bytes(b"not a database" * 100)
     site.devices[A].registers.set("limit_target", 30)
-    site.devices[A]._take_limit()
+    site.devices[A].take_limit()
     guard = site.guard()
 
     await until(lambda: at(site, 100), within_s=20)

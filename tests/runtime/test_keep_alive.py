@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 
 from edge.core.commands import WriteClass
-from edge.profiles.model import FALLBACK, TIMEOUT, Profile, profile_from_builtins, profile_to_builtins
-from edge.simulators.modbus import Fault, SimulatedDevice
+from edge.profiles.model import FALLBACK, TIMEOUT, Profile
+from edge.profiles.reading import profile_from_builtins, profile_to_builtins
+from edge.simulators.device import Fault
+from edge.simulators.modbus import SimulatedDevice
 from tests.runtime.plant import Plant, profile, running_plant
 
 TIMEOUT_S = 30.0

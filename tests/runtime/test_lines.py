@@ -15,7 +15,7 @@ from contextlib import AsyncExitStack
 import pytest
 
 from edge.runtime.bus import SHARE_OF_SILENT
-from edge.simulators.modbus import Fault
+from edge.simulators.device import Fault
 from edge.wire.messages import Code
 from tests.runtime.lines import (
     RTU_PROFILE,

@@ -17,12 +17,13 @@ import msgspec
 import pytest
 
 from edge.core.instant import Instant
-from edge.profiles.model import profile_to_builtins
+from edge.profiles.reading import profile_to_builtins
 from edge.runtime.clock import Host, HostClock, wall
 from edge.runtime.node import run_node
 from edge.runtime.store import Store
 from edge.runtime.uploader import PACE, Pace
-from edge.simulators.modbus import Fault, SimulatedDevice
+from edge.simulators.device import Fault
+from edge.simulators.modbus import SimulatedDevice
 from edge.wire import codec
 from edge.wire.messages import (
     DIGEST_LENGTH,

@@ -12,7 +12,7 @@ import pytest
 
 from edge.runtime.clock import HostClock
 from edge.runtime.node import EXIT_BUS_TAKEN, EXIT_FAILED, bus_lock
-from edge.simulators.modbus import Fault
+from edge.simulators.device import Fault
 from edge.wire.messages import Presence
 from edge.wire.topics import NodeTopics
 from tests.runtime.central import Central, central_for
@@ -42,7 +42,7 @@ async def online(central: Central) -> None:
 async def test_node_controls_from_its_disk_before_and_without_a_broker(site):
     site.put_on_disk()
     site.devices[A].registers.set("limit_target", 42)
-    site.devices[A]._take_limit()
+    site.devices[A].take_limit()
     site.start("mqtt://127.0.0.1:1")
 
     await until(lambda: site.devices[A].limit_in_force == 100)

@@ -13,8 +13,10 @@ import msgspec
 import pytest
 
 from edge.core.schedule import Schedule
-from edge.profiles.model import Profile, Protocol
-from edge.simulators.modbus import Fault, SimulatedDevice
+from edge.profiles.model import Profile
+from edge.profiles.points import Protocol
+from edge.simulators.device import Fault
+from edge.simulators.modbus import SimulatedDevice
 from edge.simulators.modbus_rtu import SimulatedLine
 from edge.wire.messages import Code
 from tests.runtime.plant import NAMEPLATE_KW, Plant, TurnedClock, profile, running_plant

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
-from edge.simulators.modbus import Fault
+from edge.simulators.device import Fault
 from edge.wire.messages import Code
 from tests.runtime.plant import profile, running_plant
 

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from edge.core.instant import Instant
-from edge.profiles.model import profile_to_builtins
+from edge.profiles.reading import profile_to_builtins
 from edge.runtime import config
 from edge.runtime.bus import Bus, Listener
 from edge.runtime.config import Plan

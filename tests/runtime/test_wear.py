@@ -8,7 +8,7 @@ import msgspec
 
 from edge.core.schedule import Schedule
 from edge.profiles.model import Profile
-from edge.simulators.modbus import Fault
+from edge.simulators.device import Fault
 from edge.wire.messages import Code, Writes
 from tests.runtime.plant import Plant, TurnedClock, profile, running_plant
 

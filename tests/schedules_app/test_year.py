@@ -14,7 +14,7 @@ from edge.core.image import ProcessImage
 from edge.core.instant import Instant
 from edge.core.schedule import SLOT, slot_key, value_at
 from edge.profiles.loader import load_all
-from edge.profiles.model import profile_to_builtins
+from edge.profiles.reading import profile_to_builtins
 from edge.runtime import config
 from edge.wire import codec
 from edge.wire.messages import Document, Manifest

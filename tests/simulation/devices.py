@@ -18,7 +18,8 @@ from edge.core.commands import WriteClass
 from edge.drivers.base import PollResult
 from edge.drivers.errors import DeviceRefused, DeviceUnreachable
 from edge.drivers.registry import Constructors, Drivers
-from edge.profiles.model import Check, Profile, Protocol
+from edge.profiles.model import Check, Profile
+from edge.profiles.points import Protocol
 
 T = TypeVar("T")
 _Told = tuple[dict[str, float | str | None], float, float | None]
@@ -28,7 +29,7 @@ NAMEPLATE_TOLERANCE = 0.1
 
 
 class Trouble(StrEnum):
-    """What is wrong with a device. The words are those of `edge.simulators.modbus.Fault`, and more."""
+    """What is wrong with a device. The words are those of `edge.simulators.device.Fault`, and more."""
 
     NONE = "none"
     REFUSE = "refuse"  # nobody listens

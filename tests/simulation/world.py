@@ -18,7 +18,8 @@ import msgspec
 
 from edge.core.commands import WriteClass
 from edge.profiles.loader import load_all
-from edge.profiles.model import Profile, profile_to_builtins
+from edge.profiles.model import Profile
+from edge.profiles.reading import profile_to_builtins
 from edge.runtime.clock import Host, HostClock
 from edge.runtime.control import Watchers
 from edge.runtime.guard import stand_in

@@ -15,7 +15,8 @@ from pymodbus.client import AsyncModbusTcpClient
 from pymodbus.pdu import ModbusPDU
 
 from edge.profiles.loader import load_all
-from edge.simulators.modbus import FleetError, SimulatedDevice, build_fleet, main, read_fleet
+from edge.simulators.fleet import FleetError, build_fleet, main, read_fleet
+from edge.simulators.modbus import SimulatedDevice
 
 PROFILES = load_all()
 ROOT = Path(__file__).parents[2]

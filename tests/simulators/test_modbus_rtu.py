@@ -15,8 +15,9 @@ from pymodbus.client import AsyncModbusTcpClient
 from pymodbus.framer import FramerRTU
 
 from edge.profiles.loader import load_all
-from edge.profiles.model import Protocol
-from edge.simulators.modbus import Fault, SimulatedDevice
+from edge.profiles.points import Protocol
+from edge.simulators.device import Fault
+from edge.simulators.modbus import SimulatedDevice
 from edge.simulators.modbus_rtu import SimulatedLine
 
 PROFILE = replace(load_all()["generic_modbus"], protocol=Protocol.MODBUS_RTU)

@@ -164,7 +164,7 @@ class EdgeNode:
 
     def in_force(self) -> float:
         """The limit that its device obeys, in percent."""
-        limit = load_all()[PROFILE].points["limit_in_force"]
+        limit = load_all()[PROFILE].registers["limit_in_force"]
         client = ModbusTcpClient("127.0.0.1", port=self.observe_port)
         try:
             assert client.connect()

@@ -144,7 +144,7 @@ class Register:
     def __init__(self, device: dict[str, Any]) -> None:
         profile = load_all()[device["profile"]]
         assert profile.limit is not None
-        self._point = profile.points[profile.limit.register]
+        self._point = profile.registers[profile.limit.register]
         self._unit = device["unit"]
         self._client = ModbusTcpClient(device["host"], port=device["observe_port"])
         assert self._client.connect()

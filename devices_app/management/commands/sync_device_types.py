@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from django.core.management.base import BaseCommand
 
 from devices_app.services import DeviceTypeFields, device_types_sync
-from edge.profiles.loader import load_all
-from edge.profiles.model import profile_to_builtins
+from edge.profiles.loader import load_all, load_bodies
 
 
 class Command(BaseCommand):
@@ -17,6 +15,7 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         profiles: dict[str, tuple[str, DeviceTypeFields]] = {}
+        bodies = load_bodies()
         for profile in load_all().values():
             profiles[profile.name] = (
                 profile.title,
@@ -28,8 +27,7 @@ class Command(BaseCommand):
                     "max_value": profile.max_value,
                     "default_value": profile.default_value,
                     "verified_on_hardware": profile.verified_on_hardware,
-                    # As it comes back from the database: lists, no tuples.
-                    "profile_body": json.loads(json.dumps(profile_to_builtins(profile))),
+                    "profile_body": bodies[profile.name],
                 },
             )
         done = device_types_sync(profiles)

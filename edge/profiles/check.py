@@ -1,0 +1,283 @@
+"""What a profile must say so that a driver can work by it; each error names the key at fault."""
+
+from __future__ import annotations
+
+from edge.profiles.errors import ProfileError
+from edge.profiles.model import FALLBACK, TIMEOUT, VALUE, Limit, LimitUnit, Profile, Step
+from edge.profiles.points import (
+    FLOATS,
+    MAX_ADDRESS,
+    Message,
+    Point,
+    Protocol,
+    Register,
+    RegisterType,
+    Resource,
+    Share,
+    WriteFunction,
+)
+
+# The unit a reading has is said by the end of its canonical key.
+UNIT_BY_SUFFIX = {
+    "_kW": "kW",
+    "_kvar": "kvar",
+    "_kWh": "kWh",
+    "_pct": "%",
+    "_degC": "degC",
+    "_m/s": "m/s",
+    "_Hz": "Hz",
+    "_V": "V",
+    "_A": "A",
+    "_rpm": "1/min",
+    "_h": "h",
+    "_W/m2": "W/m2",
+    # A whole number out of a list that the point's note gives.
+    "_state": "",
+    "_mode": "",
+}
+SETPOINT_WORDS = (VALUE, FALLBACK, TIMEOUT)
+
+
+def profile_check(profile: Profile) -> None:
+    """`ProfileError` for the first thing that does not fit."""
+    _check_protocols(profile)
+    for name, point in profile.points.items():
+        _check_point(profile, name, point)
+    _check_identity(profile)
+    if profile.limit is not None:
+        _check_limit(profile, profile.limit)
+    for key, name in profile.telemetry.items():
+        _check_telemetry(profile, key, name)
+
+
+def _check_protocols(profile: Profile) -> None:
+    for index, other in enumerate(profile.also):
+        if not (profile.protocol.is_modbus and other.is_modbus) or other in profile.protocols[: index + 1]:
+            raise ProfileError(
+                key=f"also[{index}]",
+                expectation=f"{other.value} reaches no points of {profile.protocol.value}",
+            )
+    if profile.sunspec and not profile.protocol.is_modbus:
+        raise ProfileError(key="sunspec", expectation="expected with Modbus only")
+    if profile.availability is not None and profile.protocol is not Protocol.MQTT:
+        raise ProfileError(key="availability", expectation="expected with mqtt only")
+    if profile.headers and profile.protocol is not Protocol.HTTP:
+        raise ProfileError(key="headers", expectation="expected with http only")
+
+
+def _check_point(profile: Profile, name: str, point: Point) -> None:
+    key = f"points.{name}"
+    if point.scale <= 0:
+        raise ProfileError(key=f"{key}.scale", expectation="expected a number above 0; signs go into `sign`")
+    if point.codes:
+        for value, raw in point.codes.items():
+            try:
+                float(value)
+            except ValueError:
+                raise ProfileError(
+                    key=f"{key}.codes", expectation=f"expected numbers, not {value!r}"
+                ) from None
+            if list(point.codes.values()).count(raw) > 1:
+                raise ProfileError(key=f"{key}.codes", expectation=f"{raw!r} stands for two values")
+    if point.is_text and point.scale != 1:
+        raise ProfileError(key=key, expectation="a text has no scale and no nan")
+    if isinstance(point, Register):
+        _check_register(profile, key, point)
+    elif isinstance(point, Message):
+        _check_topic(key, point)
+    elif isinstance(point, Resource):
+        if point.readable and not point.read_path:
+            raise ProfileError(key=f"{key}.read_path", expectation="expected, because the point can be read")
+        if point.writable and not point.write_path:
+            raise ProfileError(
+                key=f"{key}.write_path", expectation="expected, because the point can be written"
+            )
+    elif isinstance(point, Share) and bool(point.reading) == point.writable:
+        raise ProfileError(key=f"{key}.reading", expectation="a setpoint is written, a reading is not")
+
+
+def _check_topic(key: str, point: Message) -> None:
+    if any(letter in point.topic + point.ack_topic for letter in "+#\0"):
+        raise ProfileError(key=f"{key}.topic", expectation="expected a topic without wildcards")
+    if point.access.value == "read_write":
+        raise ProfileError(
+            key=f"{key}.access", expectation="one topic is read or written: expected two points"
+        )
+    if point.ack_topic and not point.writable:
+        raise ProfileError(key=f"{key}.ack_topic", expectation="the point is not writable")
+
+
+def _check_register(profile: Profile, key: str, point: Register) -> None:
+    if (point.type in (RegisterType.STR, RegisterType.BITS)) != (point.length is not None):
+        raise ProfileError(key=f"{key}.length", expectation="expected for types str and bits, and only there")
+    if (point.type is RegisterType.BITS) != point.table.is_bits:
+        raise ProfileError(
+            key=f"{key}.type", expectation="expected bits in coils and discrete inputs, only there"
+        )
+    if (point.model is not None) != profile.sunspec:
+        raise ProfileError(key=f"{key}.model", expectation="expected in a SunSpec profile, and only there")
+    if point.end > MAX_ADDRESS + 1:
+        raise ProfileError(
+            key=f"{key}.address",
+            expectation=f"its {point.count} registers reach beyond address {MAX_ADDRESS}",
+        )
+    if point.table.read_only and point.writable:
+        raise ProfileError(key=f"{key}.access", expectation=f"{point.table.value} registers can only be read")
+    if point.write_function is not None and not point.writable:
+        raise ProfileError(key=f"{key}.write_function", expectation="the point is not writable")
+    if point.write_function is WriteFunction.SINGLE and point.count > 1:
+        raise ProfileError(
+            key=f"{key}.write_function",
+            expectation=f"'single' writes one register, the value has {point.count}",
+        )
+    if point.scale_point is not None:
+        factor = _point(profile, point.scale_point, key=f"{key}.scale_point", readable=True)
+        assert isinstance(factor, Register)
+        if factor.type is not RegisterType.S16 or factor.scale_point is not None:
+            raise ProfileError(
+                key=f"{key}.scale_point", expectation="expected a point of type s16, itself unscaled"
+            )
+    if point.type is RegisterType.STR and (point.scale_point or point.nan is not None):
+        raise ProfileError(key=key, expectation="a text has no scale and no nan")
+    if point.type in FLOATS and point.nan is not None:
+        raise ProfileError(key=f"{key}.nan", expectation="a float that is no number needs no pattern")
+
+
+def _point(profile: Profile, name: str, *, key: str, readable: bool = False, writable: bool = False) -> Point:
+    point = profile.points.get(name)
+    if point is None:
+        raise ProfileError(key=key, expectation=f"expected the name of a point, there is no {name!r}")
+    if readable and not point.readable:
+        raise ProfileError(key=key, expectation=f"{name!r} is write-only, expected a point that can be read")
+    if writable and not point.writable:
+        raise ProfileError(
+            key=key, expectation=f"{name!r} is read-only, expected a point that can be written"
+        )
+    return point
+
+
+def _number(profile: Profile, name: str, *, key: str) -> Point:
+    point = _point(profile, name, key=key, readable=True)
+    if point.is_text and not point.codes:
+        raise ProfileError(key=key, expectation=f"{name!r} is a text, expected a number")
+    return point
+
+
+def _check_identity(profile: Profile) -> None:
+    for index, check in enumerate(profile.identity.checks):
+        _point(profile, check.point, key=f"identity.checks[{index}].point", readable=True)
+    if profile.identity.nameplate is not None:
+        point = _number(profile, profile.identity.nameplate, key="identity.nameplate")
+        if point.unit not in ("kW", "kVA"):
+            raise ProfileError(
+                key="identity.nameplate", expectation=f"expected a point in kW or kVA, not {point.unit!r}"
+            )
+
+
+def _check_limit(profile: Profile, limit: Limit) -> None:
+    if profile.value_kind is None:
+        raise ProfileError(key="value_kind", expectation="expected, because the profile has a limit")
+    if not profile.min_value < profile.max_value:
+        raise ProfileError(
+            key="max_value", expectation=f"expected more than min_value, {profile.min_value:g}"
+        )
+    if not profile.min_value <= profile.default_value <= profile.max_value:
+        raise ProfileError(
+            key="default_value", expectation=f"expected {profile.min_value:g} to {profile.max_value:g}"
+        )
+    _point(profile, limit.register, key="limit.register", writable=True)
+    _check_unit(profile, limit)
+    own = limit.fallback
+    if own is not None:
+        if own.takes == "value" and not any(FALLBACK in step.writes.values() for step in own.arm):
+            raise ProfileError(
+                key="limit.fallback.arm", expectation=f"expected a step that writes {FALLBACK}"
+            )
+        if (own.takes == "preset") != (own.preset is not None):
+            raise ProfileError(
+                key="limit.fallback.preset", expectation="expected where it takes a preset, and only there"
+            )
+        if own.preset is not None:
+            _number(profile, own.preset, key="limit.fallback.preset")
+    for part, steps in (
+        ("once", limit.once),
+        ("set", limit.set),
+        ("release", limit.release or ()),
+        ("fallback.arm", own.arm if own is not None else ()),
+        ("fallback.keep_alive", own.keep_alive if own is not None else ()),
+    ):
+        for index, step in enumerate(steps):
+            _check_step(profile, part, step, key=f"limit.{part}[{index}]")
+    if not any(VALUE in step.writes.values() for step in limit.set):
+        raise ProfileError(key="limit.set", expectation=f"expected a step that writes {VALUE}")
+    for index, check in enumerate(limit.requires):
+        _point(profile, check.point, key=f"limit.requires[{index}].point", readable=True)
+    if limit.volatile_when is not None:
+        _point(profile, limit.volatile_when.point, key="limit.volatile_when.point", readable=True)
+    if limit.readback is not None:
+        _number(profile, limit.readback, key="limit.readback")
+    if limit.readback_switch is not None:
+        if limit.readback is None:
+            raise ProfileError(
+                key="limit.readback", expectation="expected, because there is a readback_switch"
+            )
+        _number(profile, limit.readback_switch.point, key="limit.readback_switch.point")
+
+
+def _check_unit(profile: Profile, limit: Limit) -> None:
+    if limit.unit is LimitUnit.SAME:
+        return
+    assert profile.value_kind is not None
+    if not profile.value_kind.value.endswith("_pct"):
+        raise ProfileError(
+            key="limit.unit", expectation=f"only a percentage is turned into {limit.unit.value}"
+        )
+    written = {name for step in limit.set for name, value in step.writes.items() if value == VALUE}
+    for name in sorted(written | ({limit.readback} if limit.readback else set())):
+        point = profile.points.get(name)
+        if point is not None and point.unit != limit.unit.value:
+            raise ProfileError(
+                key=f"points.{name}.unit", expectation=f"expected {limit.unit.value}, as limit.unit says"
+            )
+
+
+def _check_step(profile: Profile, part: str, step: Step, *, key: str) -> None:
+    before: Point | None = None
+    for name, value in step.writes.items():
+        point = _point(profile, name, key=f"{key}.point", writable=True, readable=step.when == "if_different")
+        if before is not None and not _is_behind(before, point):
+            raise ProfileError(
+                key=f"{key}.together", expectation=f"{name!r} is not directly behind the point before it"
+            )
+        before = point
+        if isinstance(value, str) and value not in SETPOINT_WORDS and not point.is_text:
+            raise ProfileError(
+                key=f"{key}.value", expectation=f"expected a number or one of {', '.join(SETPOINT_WORDS)}"
+            )
+        if part in ("once", "fallback.arm") and value == VALUE:
+            raise ProfileError(key=f"{key}.value", expectation=f"no setpoint is known yet, not {VALUE}")
+        if not part.startswith("fallback") and value in (FALLBACK, TIMEOUT):
+            raise ProfileError(key=f"{key}.value", expectation=f"{value} belongs to limit.fallback")
+    if step.until is not None:
+        _point(profile, step.until.point, key=f"{key}.until.point", readable=True)
+
+
+def _is_behind(before: Point, point: Point) -> bool:
+    if not isinstance(before, Register) or not isinstance(point, Register):
+        return False
+    same_place = (before.table, before.model) == (point.table, point.model)
+    return same_place and point.address == before.end
+
+
+def _check_telemetry(profile: Profile, key: str, name: str) -> None:
+    point = _number(profile, name, key=f"telemetry.{key}")
+    expected = next((unit for suffix, unit in UNIT_BY_SUFFIX.items() if key.endswith(suffix)), None)
+    if expected is None:
+        raise ProfileError(
+            key=f"telemetry.{key}", expectation=f"expected a key that ends in {', '.join(UNIT_BY_SUFFIX)}"
+        )
+    if point.unit != expected:
+        raise ProfileError(
+            key=f"telemetry.{key}",
+            expectation=f"expected a point in {expected}, {name!r} is in {point.unit!r}",
+        )

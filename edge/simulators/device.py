@@ -1,0 +1,237 @@
+"""What every simulated device has, whatever it speaks: a machine, a limit that acts on it, faults, a record.
+
+Its values are those of the points of its profile, so that driver and simulator share the profile's facts and
+nothing else. How a value is asked for and told is the protocol's part.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Iterable
+from enum import StrEnum
+
+from edge.profiles.model import FALLBACK, TIMEOUT, VALUE, LimitUnit, Profile
+from edge.profiles.points import Value
+from edge.simulators.plant import KIND_BY_CATEGORY, Kind, Machine, Site
+
+
+class Fault(StrEnum):
+    """What is wrong with a device. Who observes it is not affected."""
+
+    NONE = "none"
+    REFUSE = "refuse"  # nobody listens
+    SILENT = "silent"  # takes connections and commands, answers nothing
+    WRITE_EXCEPTION = "write_exception"  # refuses every write
+    IGNORE_WRITES = "ignore_writes"  # acknowledges writes and does nothing
+    DELAY = "delay"  # answers late
+    DROP = "drop"  # ends the connection in place of an answer
+    GARBAGE = "garbage"  # answers with bytes that mean nothing
+    WRONG_UNIT = "wrong_unit"  # answers in another's name
+    HALF_FRAME = "half_frame"  # answers with the beginning of an answer
+    STALE_READBACK = "stale_readback"  # obeys, and shows the setpoint from before
+
+
+class Simulated(ABC):
+    """A device of this profile. `clock` is in seconds and drives the physics and the pauses."""
+
+    def __init__(
+        self,
+        *,
+        profile: Profile,
+        nameplate_kw: float,
+        behaves_as: Kind | None = None,
+        site: Site | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.profile = profile
+        self.clock = clock
+        self.machine = Machine(
+            kind=behaves_as or KIND_BY_CATEGORY.get(profile.category, Kind.PV),
+            nameplate_kw=nameplate_kw,
+            site=site or Site(started_at=clock()),
+        )
+        # Called after each write that took effect, for those who time it.
+        self.on_write: Callable[[], None] | None = None
+        # The record: what controllers did to it. `writes` counts by point, as a worn register does.
+        self.commands = 0
+        self.writes: Counter[str] = Counter()
+        # What a point shows whatever the machine does; None is the device's "no value".
+        self.shown: dict[str, float | None] = {}
+        # The device's own timer: when it had its last sign of life, None while it is not armed.
+        self.alive_at: float | None = None
+        self.fault = Fault.NONE
+        self.delay_s = 0.0
+        # What the read-back shows under `Fault.STALE_READBACK`.
+        self._stale: Value = None
+        self._energy_base_kwh = {
+            name: base
+            for key, name in profile.telemetry.items()
+            if key.endswith("_kWh") and isinstance(base := profile.points[name].example, float | int)
+        }
+
+    # --- the protocol's part
+
+    @abstractmethod
+    async def start(self) -> None:
+        """Be there; `OSError` where a port is taken."""
+
+    @abstractmethod
+    async def stop(self) -> None: ...
+
+    @abstractmethod
+    async def set_fault(self, fault: Fault, *, delay_s: float = 0.0) -> None:
+        """Break the device in this way, or with `Fault.NONE` mend it. `delay_s` belongs to `Fault.DELAY`."""
+
+    @abstractmethod
+    def get(self, name: str) -> Value:
+        """The value of a point, as a driver would read it."""
+
+    @abstractmethod
+    def put(self, name: str, value: Value) -> None:
+        """Let a point have this value; what the device lacks is left out."""
+
+    @abstractmethod
+    def reset(self, name: str) -> None:
+        """Put a point to its example, else to "no value" where it can say so, else to nothing."""
+
+    # --- what a device does by itself
+
+    async def restart(self) -> None:
+        """Lose power and come back: a limit that is not stored is forgotten."""
+        self.alive_at = None
+        limit = self.profile.limit
+        if limit is None:
+            return
+        check = limit.volatile_when
+        if limit.write_class == "volatile" and (check is None or check.holds(self.get(check.point))):
+            own = limit.fallback
+            for step in (*limit.set, *(own.arm if own is not None else ())):
+                for name in step.writes:
+                    self.reset(name)
+        self.take_limit()
+
+    @property
+    def limit_in_force(self) -> float:
+        """The setpoint that acts on this device now, in the unit of its profile."""
+        self.let_own_fallback_act()
+        limit, highest = self.profile.limit, self.profile.max_value
+        if limit is None:
+            return highest
+        switch = limit.readback_switch
+        if switch is not None and not switch.holds(self.get(switch.point)):
+            return highest
+        value = self.get(self.target)
+        if not isinstance(value, float | int) or value == limit.readback_no_limit:
+            return highest
+        return max(self.profile.min_value, min(highest, self._in_percent(value)))
+
+    @property
+    def target(self) -> str:
+        """The point that the setpoint is written to."""
+        assert self.profile.limit is not None
+        return next(
+            name for step in self.profile.limit.set for name, value in step.writes.items() if value == VALUE
+        )
+
+    def wrote(self, names: Iterable[str]) -> None:
+        """A controller has written these points, and they have their new values: let them act."""
+        names = set(names)
+        self.writes.update(names)
+        self._hear_sign_of_life(names)
+        self.take_limit()
+        if self.on_write is not None:
+            self.on_write()
+
+    def take_limit(self) -> None:
+        """Let the limit act, and show what is in force where the device has a point of its own for that."""
+        # The machine first moves under the old limit up to now.
+        self.machine.advance(self.clock())
+        self.machine.limit_pct = self.limit_in_force
+        limit = self.profile.limit
+        if limit is None or limit.readback is None or self.profile.points[limit.readback].writable:
+            return
+        self.put(limit.readback, self._in_theirs(self.limit_in_force))
+
+    def let_own_fallback_act(self) -> None:
+        """Take what the device was armed with, once its own time has passed without a sign of life."""
+        limit = self.profile.limit
+        own = limit.fallback if limit is not None else None
+        if limit is None or own is None or self.alive_at is None:
+            return
+        timeout_s: Value = own.timeout_s
+        takes = self.profile.max_value if own.takes == "release" else self.profile.min_value
+        value: Value = self._in_theirs(takes)
+        if own.preset is not None:
+            value = self.get(own.preset)
+        for step in own.arm:
+            for name, armed in step.writes.items():
+                if armed == TIMEOUT:
+                    timeout_s = self.get(name)
+                elif armed == FALLBACK:
+                    value = self.get(name)
+        if not isinstance(timeout_s, float | int) or self.clock() - self.alive_at <= timeout_s:
+            return
+        self.alive_at = None
+        for step in limit.set:
+            for name, written in step.writes.items():
+                self.put(name, value if written == VALUE else written)
+        self.take_limit()
+
+    def measure(self) -> None:
+        """Put the machine's present values into the points of telemetry."""
+        machine = self.machine
+        now = self.clock()
+        machine.advance(now)
+        values = machine.values(now)
+        for key, name in self.profile.telemetry.items():
+            if name in self.shown:
+                self.put(name, self.shown[name])
+            elif key in values:
+                self.put(name, values[key] + self._energy_base_kwh.get(name, 0.0))
+
+    def set_up(self) -> None:
+        """Be the device that the profile describes; once points can be put."""
+        identity = self.profile.identity
+        for check in identity.checks:
+            if self.profile.points[check.point].example is None:
+                value = check.equals[0] if isinstance(check.equals, tuple) else check.equals
+                self.put(check.point, value)
+        if identity.nameplate is not None:
+            self.put(identity.nameplate, self.machine.nameplate_kw)
+        limit = self.profile.limit
+        if limit is not None and limit.fallback is not None and not limit.fallback.arm:
+            # Its installer has armed it for good: it waits for the first sign of life.
+            self.alive_at = None
+        self.take_limit()
+
+    def _hear_sign_of_life(self, names: set[str]) -> None:
+        own = self.profile.limit.fallback if self.profile.limit is not None else None
+        if own is None:
+            return
+        armed = {name for step in own.arm for name in step.writes}
+        kept = {name for step in own.keep_alive for name in step.writes}
+        if names & armed or (names & kept and (self.alive_at is not None or not own.arm)):
+            self.alive_at = self.clock()
+
+    # --- units
+
+    def _in_percent(self, value: float) -> float:
+        """What is written to the device, in the unit of its value kind."""
+        limit = self.profile.limit
+        assert limit is not None
+        return value if limit.unit is LimitUnit.SAME else 100 * value / self._full_scale
+
+    def _in_theirs(self, value: float) -> float:
+        limit = self.profile.limit
+        assert limit is not None
+        return value if limit.unit is LimitUnit.SAME else value * self._full_scale / 100
+
+    @property
+    def _full_scale(self) -> float:
+        limit = self.profile.limit
+        assert limit is not None
+        if limit.unit is LimitUnit.KW:
+            return self.machine.nameplate_kw
+        return 1000 * self.machine.nameplate_kw / (limit.volts * limit.phases)
