@@ -31,9 +31,12 @@ UNIT_BY_SUFFIX = {
     "_rpm": "1/min",
     "_h": "h",
     "_W/m2": "W/m2",
-    # A whole number out of a list that the point's note gives.
+    # A whole number out of a list that the point's note gives, or that the maker's manual explains.
     "_state": "",
     "_mode": "",
+    "_code": "",
+    # So many of something.
+    "_count": "",
 }
 SETPOINT_WORDS = (VALUE, FALLBACK, TIMEOUT)
 
@@ -193,9 +196,9 @@ def _check_limit(profile: Profile, limit: Limit) -> None:
             raise ProfileError(
                 key="limit.fallback.arm", expectation=f"expected a step that writes {FALLBACK}"
             )
-        if (own.takes == "preset") != (own.preset is not None):
+        if own.preset is not None and own.takes != "preset":
             raise ProfileError(
-                key="limit.fallback.preset", expectation="expected where it takes a preset, and only there"
+                key="limit.fallback.preset", expectation="expected only where it takes a preset"
             )
         if own.preset is not None:
             _number(profile, own.preset, key="limit.fallback.preset")

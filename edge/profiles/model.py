@@ -95,9 +95,9 @@ class OwnFallback(Data, frozen=True, kw_only=True):
     """The device's own timer: without a sign of life for `timeout_s` it changes its setpoint by itself.
 
     `takes` tells what it does then: the value it was armed with, or it can only release its limit, or only
-    stop, or whatever its installer has preset, which the point `preset` shows. `arm` is written after each
-    first contact; what of it wears is best written `if_different`. `keep_alive` is written every third of the
-    timeout, to registers of `keep_alive_class`.
+    stop, or whatever its installer has preset, which the point `preset` shows if the device shows it at all.
+    `arm` is written after each first contact; what of it wears is best written `if_different`. `keep_alive`
+    is written every third of the timeout, to registers of `keep_alive_class`.
     """
 
     timeout_s: Annotated[float, Meta(ge=3, le=3600)]

@@ -125,6 +125,30 @@ def test_a_readback_of_a_write_only_register_is_refused(data):
         profile_from_builtins(data)
 
 
+@pytest.mark.parametrize("takes", ["release", "stop"])
+def test_a_preset_is_named_only_where_the_device_takes_one(data, takes):
+    keep_alive = [{"point": "limit_pct", "value": "$value"}]
+    own = {"timeout_s": 60, "keep_alive": keep_alive, "keep_alive_class": "unknown", "preset": "limit_pct"}
+    data["limit"]["fallback"] = own | {"takes": takes}
+
+    with pytest.raises(ProfileError, match="expected only where it takes a preset") as caught:
+        profile_from_builtins(data)
+
+    assert caught.value.key == "limit.fallback.preset"
+
+
+def test_a_device_may_hide_what_its_installer_has_preset(data):
+    keep_alive = [{"point": "limit_pct", "value": "$value"}]
+    own = {"timeout_s": 60, "keep_alive": keep_alive, "keep_alive_class": "unknown", "takes": "preset"}
+    data["limit"]["fallback"] = own
+
+    profile = profile_from_builtins(data)
+
+    assert profile.limit is not None
+    assert profile.limit.fallback is not None
+    assert profile.limit.fallback.preset is None
+
+
 @pytest.mark.parametrize("text", ["- 1\n- 2\n", "a: [", "\t"])
 def test_a_file_that_is_no_profile_is_named(tmp_path, text):
     file = tmp_path / "thing.yaml"
