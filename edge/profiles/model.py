@@ -16,7 +16,7 @@ from msgspec import Meta
 
 from edge.core.commands import WriteClass
 from edge.profiles.parameters import Parameter
-from edge.profiles.points import MAX_READ, Data, Point, Protocol, Register
+from edge.profiles.points import MAX_ADDRESS, MAX_READ, Data, Point, Protocol, Register
 
 VALUE = "$value"
 FALLBACK = "$fallback"
@@ -158,11 +158,12 @@ class Profile(Data, frozen=True, kw_only=True):
     `timeout_ms` is how long the device may think before it answers; on a serial line the time of the frames
     themselves comes on top. The serial defaults are the maker's, and a device may be set otherwise. `also`:
     other protocols that the same points are reached by. `sunspec`: the points' addresses are found by a walk
-    over the device's models. `connect_delay_ms`: the pause between connecting and the first command.
-    `stale_after_s`: how old the newest message of a device that speaks unasked may be. `headers` go with each
-    HTTP request; `$username` and `$password` in them are the device's. `sleeps_at_night`: no answer, or no
-    values, without power before it, is no fault. `parameters` are what each device of the type says for
-    itself (`edge.profiles.parameters`).
+    over the device's models. `address_offset` is added to every address, for devices whose makers and users
+    count differently; a parameter where they disagree. `connect_delay_ms`: the pause between connecting and
+    the first command. `stale_after_s`: how old the newest message of a device that speaks unasked may be.
+    `headers` go with each HTTP request; `$username` and `$password` in them are the device's.
+    `sleeps_at_night`: no answer, or no values, without power before it, is no fault. `parameters` are what
+    each device of the type says for itself (`edge.profiles.parameters`).
     """
 
     name: Annotated[str, Meta(pattern=r"^[a-z0-9_]{1,64}$")]
@@ -177,6 +178,7 @@ class Profile(Data, frozen=True, kw_only=True):
     also: tuple[Protocol, ...] = ()
     parameters: dict[str, Parameter] = msgspec.field(default_factory=dict)
     sunspec: bool = False
+    address_offset: Annotated[int, Meta(ge=-MAX_ADDRESS, le=MAX_ADDRESS)] = 0
     connect_delay_ms: Annotated[int, Meta(ge=0, le=60_000)] = 0
     stale_after_s: Annotated[float, Meta(gt=0, le=900)] = 30.0
     availability: Availability | None = None
