@@ -96,8 +96,9 @@ class OwnFallback(Data, frozen=True, kw_only=True):
 
     `takes` tells what it does then: the value it was armed with, or it can only release its limit, or only
     stop, or whatever its installer has preset, which the point `preset` shows. `arm` is written after each
-    first contact; what of it wears is best written `if_different`. `keep_alive` is written every third of the
-    timeout, to registers of `keep_alive_class`.
+    first contact; what of it wears is best written `if_different`. Without it the device is armed for good
+    by its maker or installer, and a setpoint holds only while it is kept alive. `keep_alive` is written
+    every third of the timeout, to registers of `keep_alive_class`.
     """
 
     timeout_s: Annotated[float, Meta(ge=3, le=3600)]
@@ -106,6 +107,10 @@ class OwnFallback(Data, frozen=True, kw_only=True):
     keep_alive_class: WriteClass
     takes: Literal["value", "release", "stop", "preset"] = "value"
     preset: str | None = None
+
+    @property
+    def always_armed(self) -> bool:
+        return not self.arm
 
 
 class Limit(Data, frozen=True, kw_only=True):

@@ -121,7 +121,7 @@ def _fallback(profile: Profile, own: OwnFallback) -> Fallback:
     unless = []
     if own.keep_alive_class is not WriteClass.VOLATILE:
         unless.append("accept_wear")
-    if own.takes != "value":
+    if own.takes != "value" and not own.always_armed:
         unless.append("arm_fallback")
     return Fallback(
         takes=own.takes,

@@ -117,3 +117,17 @@ def test_every_profile_has_a_summary(name):
 
     assert capabilities.protocols[0] is PROFILES[name].protocol
     assert (capabilities.control is not None) == PROFILES[name].controllable
+
+
+def test_a_fallback_that_nobody_has_to_arm_is_kept_alive_by_default(data):
+    data["limit"]["fallback"] = {
+        "timeout_s": 60,
+        "takes": "stop",
+        "keep_alive": [{"point": "beat", "value": 1}],
+        "keep_alive_class": "volatile",
+    }
+
+    fallback = capabilities_of(profile_from_builtins(data)).fallback
+
+    assert fallback is not None
+    assert fallback.by_default
