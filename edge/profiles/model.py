@@ -21,6 +21,7 @@ from edge.profiles.points import MAX_ADDRESS, MAX_READ, Data, Point, Protocol, R
 VALUE = "$value"
 FALLBACK = "$fallback"
 TIMEOUT = "$timeout"
+COUNT = "$count"
 
 
 class Parity(StrEnum):
@@ -66,16 +67,15 @@ class Identity(Data, frozen=True, kw_only=True):
     nameplate: str | None = None
 
 
-Source = Literal["$value", "$fallback", "$timeout"]
-
-
 class Step(Data, frozen=True, kw_only=True):
     """One write: this value, or `$value`, the setpoint asked for.
 
     Where a device's own fallback is armed: `$fallback`, what it is to take by itself, and `$timeout`, after
-    how many seconds without a sign of life. `together`: points that are written with the same command, each
-    directly behind the one before; for devices that take a block whole or not at all. `until`: what must hold
-    after the write, within `within_s`, before the next step; for devices that store or commit.
+    how many seconds without a sign of life. As a sign of life: `$count`, which is another number each time,
+    1 to 9999 and around, for devices that believe only in what changes. `together`: points that are written
+    with the same command, each directly behind the one before; for devices that take a block whole or not at
+    all. `until`: what must hold after the write, within `within_s`, before the next step; for devices that
+    store or commit.
     """
 
     point: str
