@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from edge.profiles.errors import ProfileError
-from edge.profiles.model import FALLBACK, TIMEOUT, VALUE, Limit, LimitUnit, Profile, Step
+from edge.profiles.model import COUNT, FALLBACK, TIMEOUT, VALUE, Limit, LimitUnit, Profile, Step
 from edge.profiles.points import (
     FLOATS,
     MAX_ADDRESS,
@@ -38,7 +38,7 @@ UNIT_BY_SUFFIX = {
     # So many of something.
     "_count": "",
 }
-SETPOINT_WORDS = (VALUE, FALLBACK, TIMEOUT)
+SETPOINT_WORDS = (VALUE, FALLBACK, TIMEOUT, COUNT)
 
 
 def profile_check(profile: Profile) -> None:
@@ -261,6 +261,8 @@ def _check_step(profile: Profile, part: str, step: Step, *, key: str) -> None:
             raise ProfileError(key=f"{key}.value", expectation=f"no setpoint is known yet, not {VALUE}")
         if not part.startswith("fallback") and value in (FALLBACK, TIMEOUT):
             raise ProfileError(key=f"{key}.value", expectation=f"{value} belongs to limit.fallback")
+        if part != "fallback.keep_alive" and value == COUNT:
+            raise ProfileError(key=f"{key}.value", expectation=f"{value} is a sign of life: keep_alive only")
     if step.until is not None:
         _point(profile, step.until.point, key=f"{key}.until.point", readable=True)
 
