@@ -134,6 +134,17 @@ async def test_device_that_can_only_release_or_stop_is_armed_by_explicit_configu
         assert no_own_fallback(plant) == []
 
 
+async def test_device_whose_fallback_needs_no_arming_has_its_sign_of_life_in_any_case(tmp_path):
+    async with running_plant(tmp_path) as plant:
+        device = await plant.add(A, failsafe(takes="release", arm=[]))
+        plant.apply()
+        await plant.run(2)
+        before = device.writes.total()
+        await plant.run(TIMEOUT_S)
+        assert device.writes.total() > before
+        assert no_own_fallback(plant) == []
+
+
 async def test_device_that_refuses_to_be_armed_shows_that_it_has_no_own_fallback(tmp_path):
     async with running_plant(tmp_path) as plant:
         device = await plant.add(A, failsafe())
