@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 import pytest
 
 from edge.drivers.modbus import ModbusDriver, ModbusSession
+from edge.plant import Site
 from edge.profiles.loader import load_all
 from edge.profiles.model import Profile
 from edge.simulators.modbus import SimulatedDevice
-from edge.plant import Site
 
 NAMEPLATE_KW = 60.0
 PROFILES = load_all()
