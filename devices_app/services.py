@@ -298,8 +298,10 @@ def device_values_confirm(
 
 
 def _stored(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields as their rows have them: a password only encrypted."""
+    """Fields as their rows have them: a password only encrypted, parameters a map even where none is said."""
     stored = dict(fields)
+    if "parameters" in stored:
+        stored["parameters"] = stored["parameters"] or {}
     if "password" in stored:
         password = stored.pop("password")
         stored["password_encrypted"] = encrypt(password) if password else ""
