@@ -362,7 +362,8 @@ def _own_fallback(device: DeviceConfig, limit: Limit | None) -> tuple[KeepAlive 
         return None, ""
     if own.keep_alive_class is not WriteClass.VOLATILE and not device.accept_wear:
         return None, "no own fallback: keeping it from acting would wear its register, accept_wear is off"
-    if own.takes != "value" and not device.arm_fallback:
+    # What is armed anyway is not made safer by leaving it unanswered: the setpoint would only not hold.
+    if own.takes != "value" and not own.always_armed and not device.arm_fallback:
         return None, f"no own fallback: the device can only {own.takes} by itself, arm_fallback is off"
     return KeepAlive(device.default_value, own.timeout_s), ""
 

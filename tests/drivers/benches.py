@@ -16,13 +16,13 @@ from edge.drivers.base import Driver, Session
 from edge.drivers.modbus import ModbusDriver, ModbusSession
 from edge.drivers.modbus_rtu import RtuOverTcpSession, SerialSession
 from edge.drivers.serial_line import SerialSettings
+from edge.plant import Site
 from edge.profiles.loader import load_all
 from edge.profiles.model import VALUE, Profile
 from edge.profiles.points import Protocol
 from edge.simulators.device import Fault
 from edge.simulators.modbus import SimulatedDevice
 from edge.simulators.modbus_rtu import SimulatedLine
-from edge.simulators.plant import Site
 from tests.simulation.devices import bench_for
 
 NAMEPLATE_KW = 60.0

@@ -12,6 +12,7 @@ import pytest
 
 from edge.drivers.errors import DeviceRefused, DeviceUnreachable, DriverError
 from edge.drivers.registry import DRIVERS
+from edge.profiles.check import UNIT_BY_SUFFIX
 from edge.profiles.model import LimitUnit, Profile
 from edge.profiles.points import Protocol
 from edge.simulators.device import Fault
@@ -39,6 +40,8 @@ PLAUSIBLE = {
     "_W/m2": (0, 1600),
     "_state": (0, 0xFFFF),
     "_mode": (0, 0xFFFF),
+    "_code": (0, 0xFFFFFFFF),
+    "_count": (0, 0xFFFFFFFF),
 }
 # A fault that leaves a command without an answer costs its timeout.
 SHORT_S = 0.15
@@ -72,6 +75,10 @@ async def assert_obeys(bench: Bench, case: Case, setpoint: float) -> None:
         assert found == pytest.approx(setpoint, abs=tolerance(case.profile))
     else:
         assert found is None
+
+
+def test_for_every_unit_it_is_known_what_a_reading_can_be():
+    assert PLAUSIBLE.keys() == UNIT_BY_SUFFIX.keys()
 
 
 def test_every_protocol_that_a_node_speaks_is_on_a_bench():

@@ -473,7 +473,8 @@ class SimulatedDriver:
 
     async def poll(self) -> PollResult:
         names = set(self._profile.telemetry.values())
-        settable = self._profile.controllable
+        limit = self._profile.limit
+        settable = limit is not None and limit.readback is not None
 
         def look(device: SimulatedDevice, _sent_s: float) -> _Told:
             return device.tell(names), device.tell_power(), device.tell_setpoint() if settable else None
@@ -517,6 +518,8 @@ class SimulatedDriver:
     async def read_setpoint(self) -> float | None:
         if self._profile.limit is None:
             raise DeviceRefused(f"{self._profile.title} is only measured, it has no setpoint")
+        if self._profile.limit.readback is None:
+            return None
         return await self._session.exchange(self._unit, lambda device, _: device.tell_setpoint())
 
     @property
