@@ -18,7 +18,7 @@ from typing import Protocol
 import structlog
 
 from edge.drivers.base import Driver, PollResult, Session
-from edge.drivers.errors import DeviceRefused, DeviceUnreachable, ReadingInvalid
+from edge.drivers.errors import DeviceAway, DeviceRefused, DeviceUnreachable, ReadingInvalid
 from edge.runtime.clock import Clock
 from edge.wire.messages import Code
 
@@ -379,7 +379,8 @@ class Bus:
             await job
         except DeviceUnreachable as error:
             took_s = self._clock.boottime_s() - now
-            await self._unanswered(endpoint, member, str(error), took_s=took_s)
+            is_sound = isinstance(error, DeviceAway)
+            await self._unanswered(endpoint, member, str(error), took_s=took_s, line_is_sound=is_sound)
 
     def _reads_back(self, endpoint: Session) -> bool:
         """Tell whether something was written and not read back, on a session that is still there."""
@@ -498,7 +499,9 @@ class Bus:
         for member in list(self._members.values()):
             self._member_lost(member, reason)
 
-    async def _unanswered(self, endpoint: Session, member: _Member, reason: str, *, took_s: float) -> None:
+    async def _unanswered(
+        self, endpoint: Session, member: _Member, reason: str, *, took_s: float, line_is_sound: bool
+    ) -> None:
         """One device did not answer. Those who share the line go on at once."""
         now = self._clock.boottime_s()
         if endpoint.connected and member.known and now - member.missed_at > FORGIVEN_EVERY_S:
@@ -522,7 +525,7 @@ class Bus:
         shared = any(other.silent_since is None for other in others)
         self._silent_due = now + took_s * (1 / SHARE_OF_SILENT - 1) if shared else 0.0
         if endpoint.connected:
-            if shared:
+            if shared or line_is_sound:
                 return
             # Nobody answers on this line: it may be what is broken.
             await endpoint.aclose()

@@ -11,10 +11,11 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable
 from enum import StrEnum
+from typing import Any, ClassVar
 
+from edge.plant import KIND_BY_CATEGORY, Kind, Machine, Site
 from edge.profiles.model import FALLBACK, TIMEOUT, VALUE, LimitUnit, Profile
 from edge.profiles.points import Value
-from edge.simulators.plant import KIND_BY_CATEGORY, Kind, Machine, Site
 
 
 class Fault(StrEnum):
@@ -57,6 +58,9 @@ class Simulated(ABC):
         # The record: what controllers did to it. `writes` counts by point, as a worn register does.
         self.commands = 0
         self.writes: Counter[str] = Counter()
+        # How much too early each command came that did, and how many sessions there were too many.
+        self.gap_violations: list[float] = []
+        self.sessions_refused = 0
         # What a point shows whatever the machine does; None is the device's "no value".
         self.shown: dict[str, float | None] = {}
         # The device's own timer: when it had its last sign of life, None while it is not armed.
@@ -72,6 +76,14 @@ class Simulated(ABC):
         }
 
     # --- the protocol's part
+
+    # Whether it can be looked at by its own protocol; the fleet gives those that cannot an `Observer`.
+    shows_itself: ClassVar[bool] = False
+
+    @property
+    def address(self) -> str:
+        """Where it is reached, for people."""
+        return ""
 
     @abstractmethod
     async def start(self) -> None:
@@ -178,6 +190,30 @@ class Simulated(ABC):
             for name, written in step.writes.items():
                 self.put(name, value if written == VALUE else written)
         self.take_limit()
+
+    def state(self) -> dict[str, Any]:
+        """All there is to see of it, as JSON can carry it; `alive_s` since a controller's sign of life.
+
+        `limit_in_force` is in the unit of its profile's setpoint. `writes` counts by point.
+        """
+        now = self.clock()
+        limit_in_force = self.limit_in_force
+        self.machine.advance(now)
+        return {
+            "profile": self.profile.name,
+            "protocol": self.profile.protocol.value,
+            "address": self.address,
+            "fault": self.fault.value,
+            "delay_s": self.delay_s,
+            "limit_in_force": limit_in_force if self.profile.controllable else None,
+            "power_kw": round(self.machine.power_kw, 4),
+            "shown": dict(self.shown),
+            "commands": self.commands,
+            "writes": dict(self.writes),
+            "gap_violations": len(self.gap_violations),
+            "sessions_refused": self.sessions_refused,
+            "alive_s": None if self.alive_at is None else round(now - self.alive_at, 3),
+        }
 
     def measure(self) -> None:
         """Put the machine's present values into the points of telemetry."""

@@ -22,11 +22,11 @@ from pymodbus.pdu.register_message import (
     WriteSingleRegisterResponse,
 )
 
+from edge.plant import Kind, Site
 from edge.profiles.model import Profile
 from edge.profiles.points import MAX_READ, Register, RegisterType, Table, Value
 from edge.profiles.registers import decode, encode
 from edge.simulators.device import Fault, Simulated
-from edge.simulators.plant import Kind, Site
 
 READ_HOLDING, READ_INPUT, WRITE_SINGLE, WRITE_MULTIPLE = 3, 4, 6, 16
 ILLEGAL_FUNCTION, ILLEGAL_ADDRESS, ILLEGAL_VALUE, DEVICE_FAILURE, NO_SUCH_UNIT = 1, 2, 3, 4, 11
@@ -153,8 +153,6 @@ class SimulatedDevice(Simulated):
         self.port = port
         self.observe_port = observe_port
         self.registers = SimulatedRegisters(profile)
-        self.gap_violations: list[float] = []
-        self.sessions_refused = 0
         self._sessions: set[_ModbusConnection] = set()
         self._observers: set[_ModbusConnection] = set()
         self._server: asyncio.Server | None = None
@@ -162,6 +160,12 @@ class SimulatedDevice(Simulated):
         self.set_up()
 
     # --- for tests and the fleet ---
+
+    shows_itself = True
+
+    @property
+    def address(self) -> str:
+        return f"{self.host}:{self.port} unit {self.unit}"
 
     async def start(self) -> None:
         """Listen on both ports; `OSError` where one is taken."""

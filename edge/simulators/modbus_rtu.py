@@ -31,9 +31,9 @@ class SimulatedLine:
     """Devices that share one line, at `path` after `start`, and on a TCP socket at `port` where wanted.
 
     At `baud_rate` each frame takes the time it takes on a wire, 11 bits a character; None is a wire without
-    delay. `turnaround_s` is what every device thinks before it answers. The record tells what a controller
-    did wrong: requests sent into another frame, and requests too soon after one. `clock` gives seconds and
-    drives the makers' pauses; the line itself runs in real time.
+    delay. `turnaround_s` is what every device thinks before it answers. A `port` of 0 is drawn. The record
+    tells what a controller did wrong: requests sent into another frame, and requests too soon after one.
+    `clock` gives seconds and drives the makers' pauses; the line itself runs in real time.
     """
 
     def __init__(
@@ -42,11 +42,12 @@ class SimulatedLine:
         baud_rate: int | None = None,
         turnaround_s: float = 0.0,
         host: str = "127.0.0.1",
+        port: int = 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.path = ""
         self.host = host
-        self.port = 0
+        self.port = port
         self.requests = 0
         self.collisions = 0
         self.silence_violations: list[float] = []
@@ -81,9 +82,10 @@ class SimulatedLine:
         loop = asyncio.get_running_loop()
         loop.add_reader(ours, self._readable)
         if tcp:
-            self._server = await loop.create_server(lambda: _Client(self), self.host, 0)
+            self._server = await loop.create_server(lambda: _Client(self), self.host, self.port)
             self.port = self._server.sockets[0].getsockname()[1]
         for device in self.devices.values():
+            device.host, device.port = self.host, self.port
             await device.start()
 
     async def stop(self) -> None:

@@ -10,7 +10,7 @@ from edge.drivers.modbus import ModbusDriver, ModbusSession
 from edge.profiles.loader import load_all
 from edge.profiles.model import Profile
 from edge.simulators.modbus import SimulatedDevice
-from edge.simulators.plant import Site
+from edge.plant import Site
 
 NAMEPLATE_KW = 60.0
 PROFILES = load_all()

@@ -85,6 +85,7 @@ def test_the_guides_first_devices_are_there():
         ("limit.set", [{"point": "power", "value": "$value"}], "limit.set[0].point", "read-only"),
         ("limit.set", [{"point": "limit_pct", "value": "$x"}], "limit.set[0].value", "expected a number or"),
         ("limit.once", [{"point": "limit_pct", "value": "$value"}], "limit.once[0].value", "no setpoint"),
+        ("limit.once", [{"point": "limit_pct", "value": "$count"}], "limit.once[0].value", "keep_alive only"),
         ("limit.readback", "nobody", "limit.readback", "there is no 'nobody'"),
         ("limit.readback", "serial", "limit.readback", "is a text"),
         ("limit.readback", None, "limit.readback", "because there is a readback_switch"),

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from edge.drivers.base import PollResult
-from edge.drivers.errors import DeviceRefused, DeviceUnreachable, DriverError, ReadingInvalid
+from edge.drivers.errors import DeviceAway, DeviceRefused, DeviceUnreachable, DriverError, ReadingInvalid
 from edge.drivers.modbus import ModbusDriver, ModbusSession
 from edge.runtime.bus import Bus, WriteOutcome
 from edge.simulators.device import Fault
@@ -631,6 +631,20 @@ async def test_line_on_which_nobody_answers_is_opened_anew(bench):
     assert bench.line.connects > 3
     bench.line.silent.clear()
     await bench.run(2, lambda: len(bench.heard.contacts) == 4)
+
+
+async def test_line_that_is_sound_is_not_opened_anew_for_a_device_that_is_away(bench):
+    bench.line.stays_open = True
+    bench.scripted(A)
+    await bench.run(0.1)
+    away = DeviceAway("the broker is there, the device is not")
+    bench.line.errors = {"poll": away, "identify": away}
+    await bench.run(10)
+
+    assert bench.line.connects == 1
+    assert bench.heard.losses == [A]
+    bench.line.errors.clear()
+    assert await bench.run(5, lambda: len(bench.heard.contacts) == 2) < 1.5
 
 
 @pytest.mark.parametrize("stays_open", [False, True])

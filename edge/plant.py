@@ -1,4 +1,4 @@
-"""What simulated devices do: sun, clouds, wind and load over time, and machines that follow limits.
+"""What devices do that are no hardware: sun, clouds, wind and load over time, machines that follow limits.
 
 Pure: time comes in as an argument, in seconds of any one clock, and equal arguments give equal plants. A
 machine moves only when somebody looks at it, so that a thousand idle ones cost nothing.
