@@ -277,6 +277,7 @@ class Simulated(ABC):
             "delay_s": self.delay_s,
             "limit_in_force": limit_in_force if self.profile.controllable else None,
             "power_kw": round(self.machine.power_kw, 4),
+            "night": self.machine.site.night,
             "shown": dict(self.shown),
             "commands": self.commands,
             "writes": dict(self.writes),
@@ -330,7 +331,10 @@ class Simulated(ABC):
             return
         armed = {name for step in own.arm for name in step.writes}
         kept = {name for step in own.keep_alive for name in step.writes}
-        if names & armed or (names & kept and (self.alive_at is not None or not own.arm)):
+        if names & armed or (names & kept and (self.alive_at is not None or own.always_armed)):
+            self.alive_at = self.clock()
+        elif own.always_armed and self.alive_at is None and self.target in names:
+            # A setpoint of which nobody ever says that it is still wanted lapses, too.
             self.alive_at = self.clock()
 
     # --- units

@@ -28,6 +28,7 @@ from edge.profiles.reading import profile_from_builtins
 from edge.simulators.device import Simulated
 from edge.simulators.modbus import SimulatedDevice
 from edge.simulators.modbus_rtu import SimulatedLine
+from edge.simulators.sunspec import BASES
 from edge.simulators.switchboard import Observer, Switchboard
 
 
@@ -38,6 +39,7 @@ class FleetDevice(msgspec.Struct, frozen=True, kw_only=True):
     broker, for devices that are clients of one. `username` and `password`: what it wants to be told, or tells
     the broker. `parameters`: what the profile leaves open; else its defaults and examples. Devices of one
     `line` share a serial line, which is served as RTU over TCP on their common `port`. Ports of 0 are drawn.
+    `endurance` and `sunspec_base`: see `SimulatedDevice`.
     """
 
     tag: str
@@ -55,6 +57,8 @@ class FleetDevice(msgspec.Struct, frozen=True, kw_only=True):
     line: str = ""
     behaves_as: Kind | None = None
     site: str = ""
+    endurance: int | None = None
+    sunspec_base: int = BASES[0]
 
 
 class Fleet(msgspec.Struct, frozen=True):
@@ -90,6 +94,8 @@ def _modbus(entry: FleetDevice, setting: Setting) -> Simulated:
         site=setting.site,
         clock=setting.clock,
         on_line=bool(entry.line),
+        endurance=entry.endurance,
+        sunspec_base=entry.sunspec_base,
     )
 
 
