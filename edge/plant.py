@@ -265,7 +265,7 @@ class Machine:
 
     def _settle(self, now: float) -> None:
         if self.kind is Kind.GENSET:
-            self._starts_at = -math.inf
+            self._starts_at = -math.inf if self.limit_pct > 0 else None
         elif self.kind is Kind.HEAT_PUMP:
             self._run_heat_pump(now, 0.0)
         self.power_kw = self._wanted_kw(now)
