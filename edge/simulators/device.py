@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Set as AbstractSet
 from enum import StrEnum
+from functools import cached_property
 from typing import Any, ClassVar
 
 from edge.plant import KIND_BY_CATEGORY, Kind, Machine, Site, Takes
@@ -191,7 +192,7 @@ class Simulated(ABC):
             return highest
         return max(self.profile.min_value, min(highest, self._in_percent(value)))
 
-    @property
+    @cached_property
     def target(self) -> str:
         """The point that the setpoint is written to."""
         assert self.profile.limit is not None
@@ -227,11 +228,11 @@ class Simulated(ABC):
         """Let the limit act, and show what is in force where the device has a point of its own for that."""
         # The machine first moves under the old limit up to now.
         self.machine.advance(self.clock())
-        self.machine.limit_pct = self.limit_in_force
+        in_force = self.machine.limit_pct = self.limit_in_force
         limit = self.profile.limit
         if limit is None or limit.readback is None or self.profile.points[limit.readback].writable:
             return
-        self.put(limit.readback, self._in_theirs(self.limit_in_force))
+        self.put(limit.readback, self._in_theirs(in_force))
 
     def let_own_fallback_act(self) -> None:
         """Take what the device was armed with, once its own time has passed without a sign of life."""
@@ -300,7 +301,14 @@ class Simulated(ABC):
             elif (value := machine.value(key, now)) is not None and not (
                 dark and not key.endswith("_kWh") and self._say_nothing(name)
             ):
-                self.put(name, value + self._energy_base_kwh.get(name, 0.0))
+                self._show(name, value + self._energy_base_kwh.get(name, 0.0))
+
+    def _show(self, name: str, value: float) -> None:
+        """Let a point of telemetry have this value; what does not fit into it, it does not say."""
+        try:
+            self.put(name, value)
+        except ValueError:
+            self._say_nothing(name)
 
     def _say_nothing(self, name: str) -> bool:
         """Let a point have no value; False where it cannot say so."""

@@ -124,6 +124,21 @@ async def test_a_silent_device_takes_commands_and_does_nothing(device, wire):
     assert device.commands == 2
 
 
+async def test_a_device_that_refuses_writes_is_still_read(device, wire):
+    await device.set_fault(Fault.WRITE_EXCEPTION)
+
+    assert await answer_to(wire, WRITE_40, length=9) == bytes.fromhex("000200000003018604")
+    assert await answer_to(wire, READ_LIMIT, length=11) == LIMIT_IS_100
+
+
+async def test_a_device_that_ignores_writes_acknowledges_them(device, wire):
+    await device.set_fault(Fault.IGNORE_WRITES)
+
+    assert await answer_to(wire, WRITE_40, length=12) == WRITE_40
+    assert await answer_to(wire, READ_LIMIT, length=11) == LIMIT_IS_100
+    assert device.writes == {}
+
+
 async def test_a_late_answer_comes_after_the_next_one(device, wire):
     await device.set_fault(Fault.DELAY, delay_s=0.2)
     wire[1].write(WRITE_40)

@@ -238,6 +238,14 @@ async def test_an_inverter_without_sun_has_no_values_but_its_energy(start):
     assert device.get("current") is not None
 
 
+async def test_a_value_that_does_not_fit_a_register_is_none(start):
+    points = {"power": register(0, scale=0.001, unit="kW", nan=0xFFFF), "energy": register(1, unit="kWh")}
+    device, client = await start(profile(points, telemetry={"P_kW": "power"}), nameplate_kw=70)
+
+    assert await client.ask("03 0000 0002") == "0304ffff0000"
+    assert device.get("power") is None
+
+
 async def test_a_device_that_sleeps_answers_again_in_the_morning_without_its_limit(start, now):
     site = Site(weather=SteadyWeather())
     device, client = await start(replace(GROWATT, sleeps_at_night=True), site=site)
