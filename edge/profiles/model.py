@@ -150,9 +150,13 @@ class Limit(Data, frozen=True, kw_only=True):
 
 
 class Availability(Data, frozen=True, kw_only=True):
-    """Where an MQTT device, or its last will, says whether it is there."""
+    """Where an MQTT device, or its last will, says whether it is there.
 
-    topic: str
+    `path` finds the word in JSON; without one the payload is it. Other words than these two say nothing.
+    """
+
+    topic: Annotated[str, Meta(min_length=1, max_length=1000)]
+    path: str = ""
     online: str = "online"
     offline: str = "offline"
 
