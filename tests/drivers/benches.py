@@ -7,6 +7,7 @@ asks of a device beyond `Simulated` is in `Bench`.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -35,21 +36,25 @@ PROFILES = load_all()
 class SharedClock:
     """Time that both the driver and the device live in; a driver that waits moves it.
 
-    On a line, a unit's late answer comes in real time: a `patient` clock really waits, up to half a second.
+    A late answer comes in real time: after `let_late_answers_come` a driver that waits really does so.
     """
 
     now_s: float = 1000.0
     waits: list[float] = field(default_factory=list)
-    patient: bool = False
+    _real_until: float = 0.0
 
     def __call__(self) -> float:
         return self.now_s
 
     async def sleep(self, seconds: float) -> None:
         self.waits.append(seconds)
-        if self.patient:
-            await asyncio.sleep(min(seconds, 0.5))
+        left = self._real_until - time.monotonic()
+        if left > 0:
+            await asyncio.sleep(min(seconds, left))
         self.now_s += seconds
+
+    def let_late_answers_come(self, *, within_s: float) -> None:
+        self._real_until = time.monotonic() + within_s
 
     def advance(self, seconds: float) -> None:
         self.now_s += seconds
@@ -122,8 +127,8 @@ class Way(NamedTuple):
     faults: frozenset[Fault]
 
 
-ON_A_LINE = frozenset((Fault.SILENT, Fault.WRITE_EXCEPTION, Fault.IGNORE_WRITES, Fault.DELAY))
-ON_TCP = ON_A_LINE | {Fault.REFUSE}
+ON_A_LINE = frozenset(Fault) - {Fault.NONE, Fault.REFUSE}
+ON_TCP = frozenset(Fault) - {Fault.NONE}
 IN_MEMORY_FAULTS = frozenset((Fault.REFUSE, Fault.SILENT, Fault.WRITE_EXCEPTION, Fault.IGNORE_WRITES))
 
 
