@@ -72,6 +72,16 @@ class Endpoint:
         return self.url or f"{self.host}:{self.port}"
 
     @property
+    def is_shared(self) -> bool:
+        """Tell whether all who go there must use one session, as many devices take only one."""
+        return not self.url and not self.protocol.is_inside
+
+    @property
+    def has_units(self) -> bool:
+        """Tell whether several devices are there, each under a number of its own."""
+        return self.protocol.is_modbus
+
+    @property
     def arguments(self) -> dict[str, Any]:
         """What the session's constructor takes of it."""
         if self.serial is not None:

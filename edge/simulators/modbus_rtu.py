@@ -16,7 +16,7 @@ from pymodbus.framer import FramerRTU
 from pymodbus.pdu import DecodePDU, ModbusPDU
 
 from edge.simulators.device import Fault
-from edge.simulators.modbus import WRITE_MULTIPLE, SimulatedDevice
+from edge.simulators.modbus import WRITE_COILS, WRITE_MULTIPLE, SimulatedDevice, spoilt, unit_said
 
 # Start bit, eight data bits, parity, stop bit (Modbus over Serial Line V1.02, 2.5.1).
 CHARACTER_BITS = 11
@@ -161,11 +161,16 @@ class SimulatedLine:
         if device is None:
             return
         device.commands += 1
-        if device.fault in (Fault.SILENT, Fault.REFUSE) or self._comes_too_early(device):
+        if self._comes_too_early(device) or device.fault is Fault.REFUSE or device.hears_nothing():
             return
         response = device.answer(request, observing=False)
-        response.dev_id = device.unit
-        frame = self._framer.buildFrame(response)
+        if device.fault is Fault.DROP:
+            # A wire has no connection to end, the server in front of it has.
+            for client in list(self._clients):
+                client.close()
+            return
+        response.dev_id = unit_said(device)
+        frame = spoilt(device, self._framer.buildFrame(response))
         begins = asyncio.get_running_loop().time() + self._turnaround_s
         begins += SILENT_CHARACTERS * self._character_s
         if device.fault is Fault.DELAY:
@@ -210,7 +215,7 @@ class SimulatedLine:
 def _request_length(buffer: bytes) -> int:
     """How many bytes the request has that begins here; more than have come while that is open."""
     function = buffer[1] if len(buffer) > 1 else 0
-    if function == WRITE_MULTIPLE:
+    if function in (WRITE_COILS, WRITE_MULTIPLE):
         return 9 + buffer[6] if len(buffer) > 6 else 9  # noqa: PLR2004 - its place in the frame
     return 8
 

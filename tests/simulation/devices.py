@@ -149,6 +149,14 @@ class SimulatedDevice:
         assert self.port is not None
         return self.port.host
 
+    def get(self, name: str) -> float | str | None:
+        return self.shown[name]
+
+    def put(self, name: str, value: float | str | None) -> None:
+        if value is None and name == self.profile.telemetry.get("P_kW"):
+            raise ValueError("its power always has a value")
+        self.shown[name] = value
+
     # --- what happens to it -------------------------------------------------------------------------
 
     async def set_fault(self, fault: StrEnum) -> None:
