@@ -55,6 +55,7 @@ KIND_BY_CATEGORY = {
     "battery": Kind.BATTERY,
     "wind_turbine": Kind.WIND,
     "ev_charger": Kind.CHARGER,
+    "generator": Kind.GENSET,
     "genset": Kind.GENSET,
     "heat_pump": Kind.HEAT_PUMP,
     "load": Kind.LOAD,
