@@ -61,6 +61,8 @@ KIND_BY_CATEGORY = {
     "load": Kind.LOAD,
     "industrial_load": Kind.LOAD,
     "meter": Kind.METER,
+    # It measures the same weather, and gives nothing.
+    "sensor": Kind.METER,
 }
 SUNNY = (Kind.PV, Kind.LOGGER)
 LAG_S = {Kind.LOGGER: 2.0, Kind.HEAT_PUMP: 5.0}
