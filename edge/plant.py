@@ -55,11 +55,14 @@ KIND_BY_CATEGORY = {
     "battery": Kind.BATTERY,
     "wind_turbine": Kind.WIND,
     "ev_charger": Kind.CHARGER,
+    "generator": Kind.GENSET,
     "genset": Kind.GENSET,
     "heat_pump": Kind.HEAT_PUMP,
     "load": Kind.LOAD,
     "industrial_load": Kind.LOAD,
     "meter": Kind.METER,
+    # It measures the same weather, and gives nothing.
+    "sensor": Kind.METER,
 }
 SUNNY = (Kind.PV, Kind.LOGGER)
 LAG_S = {Kind.LOGGER: 2.0, Kind.HEAT_PUMP: 5.0}

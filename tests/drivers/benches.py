@@ -242,6 +242,8 @@ def setpoints(profile: Profile) -> list[float]:
     targets = [name for step in profile.limit.set for name, value in step.writes.items() if value == VALUE]
     codes = sorted(float(value) for value in profile.points[targets[0]].codes)
     if codes:
+        # What is in force anyway limits nothing: last.
+        codes.sort(key=lambda value: value == profile.default_value)
         return [*codes, codes[0]]
     span = high - low
     return [low, low + 0.37 * span, high, low + 0.64 * span]

@@ -146,6 +146,10 @@ async def test_readings_come_under_their_canonical_keys_and_are_plausible(case):
 @each([case for case in CASES if "P_kW" in case.profile.telemetry])
 async def test_power_is_what_the_machine_gives_towards_the_grid(case):
     async with on_bench(case) as bench:
+        if case.profile.controllable:
+            # At its default a battery with a setpoint stands still.
+            await bench.driver.write(usual(case.profile))
+            bench.clock.advance(5)
         readings = (await bench.driver.poll()).readings
 
         # Devices that count in steps of 100 W show as much.
