@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 from edge.profiles.errors import ProfileError
-from edge.profiles.model import FALLBACK, TIMEOUT, VALUE, Limit, LimitUnit, OwnFallback, Profile, Step
+from edge.profiles.model import (
+    COUNT,
+    FALLBACK,
+    TIMEOUT,
+    VALUE,
+    Limit,
+    LimitUnit,
+    OwnFallback,
+    Profile,
+    Step,
+)
 from edge.profiles.payloads import WORDS, steps_of, words_in
 from edge.profiles.points import (
     FLOATS,
@@ -32,11 +42,14 @@ UNIT_BY_SUFFIX = {
     "_rpm": "1/min",
     "_h": "h",
     "_W/m2": "W/m2",
-    # A whole number out of a list that the point's note gives.
+    # A whole number out of a list that the point's note gives, or that the maker's manual explains.
     "_state": "",
     "_mode": "",
+    "_code": "",
+    # So many of something.
+    "_count": "",
 }
-SETPOINT_WORDS = (VALUE, FALLBACK, TIMEOUT)
+SETPOINT_WORDS = (VALUE, FALLBACK, TIMEOUT, COUNT)
 
 
 def profile_check(profile: Profile) -> None:
@@ -240,9 +253,9 @@ def _check_limit(profile: Profile, limit: Limit) -> None:
             raise ProfileError(
                 key="limit.fallback.arm", expectation=f"expected a step that writes {FALLBACK}"
             )
-        if (own.takes == "preset") != (own.preset is not None):
+        if own.preset is not None and own.takes != "preset":
             raise ProfileError(
-                key="limit.fallback.preset", expectation="expected where it takes a preset, and only there"
+                key="limit.fallback.preset", expectation="expected only where it takes a preset"
             )
         if own.preset is not None:
             _number(profile, own.preset, key="limit.fallback.preset")
@@ -328,6 +341,8 @@ def _check_step(profile: Profile, part: str, step: Step, *, key: str) -> None:
             raise ProfileError(key=f"{key}.value", expectation=f"no setpoint is known yet, not {VALUE}")
         if not part.startswith("fallback") and value in (FALLBACK, TIMEOUT):
             raise ProfileError(key=f"{key}.value", expectation=f"{value} belongs to limit.fallback")
+        if part != "fallback.keep_alive" and value == COUNT:
+            raise ProfileError(key=f"{key}.value", expectation=f"{value} is a sign of life: keep_alive only")
     if step.until is not None:
         _point(profile, step.until.point, key=f"{key}.until.point", readable=True)
 

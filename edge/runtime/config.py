@@ -72,6 +72,16 @@ class Endpoint:
         return self.url or f"{self.host}:{self.port}"
 
     @property
+    def is_shared(self) -> bool:
+        """Tell whether all who go there must use one session, as many devices take only one."""
+        return not self.url and not self.protocol.is_inside
+
+    @property
+    def has_units(self) -> bool:
+        """Tell whether several devices are there, each under a number of its own."""
+        return self.protocol.is_modbus
+
+    @property
     def arguments(self) -> dict[str, Any]:
         """What the session's constructor takes of it."""
         if self.serial is not None:
@@ -372,7 +382,8 @@ def _own_fallback(device: DeviceConfig, limit: Limit | None) -> tuple[KeepAlive 
         return None, ""
     if own.keep_alive_class is not WriteClass.VOLATILE and not device.accept_wear:
         return None, "no own fallback: keeping it from acting would wear its register, accept_wear is off"
-    if own.arm and own.takes != "value" and not device.arm_fallback:
+    # What is armed anyway is not made safer by leaving it unanswered: the setpoint would only not hold.
+    if own.takes != "value" and not own.always_armed and not device.arm_fallback:
         return None, f"no own fallback: the device can only {own.takes} by itself, arm_fallback is off"
     return KeepAlive(device.default_value, own.timeout_s), ""
 
