@@ -189,7 +189,7 @@ class Simulated(ABC):
         value = self.get(self.target)
         if not isinstance(value, float | int) or value == limit.readback_no_limit:
             return highest
-        return max(self.profile.min_value, min(highest, self._in_percent(value)))
+        return max(self.profile.min_value, min(highest, self.limit_in_percent(value)))
 
     @property
     def target(self) -> str:
@@ -335,7 +335,7 @@ class Simulated(ABC):
 
     # --- units
 
-    def _in_percent(self, value: float) -> float:
+    def limit_in_percent(self, value: float) -> float:
         """What is written to the device, in the unit of its value kind."""
         limit = self.profile.limit
         assert limit is not None
