@@ -10,7 +10,6 @@ from edge.profiles.model import (
     VALUE,
     Limit,
     LimitUnit,
-    OwnFallback,
     Profile,
     Step,
 )
@@ -259,7 +258,7 @@ def _check_limit(profile: Profile, limit: Limit) -> None:
             )
         if own.preset is not None:
             _number(profile, own.preset, key="limit.fallback.preset")
-        _check_validity(profile, own)
+    _check_validity(profile, limit)
     for part, steps in (
         ("once", limit.once),
         ("set", limit.set),
@@ -285,16 +284,20 @@ def _check_limit(profile: Profile, limit: Limit) -> None:
         _number(profile, limit.readback_switch.point, key="limit.readback_switch.point")
 
 
-def _check_validity(profile: Profile, own: OwnFallback) -> None:
-    """A setpoint that lapses by itself must not do so before its keep-alive comes."""
-    for index, step in enumerate(own.keep_alive):
+def _check_validity(profile: Profile, limit: Limit) -> None:
+    """A setpoint that lapses by itself has a keep-alive, and one that comes in time."""
+    own = limit.fallback
+    kept = {name for step in own.keep_alive for name in step.writes} if own is not None else set()
+    timeout_s = own.timeout_s if own is not None else 0.0
+    for index, step in enumerate(limit.set):
         for name in step.writes:
             point = profile.points.get(name)
             valid_s = point.valid_s if isinstance(point, Message | Resource) else None
-            if valid_s is not None and valid_s < own.timeout_s:
+            if valid_s is not None and (name not in kept or valid_s < timeout_s):
                 raise ProfileError(
-                    key=f"limit.fallback.keep_alive[{index}].point",
-                    expectation=f"{name!r} is valid for {valid_s:g} s only, expected timeout_s or more",
+                    key=f"limit.set[{index}].point",
+                    expectation=f"{name!r} is valid for {valid_s:g} s only, expected a fallback of that time"
+                    " whose keep_alive writes it",
                 )
 
 

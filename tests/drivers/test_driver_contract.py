@@ -50,7 +50,11 @@ LATE_S = 0.4
 
 
 def each(of: list[Case]) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("case", of, ids=str)
+    return pytest.mark.parametrize("case", [pytest.param(one, id=str(one), marks=marks(one)) for one in of])
+
+
+def marks(case: Case) -> list[pytest.MarkDecorator]:
+    return [pytest.mark.services] if BENCHES[case.way].services else []
 
 
 def tolerance(profile: Profile) -> float:
@@ -356,7 +360,7 @@ async def test_a_device_without_a_fallback_of_its_own_is_never_armed(case):
 
 def suffering(*faults: Fault, of: list[Case] = CASES) -> pytest.MarkDecorator:
     pairs = [
-        pytest.param(case, fault, id=f"{case}-{fault.value}")
+        pytest.param(case, fault, id=f"{case}-{fault.value}", marks=marks(case))
         for case in of
         for fault in faults
         if fault in BENCHES[case.way].faults
