@@ -42,7 +42,7 @@ from edge.core.events import (
     RetiredBecause,
     SetpointChanged,
 )
-from edge.core.image import ProcessImage
+from edge.core.image import PassedOn, ProcessImage
 from edge.core.instant import Instant
 from edge.core.quantities import Bound, apply_bounds
 from edge.core.ramp import Ramp, move
@@ -70,7 +70,9 @@ class DeviceSettings:
     the registers a write goes to, None is no budget; `accept_wear` tells that an engineer answers for the
     writes to a register of unknown endurance; `readable` that the value in force can be read.
     `keep_alive` is the device's own fallback where it is to be armed, `no_own_fallback` why the one it has is
-    not; `budgeted` names the registers of the budget.
+    not; `budgeted` names the registers of the budget. `owned_by` is the device whose control point commands
+    this one too, so that nobody writes here; `proxy` the one whose value is passed on to this one, which is
+    written like any other and takes no requests of its own.
 
     Settings nobody could act on are refused with `ValueError`: a number that is not finite, a range without
     a value in it, a time limit outside its bounds. `decide` may then promise never to raise.
@@ -84,6 +86,7 @@ class DeviceSettings:
     time_limit_s: float
     excluded: bool = False
     owned_by: str | None = None
+    proxy: str | None = None
     bounds: tuple[Bound, ...] = ()
     lifetime: Lifetime = Lifetime.CYCLIC
     write_class: WriteClass = WriteClass.UNKNOWN
@@ -205,7 +208,8 @@ class Decision:
     """What the device is to be held at, and the reason.
 
     `value` is None for a device nobody may write (excluded, or behind another's control point). `target` is
-    where a ramp leads; without one it is the value. `until_*` tell when the array changes next by itself: the
+    where a ramp leads; without one it is the value. `through` is the proxy that passed the wish on, whose
+    source it is then. `until_*` tell when the array changes next by itself: the
     end of a hold on the boot-time clock, of a slot in UTC.
     """
 
@@ -213,6 +217,7 @@ class Decision:
     value: float | None
     target: float | None = None
     source: Source | None = None
+    through: str | None = None
     wish: float | None = None
     bounded_by: str | None = None
     request_id: str | None = None
@@ -241,13 +246,19 @@ def decide(state: DeviceState, image: ProcessImage, now: Instant) -> tuple[Devic
     # because we meanwhile came to want the same.
     is_met = state.is_met or image.readback is not None or not settings.readable
     events: list[Event] = []
-    hold, lapse = state.hold, state.lapse
+    hold, lapse = (state.hold, state.lapse) if settings.proxy is None else (None, None)
     if hold is not None and has_lapsed(hold, now=now):
         lapse = Lapse(hold, LapseCause.TIME_LIMIT)
         events.append(FallbackEntered(settings.tag, hold, lapse.cause))
         hold = None
 
-    wish, source, until_boottime_s, until_utc = _wish(state, hold, image, now)
+    passed_on = _passed_on(settings, image)
+    if passed_on is not None:
+        # A register that wears takes none of the proxy's ramp either: one write a change.
+        wish, source = passed_on.target if settings.wears else passed_on.value, passed_on.source
+        until_boottime_s, until_utc = passed_on.until_boottime_s, passed_on.until_utc
+    else:
+        wish, source, until_boottime_s, until_utc = _wish(state, hold, image, now)
     allowed = apply_bounds(wish, settings.bounds, device=settings.own_range)
     target, bounded_by = allowed.value, allowed.bounded_by
     resolved = (target, source)
@@ -291,9 +302,10 @@ def decide(state: DeviceState, image: ProcessImage, now: Instant) -> tuple[Devic
         value=value,
         target=target,
         source=source,
+        through=None if passed_on is None else settings.proxy,
         wish=wish,
         bounded_by=bounded_by,
-        request_id=hold.request_id if hold is not None else None,
+        request_id=_request_id(hold, passed_on),
         until_boottime_s=until_boottime_s,
         until_utc=until_utc,
         write=write,
@@ -329,6 +341,20 @@ def decide(state: DeviceState, image: ProcessImage, now: Instant) -> tuple[Devic
             ramp=ramp,
         )
     return state, decision
+
+
+def _passed_on(settings: DeviceSettings, image: ProcessImage) -> PassedOn | None:
+    """What a proxy asks of its child; None where it asks nothing, or nothing that is a number."""
+    asked = image.passed_on
+    if settings.proxy is None or asked is None:
+        return None
+    return asked if math.isfinite(asked.value) and math.isfinite(asked.target) else None
+
+
+def _request_id(hold: Hold | None, passed_on: PassedOn | None) -> str | None:
+    if passed_on is not None:
+        return passed_on.request_id
+    return hold.request_id if hold is not None else None
 
 
 def _keeps_what_it_confirmed(state: DeviceState) -> bool:
@@ -405,6 +431,9 @@ def _wish(
 ) -> tuple[float, Source, float | None, datetime | None]:
     """The highest slot that has a value: the wish, its source, and when the array changes next by itself."""
     default = state.settings.default_value
+    if state.settings.proxy is not None:
+        # Its slots are its proxy's, which asks for nothing yet.
+        return default, Source.DEFAULT, None, None
     if hold is not None:
         return hold.value, Source.DIRECT, hold.ends_boottime_s, None
     if image.loop_value is not None and math.isfinite(image.loop_value):
@@ -462,7 +491,7 @@ def admit(state: DeviceState, request: DirectRequest, now: Instant) -> tuple[Dev
 
 def _not_ours_to_hold(state: DeviceState) -> Refusal | None:
     """Why nobody may hold this device: it is another's, or none's, or leaves this node."""
-    if state.settings.owned_by is not None:
+    if state.settings.owned_by is not None or state.settings.proxy is not None:
         return Refusal.OWNED_BY
     return Refusal.EXCLUDED if state.settings.excluded or state.retirement is not None else None
 
@@ -473,6 +502,23 @@ def _covers(state: DeviceState, writes: int) -> bool:
     return per_day is None or state.spent_today + writes <= per_day
 
 
+def bears(state: DeviceState, value: float, *, held: float | None) -> bool:
+    """Tell whether a proxy may be held at `value` as far as this child's budget goes (rule 13).
+
+    `held`: what the proxy is held at now; None where it is not.
+    """
+    if not state.settings.is_controlled:
+        return True
+    now = None if held is None else in_bounds(state.settings, held)
+    cost = 0 if now == in_bounds(state.settings, value) else HOLD_WRITES
+    return cost == 0 or _covers(state, cost)
+
+
+def in_bounds(settings: DeviceSettings, wish: float) -> float:
+    """What a device makes of a wish: as far as its range and all bounds let it go."""
+    return apply_bounds(wish, settings.bounds, device=settings.own_range).value
+
+
 def _cost(state: DeviceState, value: float) -> int:
     """How many writes of the day a hold at this value would take: its set and its release.
 
@@ -480,9 +526,8 @@ def _cost(state: DeviceState, value: float) -> int:
     """
     if state.hold is None:
         return HOLD_WRITES
-    bounds, own_range = state.settings.bounds, state.settings.own_range
-    now, then = (apply_bounds(wish, bounds, device=own_range) for wish in (state.hold.value, value))
-    return 0 if now.value == then.value else HOLD_WRITES
+    now, then = (in_bounds(state.settings, wish) for wish in (state.hold.value, value))
+    return 0 if now == then else HOLD_WRITES
 
 
 def release(state: DeviceState, order: Order) -> tuple[DeviceState, Refusal | None]:
@@ -498,7 +543,7 @@ def reconfigure(state: DeviceState, settings: DeviceSettings) -> DeviceState:
     """Take new settings. A new limit may shorten a running hold, never lengthen it.
 
     A device that comes under control, for the first time or again, is read before it is written; one that
-    leaves control is retired in place.
+    leaves control is retired in place. One that becomes a proxy's child loses what it was held at itself.
     """
     was_controlled = state.settings.is_controlled
     state = replace(state, settings=settings)
@@ -507,6 +552,8 @@ def reconfigure(state: DeviceState, settings: DeviceSettings) -> DeviceState:
     if not was_controlled or state.retirement is not None:
         # Meanwhile it was somebody else's to write.
         state = unknown_again(replace(state, retirement=None))
+    if settings.proxy is not None:
+        return replace(state, hold=None, lapse=None)
     if state.hold is not None:
         state = replace(state, hold=shorten(state.hold, time_limit_s=settings.time_limit_s))
     return state
@@ -575,6 +622,8 @@ def explain(decision: Decision) -> str:
     who = decision.source.label
     if decision.request_id:
         who += f" request {decision.request_id}"
+    if decision.through is not None:
+        who += f" through {decision.through}"
     text = f"{decision.tag} at {decision.value:g} by {who}"
     if decision.target is not None and decision.target != decision.value:
         text += f", on its ramp to {decision.target:g}"

@@ -75,6 +75,9 @@ def _rungs(state: DeviceState, decision: Decision, image: ProcessImage, now: Ins
     schedule = state.schedule
     while True:
         yield Rung(decision, _until(decision, schedule, now))
+        if decision.through is not None:
+            # What would be in its place, the proxy's own reason tells.
+            return
         match decision.source:
             case Source.DIRECT:
                 state = replace(state, hold=None, lapse=None)
@@ -96,7 +99,8 @@ def _until(decision: Decision, schedule: Schedule, now: Instant) -> datetime | N
         except OverflowError:
             # Beyond the calendar.
             return None
-    if decision.until_utc is None:
+    if decision.until_utc is None or decision.through is not None:
+        # (Which slot changes anything for a child, its proxy's schedule says.)
         return None
     return next_change(schedule, now.utc)
 
