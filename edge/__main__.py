@@ -18,6 +18,7 @@ SUBCOMMANDS = {
         "edge.runtime.explain",
         "say why a device was held where it was, at any time of the last 24 h",
     ),
+    "probe": ("edge.runtime.probe", "look at a device without writing to it, before it is controlled"),
     "simulate": ("edge.simulators.fleet", "simulate devices on real sockets"),
 }
 

@@ -2,6 +2,7 @@
 
 DriverError
 ├── DeviceUnreachable   no connection, no answer, or an answer that cannot be read: try again
+│   └── DeviceAway      the same, and what leads to it is sound: nothing is gained by connecting anew
 ├── DeviceRefused       the device answered, and the answer is no: do not try again unchanged
 └── ReadingInvalid      it answered with something that means nothing: disregard
 """
@@ -15,6 +16,10 @@ class DriverError(Exception):
 
 class DeviceUnreachable(DriverError):  # noqa: N818 - states the fault
     """No connection, no answer in time, or a broken one. Whether a write took effect is not known."""
+
+
+class DeviceAway(DeviceUnreachable):
+    """Nothing of it, though what it is reached by answers: a broker, a gateway, another device."""
 
 
 class DeviceRefused(DriverError):  # noqa: N818 - states the fault

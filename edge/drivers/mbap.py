@@ -10,7 +10,18 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
-READ_HOLDING, READ_INPUT, WRITE_SINGLE, WRITE_MULTIPLE = 3, 4, 6, 16
+from edge.profiles.points import Table
+
+READ_COILS, READ_DISCRETE, READ_HOLDING, READ_INPUT = 1, 2, 3, 4
+WRITE_COIL, WRITE_SINGLE, WRITE_COILS, WRITE_MULTIPLE = 5, 6, 15, 16
+READS = {
+    Table.COIL: READ_COILS,
+    Table.DISCRETE: READ_DISCRETE,
+    Table.HOLDING: READ_HOLDING,
+    Table.INPUT: READ_INPUT,
+}
+# What function 5 takes for 1 (Modbus Application Protocol V1.1b3, section 6.5).
+COIL_ON = 0xFF00
 # An answer that refuses repeats the function with this bit.
 REFUSED = 0x80
 # The greatest PDU is 253 bytes, the unit stands before it (Modbus Application Protocol V1.1b3, section 4.1).
@@ -21,7 +32,7 @@ MIN_LENGTH = 3
 _FRAME = struct.Struct(">HHHBB")
 _REQUEST = struct.Struct(">HHHBBHH")
 _BEFORE_LENGTH_COUNTS = 6
-_ANSWERED = frozenset((READ_HOLDING, READ_INPUT, WRITE_SINGLE, WRITE_MULTIPLE))
+_ANSWERED = frozenset((*READS.values(), WRITE_COIL, WRITE_SINGLE, WRITE_COILS, WRITE_MULTIPLE))
 
 
 class NotModbus(Exception):  # noqa: N818 - states the fault
@@ -38,20 +49,57 @@ class Frame(NamedTuple):
 
 
 def read_request(transaction: int, *, unit: int, function: int, address: int, count: int) -> bytes:
-    """Ask for `count` registers with function 3 or 4."""
+    """Ask for `count` registers or bits with one of `READS`."""
     return _REQUEST.pack(transaction, 0, 6, unit, function, address, count)
 
 
-def write_single_request(transaction: int, *, unit: int, address: int, register: int) -> bytes:
-    """Write one register with function 6."""
-    return _REQUEST.pack(transaction, 0, 6, unit, WRITE_SINGLE, address, register)
+def write_request(transaction: int, *, unit: int, function: int, address: int, registers: list[int]) -> bytes:
+    """Write registers, or bits, with the function that `write_function` says."""
+    pdu = write_pdu(function, address, registers)
+    return struct.pack(">HHHB", transaction, 0, 1 + len(pdu), unit) + pdu
 
 
-def write_request(transaction: int, *, unit: int, address: int, registers: list[int]) -> bytes:
-    """Write registers with function 16."""
+def write_function(table: Table, *, single: bool) -> int:
+    """By which function a table is written, one register (or bit) alone or several."""
+    if table.is_bits:
+        return WRITE_COIL if single else WRITE_COILS
+    return WRITE_SINGLE if single else WRITE_MULTIPLE
+
+
+def write_pdu(function: int, address: int, registers: list[int]) -> bytes:
+    """A request to write: function and data, the same on TCP and on a line."""
     count = len(registers)
-    head = _REQUEST.pack(transaction, 0, 7 + 2 * count, unit, WRITE_MULTIPLE, address, count)
-    return head + struct.pack(f">B{count}H", 2 * count, *registers)
+    if function == WRITE_COIL:
+        return struct.pack(">BHH", function, address, COIL_ON if registers[0] else 0)
+    if function == WRITE_SINGLE:
+        return struct.pack(">BHH", function, address, registers[0])
+    if function == WRITE_COILS:
+        packed = bits_packed(registers)
+        return struct.pack(">BHHB", function, address, count, len(packed)) + packed
+    return struct.pack(f">BHHB{count}H", function, address, count, 2 * count, *registers)
+
+
+def size_of(table: Table, count: int) -> int:
+    """How many bytes `count` registers, or bits, of a table are in an answer."""
+    return (count + 7) // 8 if table.is_bits else 2 * count
+
+
+def values_in(data: bytes, *, table: Table, count: int) -> list[int] | None:
+    """Take registers or bits out of the answer to a read; None where they are not `count`."""
+    size = size_of(table, count)
+    if len(data) != 1 + size or data[0] != size:
+        return None
+    if table.is_bits:
+        return [data[1 + place // 8] >> place % 8 & 1 for place in range(count)]
+    return list(struct.unpack_from(f">{count}H", data, 1))
+
+
+def bits_packed(bits: list[int]) -> bytes:
+    """Bits as the wire has them, eight a byte, the first one lowest."""
+    packed = bytearray((len(bits) + 7) // 8)
+    for place, bit in enumerate(bits):
+        packed[place // 8] |= bool(bit) << place % 8
+    return bytes(packed)
 
 
 def cut(buffer: bytes) -> tuple[list[Frame], bytes]:
@@ -71,10 +119,3 @@ def cut(buffer: bytes) -> tuple[list[Frame], bytes]:
         frames.append(Frame(transaction, unit, function, buffer[start + _FRAME.size : end]))
         start = end
     return frames, buffer[start:] if start else buffer
-
-
-def registers_in(data: bytes, *, count: int) -> list[int] | None:
-    """Take the registers out of the answer to a read; None where they are not `count`."""
-    if len(data) != 1 + 2 * count or data[0] != 2 * count:
-        return None
-    return list(struct.unpack_from(f">{count}H", data, 1))

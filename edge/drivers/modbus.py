@@ -12,7 +12,19 @@ from typing import Protocol
 from edge.drivers import mbap
 from edge.drivers.base import Session
 from edge.drivers.errors import DeviceRefused, DeviceUnreachable, ReadingInvalid
-from edge.drivers.mbap import READ_HOLDING, READ_INPUT, WRITE_MULTIPLE, WRITE_SINGLE, Frame, NotModbus
+from edge.drivers.mbap import (
+    READ_COILS,
+    READ_DISCRETE,
+    READ_HOLDING,
+    READ_INPUT,
+    READS,
+    WRITE_COIL,
+    WRITE_COILS,
+    WRITE_MULTIPLE,
+    WRITE_SINGLE,
+    Frame,
+    NotModbus,
+)
 from edge.drivers.plan import Layout, Placed, Read, layout_of, scale_points
 from edge.drivers.points import PointDriver, shown
 from edge.profiles.model import Profile, Step
@@ -37,9 +49,13 @@ EXCEPTIONS = {
 # A gateway's words for a unit that is not there.
 UNIT_UNREACHABLE = (10, 11)
 FUNCTIONS = {
+    READ_COILS: "read coil",
+    READ_DISCRETE: "read discrete input",
     READ_HOLDING: "read holding register",
     READ_INPUT: "read input register",
+    WRITE_COIL: "write coil",
     WRITE_SINGLE: "write register",
+    WRITE_COILS: "write coils",
     WRITE_MULTIPLE: "write registers",
 }
 # `struct linger`: on, and no time for it.
@@ -142,10 +158,12 @@ class RegisterSession(Session, Protocol):
     def endpoint(self) -> str: ...
 
     async def read(self, unit: int, table: Table, address: int, count: int) -> list[int]:
-        """Read `count` registers with one command."""
+        """Read `count` registers with one command; of a table of bits, as many bits, each 0 or 1."""
 
-    async def write(self, unit: int, address: int, registers: list[int], *, single: bool) -> None:
-        """Write registers with one command: function 6 where `single`, else function 16."""
+    async def write(
+        self, unit: int, address: int, registers: list[int], *, single: bool, table: Table = Table.HOLDING
+    ) -> None:
+        """Write registers, or bits, with one command: function 6 (or 5) where `single`, else 16 (or 15)."""
 
 
 class ModbusSession:
@@ -230,28 +248,25 @@ class ModbusSession:
         self._drop()
 
     async def read(self, unit: int, table: Table, address: int, count: int) -> list[int]:
-        """Read `count` registers with one command."""
-        function = READ_HOLDING if table is Table.HOLDING else READ_INPUT
+        function = READS[table]
         connection = await self._ready()
         request = mbap.read_request(
             self._transaction, unit=unit, function=function, address=address, count=count
         )
         data = await self._ask(connection, request, unit=unit, function=function, address=address)
-        registers = mbap.registers_in(data, count=count)
+        registers = mbap.values_in(data, table=table, count=count)
         if registers is None:
             raise self._something_else(unit, function, address)
         return registers
 
-    async def write(self, unit: int, address: int, registers: list[int], *, single: bool) -> None:
-        """Write registers with one command: function 6 where `single`, else function 16."""
-        function = WRITE_SINGLE if single else WRITE_MULTIPLE
+    async def write(
+        self, unit: int, address: int, registers: list[int], *, single: bool, table: Table = Table.HOLDING
+    ) -> None:
+        function = mbap.write_function(table, single=single)
         connection = await self._ready()
-        if single:
-            request = mbap.write_single_request(
-                self._transaction, unit=unit, address=address, register=registers[0]
-            )
-        else:
-            request = mbap.write_request(self._transaction, unit=unit, address=address, registers=registers)
+        request = mbap.write_request(
+            self._transaction, unit=unit, function=function, address=address, registers=registers
+        )
         data = await self._ask(connection, request, unit=unit, function=function, address=address)
         if int.from_bytes(data[:2], "big") != address:
             raise self._something_else(unit, function, address)
@@ -386,7 +401,11 @@ class ModbusDriver(PointDriver):
                 return
         self._count(values)
         await self._session.write(
-            self._unit, first.address, registers, single=first.write_single and len(values) == 1
+            self._unit,
+            first.address,
+            registers,
+            single=first.write_single and len(values) == 1,
+            table=first.table,
         )
 
     def _exponent(self, point: Register) -> int:

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 
 from pymodbus.framer import FramerRTU
 
+from edge.drivers import mbap
 from edge.drivers.errors import DeviceRefused, DeviceUnreachable
-from edge.drivers.mbap import READ_HOLDING, READ_INPUT, WRITE_MULTIPLE, WRITE_SINGLE
 from edge.drivers.modbus import DISCARD, EXCEPTIONS, FUNCTIONS
 from edge.drivers.serial_line import SerialSettings, open_port
 from edge.profiles.model import Parity
@@ -30,7 +30,7 @@ EXCEPTION = 0x80
 EXCEPTION_FRAME = 5
 # Unit, function, address, value or count, checksum.
 WRITE_ANSWER_FRAME = 8
-# Unit, function, number of bytes, checksum; the registers come on top.
+# Unit, function, number of bytes, checksum; the registers or bits come on top.
 READ_ANSWER_OVERHEAD = 5
 CHECKSUM = 2
 # More than the longest frame (256, V1.02 2.5.1): what is older than that is no part of an answer.
@@ -142,27 +142,26 @@ class RtuSession(ABC):
         """Let go of the line at once."""
 
     async def read(self, unit: int, table: Table, address: int, count: int) -> list[int]:
-        """Read `count` registers with one command."""
-        function = READ_HOLDING if table is Table.HOLDING else READ_INPUT
+        """Read `count` registers, or bits, with one command."""
+        size = mbap.size_of(table, count)
         answer = await self._ask(
-            struct.pack(">BBHH", unit, function, address, count),
-            answer_length=READ_ANSWER_OVERHEAD + 2 * count,
-            begins=bytes([2 * count]),
+            struct.pack(">BBHH", unit, mbap.READS[table], address, count),
+            answer_length=READ_ANSWER_OVERHEAD + size,
+            begins=bytes([size]),
             address=address,
         )
-        return list(struct.unpack_from(f">{count}H", answer, 3))
+        values = mbap.values_in(answer[2:], table=table, count=count)
+        assert values is not None  # of another length it would not be the answer
+        return values
 
-    async def write(self, unit: int, address: int, registers: list[int], *, single: bool) -> None:
-        """Write registers with one command: function 6 where `single`, else function 16."""
-        if single:
-            request = struct.pack(">BBHH", unit, WRITE_SINGLE, address, registers[0])
-            begins = request[2:]
-        else:
-            count = len(registers)
-            request = struct.pack(
-                f">BBHHB{count}H", unit, WRITE_MULTIPLE, address, count, 2 * count, *registers
-            )
-            begins = request[2:6]
+    async def write(
+        self, unit: int, address: int, registers: list[int], *, single: bool, table: Table = Table.HOLDING
+    ) -> None:
+        """Write registers, or bits, with one command: function 6 (or 5) where `single`, else 16 (or 15)."""
+        pdu = mbap.write_pdu(mbap.write_function(table, single=single), address, registers)
+        request = bytes([unit]) + pdu
+        # Address, and the value of a single one or the number of several.
+        begins = request[2:6]
         await self._ask(request, answer_length=WRITE_ANSWER_FRAME, begins=begins, address=address)
 
     async def _ask(self, request: bytes, *, answer_length: int, begins: bytes, address: int) -> bytes:

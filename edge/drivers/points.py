@@ -14,19 +14,33 @@ from collections.abc import Iterable, Mapping
 
 from edge.drivers.base import PollResult
 from edge.drivers.errors import DeviceRefused, ReadingInvalid
-from edge.profiles.model import FALLBACK, TIMEOUT, VALUE, Check, Limit, LimitUnit, OwnFallback, Profile, Step
+from edge.profiles.model import (
+    COUNT,
+    FALLBACK,
+    TIMEOUT,
+    VALUE,
+    Check,
+    Limit,
+    LimitUnit,
+    OwnFallback,
+    Profile,
+    Step,
+)
 from edge.profiles.points import Value
 
 # The rated power of device and configuration may differ by rounding, not by a factor ten or a word order.
 NAMEPLATE_TOLERANCE = 0.1
 # How often a step looks whether what it waits for is there.
 UNTIL_EVERY_S = 0.5
+# Signs of life count up to here, which a register of any kind can hold.
+HIGHEST_BEAT = 9999
 
 
 class PointDriver(ABC):
     """One device, as its profile describes it; see `edge.drivers.base.Driver` for what each method is for."""
 
     __slots__ = (
+        "_beats",
         "_fallback",
         "_nameplate_kw",
         "_needs_preparation",
@@ -49,6 +63,8 @@ class PointDriver(ABC):
         self._paused: float | None = None
         # What the device is to take by itself, as it was armed.
         self._fallback: float | None = None
+        # The last number that was given as a sign of life.
+        self._beats = 0
 
     # --- the protocol's part
 
@@ -177,6 +193,7 @@ class PointDriver(ABC):
 
     async def keep_alive(self, value: float) -> None:
         own = self._own_fallback
+        self._beats = self._beats % HIGHEST_BEAT + 1
         await self._learn(own.keep_alive)
         for step in own.keep_alive:
             await self._step(step, value)
@@ -327,6 +344,8 @@ class PointDriver(ABC):
             return None if self._fallback is None else self._theirs(self._fallback)
         if value == TIMEOUT:
             return self._own_fallback.timeout_s
+        if value == COUNT:
+            return float(self._beats)
         return value
 
 

@@ -3,7 +3,18 @@
 from __future__ import annotations
 
 from edge.profiles.errors import ProfileError
-from edge.profiles.model import FALLBACK, TIMEOUT, VALUE, Limit, LimitUnit, Profile, Step
+from edge.profiles.model import (
+    COUNT,
+    FALLBACK,
+    TIMEOUT,
+    VALUE,
+    Limit,
+    LimitUnit,
+    OwnFallback,
+    Profile,
+    Step,
+)
+from edge.profiles.payloads import WORDS, steps_of, words_in
 from edge.profiles.points import (
     FLOATS,
     MAX_ADDRESS,
@@ -31,11 +42,14 @@ UNIT_BY_SUFFIX = {
     "_rpm": "1/min",
     "_h": "h",
     "_W/m2": "W/m2",
-    # A whole number out of a list that the point's note gives.
+    # A whole number out of a list that the point's note gives, or that the maker's manual explains.
     "_state": "",
     "_mode": "",
+    "_code": "",
+    # So many of something.
+    "_count": "",
 }
-SETPOINT_WORDS = (VALUE, FALLBACK, TIMEOUT)
+SETPOINT_WORDS = (VALUE, FALLBACK, TIMEOUT, COUNT)
 
 
 def profile_check(profile: Profile) -> None:
@@ -59,8 +73,15 @@ def _check_protocols(profile: Profile) -> None:
             )
     if profile.sunspec and not profile.protocol.is_modbus:
         raise ProfileError(key="sunspec", expectation="expected with Modbus only")
-    if profile.availability is not None and profile.protocol is not Protocol.MQTT:
-        raise ProfileError(key="availability", expectation="expected with mqtt only")
+    if profile.availability is not None:
+        if profile.protocol is not Protocol.MQTT:
+            raise ProfileError(key="availability", expectation="expected with mqtt only")
+        _check_topic("availability.topic", profile.availability.topic)
+        _check_path("availability.path", profile.availability.path)
+        if profile.availability.online == profile.availability.offline:
+            raise ProfileError(
+                key="availability.offline", expectation="expected another word than for online"
+            )
     if profile.headers and profile.protocol is not Protocol.HTTP:
         raise ProfileError(key="headers", expectation="expected with http only")
 
@@ -84,7 +105,7 @@ def _check_point(profile: Profile, name: str, point: Point) -> None:
     if isinstance(point, Register):
         _check_register(profile, key, point)
     elif isinstance(point, Message):
-        _check_topic(key, point)
+        _check_message(key, point)
     elif isinstance(point, Resource):
         if point.readable and not point.read_path:
             raise ProfileError(key=f"{key}.read_path", expectation="expected, because the point can be read")
@@ -92,19 +113,58 @@ def _check_point(profile: Profile, name: str, point: Point) -> None:
             raise ProfileError(
                 key=f"{key}.write_path", expectation="expected, because the point can be written"
             )
+        _check_path(f"{key}.path", point.path)
+        _check_words(f"{key}.body", point.body, point)
     elif isinstance(point, Share) and bool(point.reading) == point.writable:
         raise ProfileError(key=f"{key}.reading", expectation="a setpoint is written, a reading is not")
 
 
-def _check_topic(key: str, point: Message) -> None:
-    if any(letter in point.topic + point.ack_topic for letter in "+#\0"):
-        raise ProfileError(key=f"{key}.topic", expectation="expected a topic without wildcards")
+def _check_message(key: str, point: Message) -> None:
+    _check_topic(f"{key}.topic", point.topic)
+    _check_path(f"{key}.path", point.path)
     if point.access.value == "read_write":
         raise ProfileError(
             key=f"{key}.access", expectation="one topic is read or written: expected two points"
         )
-    if point.ack_topic and not point.writable:
-        raise ProfileError(key=f"{key}.ack_topic", expectation="the point is not writable")
+    if point.readable:
+        for name in ("ack_topic", "payload", "valid_s"):
+            if getattr(point, name):
+                raise ProfileError(key=f"{key}.{name}", expectation="the point is not writable")
+        return
+    if point.kept:
+        raise ProfileError(key=f"{key}.kept", expectation="the point is not readable")
+    _check_words(f"{key}.payload", point.payload, point)
+    if point.ack_topic:
+        _check_topic(f"{key}.ack_topic", point.ack_topic)
+        for name in ("ack_id", "ack_ok", "ack_reason"):
+            _check_path(f"{key}.{name}", getattr(point, name))
+        if "id" not in words_in(point.payload):
+            raise ProfileError(
+                key=f"{key}.payload",
+                expectation="expected $id, which tells this command's answer from others",
+            )
+
+
+def _check_topic(key: str, topic: str) -> None:
+    if any(letter in topic for letter in "+#\0"):
+        raise ProfileError(key=key, expectation="expected a topic without wildcards")
+
+
+def _check_path(key: str, path: str) -> None:
+    try:
+        steps_of(path)
+    except ValueError as error:
+        raise ProfileError(key=key, expectation=str(error)) from error
+
+
+def _check_words(key: str, template: object, point: Message | Resource) -> None:
+    words = words_in(template)
+    for word in sorted(words - set(WORDS)):
+        raise ProfileError(
+            key=key, expectation=f"there is no ${word}, only {', '.join(f'${known}' for known in WORDS)}"
+        )
+    if "valid_s" in words and point.valid_s is None:
+        raise ProfileError(key=key, expectation="expected valid_s beside it, because it says $valid_s")
 
 
 def _check_register(profile: Profile, key: str, point: Register) -> None:
@@ -193,12 +253,13 @@ def _check_limit(profile: Profile, limit: Limit) -> None:
             raise ProfileError(
                 key="limit.fallback.arm", expectation=f"expected a step that writes {FALLBACK}"
             )
-        if (own.takes == "preset") != (own.preset is not None):
+        if own.preset is not None and own.takes != "preset":
             raise ProfileError(
-                key="limit.fallback.preset", expectation="expected where it takes a preset, and only there"
+                key="limit.fallback.preset", expectation="expected only where it takes a preset"
             )
         if own.preset is not None:
             _number(profile, own.preset, key="limit.fallback.preset")
+        _check_validity(profile, own)
     for part, steps in (
         ("once", limit.once),
         ("set", limit.set),
@@ -222,6 +283,19 @@ def _check_limit(profile: Profile, limit: Limit) -> None:
                 key="limit.readback", expectation="expected, because there is a readback_switch"
             )
         _number(profile, limit.readback_switch.point, key="limit.readback_switch.point")
+
+
+def _check_validity(profile: Profile, own: OwnFallback) -> None:
+    """A setpoint that lapses by itself must not do so before its keep-alive comes."""
+    for index, step in enumerate(own.keep_alive):
+        for name in step.writes:
+            point = profile.points.get(name)
+            valid_s = point.valid_s if isinstance(point, Message | Resource) else None
+            if valid_s is not None and valid_s < own.timeout_s:
+                raise ProfileError(
+                    key=f"limit.fallback.keep_alive[{index}].point",
+                    expectation=f"{name!r} is valid for {valid_s:g} s only, expected timeout_s or more",
+                )
 
 
 def _check_unit(profile: Profile, limit: Limit) -> None:
@@ -250,6 +324,15 @@ def _check_step(profile: Profile, part: str, step: Step, *, key: str) -> None:
                 key=f"{key}.together", expectation=f"{name!r} is not directly behind the point before it"
             )
         before = point
+        if (
+            value == VALUE
+            and isinstance(point, Message)
+            and point.payload
+            and "value" not in words_in(point.payload)
+        ):
+            raise ProfileError(
+                key=f"{key}.value", expectation=f"the payload of {name!r} does not say {VALUE}"
+            )
         if isinstance(value, str) and value not in SETPOINT_WORDS and not point.is_text:
             raise ProfileError(
                 key=f"{key}.value", expectation=f"expected a number or one of {', '.join(SETPOINT_WORDS)}"
@@ -258,6 +341,8 @@ def _check_step(profile: Profile, part: str, step: Step, *, key: str) -> None:
             raise ProfileError(key=f"{key}.value", expectation=f"no setpoint is known yet, not {VALUE}")
         if not part.startswith("fallback") and value in (FALLBACK, TIMEOUT):
             raise ProfileError(key=f"{key}.value", expectation=f"{value} belongs to limit.fallback")
+        if part != "fallback.keep_alive" and value == COUNT:
+            raise ProfileError(key=f"{key}.value", expectation=f"{value} is a sign of life: keep_alive only")
     if step.until is not None:
         _point(profile, step.until.point, key=f"{key}.until.point", readable=True)
 

@@ -9,7 +9,7 @@ import yaml
 
 from edge.profiles.errors import ProfileError
 from edge.profiles.model import Profile
-from edge.profiles.parameters import parameters_named
+from edge.profiles.parameters import parameters_named, parameters_needed
 from edge.profiles.reading import profile_from_builtins
 
 DATA = Path(__file__).parent / "data"
@@ -23,6 +23,7 @@ def load_profile(path: Path) -> Profile:
         unused = sorted(profile.parameters.keys() - parameters_named(data))
         if unused:
             raise ProfileError(key=f"parameters.{unused[0]}", expectation="nothing in the profile names it")  # noqa: TRY301
+        _check_without_optional_parts(profile, data)
     except ProfileError as error:
         raise ProfileError(file=str(path), key=error.key, expectation=error.expectation) from error
     if profile.name != path.stem:
@@ -30,6 +31,17 @@ def load_profile(path: Path) -> Profile:
             file=str(path), key="name", expectation=f"expected {path.stem!r}, as the file is called"
         )
     return profile
+
+
+def _check_without_optional_parts(profile: Profile, data: dict[str, Any]) -> None:
+    if not any(parameter.optional for parameter in profile.parameters.values()):
+        return
+    try:
+        profile_from_builtins(data, parameters_needed(profile.parameters))
+    except ProfileError as error:
+        raise ProfileError(
+            key=error.key, expectation=f"{error.expectation} (of a device that says only what it must)"
+        ) from error
 
 
 def load_body(path: Path) -> dict[str, Any]:

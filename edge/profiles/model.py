@@ -16,11 +16,12 @@ from msgspec import Meta
 
 from edge.core.commands import WriteClass
 from edge.profiles.parameters import Parameter
-from edge.profiles.points import MAX_READ, Data, Point, Protocol, Register
+from edge.profiles.points import MAX_ADDRESS, MAX_READ, Data, Point, Protocol, Register
 
 VALUE = "$value"
 FALLBACK = "$fallback"
 TIMEOUT = "$timeout"
+COUNT = "$count"
 
 
 class Parity(StrEnum):
@@ -75,16 +76,15 @@ class Identity(Data, frozen=True, kw_only=True):
     nameplate: str | None = None
 
 
-Source = Literal["$value", "$fallback", "$timeout"]
-
-
 class Step(Data, frozen=True, kw_only=True):
     """One write: this value, or `$value`, the setpoint asked for.
 
     Where a device's own fallback is armed: `$fallback`, what it is to take by itself, and `$timeout`, after
-    how many seconds without a sign of life. `together`: points that are written with the same command, each
-    directly behind the one before; for devices that take a block whole or not at all. `until`: what must hold
-    after the write, within `within_s`, before the next step; for devices that store or commit.
+    how many seconds without a sign of life. As a sign of life: `$count`, which is another number each time,
+    1 to 9999 and around, for devices that believe only in what changes. `together`: points that are written
+    with the same command, each directly behind the one before; for devices that take a block whole or not at
+    all. `until`: what must hold after the write, within `within_s`, before the next step; for devices that
+    store or commit.
     """
 
     point: str
@@ -104,9 +104,10 @@ class OwnFallback(Data, frozen=True, kw_only=True):
     """The device's own timer: without a sign of life for `timeout_s` it changes its setpoint by itself.
 
     `takes` tells what it does then: the value it was armed with, or it can only release its limit, or only
-    stop, or whatever its installer has preset, which the point `preset` shows. `arm` is written after each
-    first contact; what of it wears is best written `if_different`. `keep_alive` is written every third of the
-    timeout, to registers of `keep_alive_class`.
+    stop, or whatever its installer has preset, which the point `preset` shows if the device shows it at all.
+    `arm` is written after each first contact; what of it wears is best written `if_different`. Without it the
+    device is armed for good by its maker or installer, and a setpoint holds only while it is kept alive.
+    `keep_alive` is written every third of the timeout, to registers of `keep_alive_class`.
     """
 
     timeout_s: Annotated[float, Meta(ge=3, le=3600)]
@@ -115,6 +116,10 @@ class OwnFallback(Data, frozen=True, kw_only=True):
     keep_alive_class: WriteClass
     takes: Literal["value", "release", "stop", "preset"] = "value"
     preset: str | None = None
+
+    @property
+    def always_armed(self) -> bool:
+        return not self.arm
 
 
 class Limit(Data, frozen=True, kw_only=True):
@@ -154,9 +159,13 @@ class Limit(Data, frozen=True, kw_only=True):
 
 
 class Availability(Data, frozen=True, kw_only=True):
-    """Where an MQTT device, or its last will, says whether it is there."""
+    """Where an MQTT device, or its last will, says whether it is there.
 
-    topic: str
+    `path` finds the word in JSON; without one the payload is it. Other words than these two say nothing.
+    """
+
+    topic: Annotated[str, Meta(min_length=1, max_length=1000)]
+    path: str = ""
     online: str = "online"
     offline: str = "offline"
 
@@ -167,11 +176,12 @@ class Profile(Data, frozen=True, kw_only=True):
     `timeout_ms` is how long the device may think before it answers; on a serial line the time of the frames
     themselves comes on top. The serial defaults are the maker's, and a device may be set otherwise. `also`:
     other protocols that the same points are reached by. `sunspec`: the points' addresses are found by a walk
-    over the device's models. `connect_delay_ms`: the pause between connecting and the first command.
-    `stale_after_s`: how old the newest message of a device that speaks unasked may be. `headers` go with each
-    HTTP request; `$username` and `$password` in them are the device's. `sleeps_at_night`: no answer, or no
-    values, without power before it, is no fault. `parameters` are what each device of the type says for
-    itself (`edge.profiles.parameters`).
+    over the device's models. `address_offset` is added to every address, for devices whose makers and users
+    count differently; a parameter where they disagree. `connect_delay_ms`: the pause between connecting and
+    the first command. `stale_after_s`: how old the newest message of a device that speaks unasked may be.
+    `headers` go with each HTTP request; `$username` and `$password` in them are the device's.
+    `sleeps_at_night`: no answer, or no values, without power before it, is no fault. `parameters` are what
+    each device of the type says for itself (`edge.profiles.parameters`).
     """
 
     name: Annotated[str, Meta(pattern=r"^[a-z0-9_]{1,64}$")]
@@ -186,6 +196,7 @@ class Profile(Data, frozen=True, kw_only=True):
     also: tuple[Protocol, ...] = ()
     parameters: dict[str, Parameter] = msgspec.field(default_factory=dict)
     sunspec: bool = False
+    address_offset: Annotated[int, Meta(ge=-MAX_ADDRESS, le=MAX_ADDRESS)] = 0
     connect_delay_ms: Annotated[int, Meta(ge=0, le=60_000)] = 0
     stale_after_s: Annotated[float, Meta(gt=0, le=900)] = 30.0
     availability: Availability | None = None

@@ -1,14 +1,15 @@
 """What differs from device to device of one type: parameters of a profile, and how they get into it.
 
 A profile names its parameters, and says `${name}` wherever a device's own value belongs: a topic, a register
-that the maker assigns per project, the sign of a meter that may be wired backwards.
+that the maker assigns per project, the sign of a meter that may be wired backwards. What only some devices of
+the type have hangs on an optional parameter: where a device does not say it, all that needs it is left out.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from enum import StrEnum
 from typing import Any
 
@@ -31,8 +32,9 @@ class ParameterType(StrEnum):
 class Parameter(Data, frozen=True, kw_only=True):
     """One thing to be said of each device of the type. Without a `default` it must be said.
 
-    `choices` are the only values allowed, where there are any. `example` is what checks and simulated devices
-    take where there is no default; a device never does.
+    An `optional` one need not: without it the device lacks the points that name it, and with them the steps,
+    checks and readings that name those. `choices` are the only values allowed, where there are any. `example`
+    is what checks and simulated devices take where there is no default; a device never does.
     """
 
     title: str
@@ -42,7 +44,13 @@ class Parameter(Data, frozen=True, kw_only=True):
     minimum: float | None = None
     maximum: float | None = None
     choices: tuple[ParameterValue, ...] = ()
+    optional: bool = False
     help: str = ""
+
+    @property
+    def required(self) -> bool:
+        """Tell whether a device has to say it."""
+        return self.default is None and not self.optional
 
     def check(self, value: object) -> ParameterValue:
         """The value as the profile takes it; `ValueError` says what is expected."""
@@ -53,7 +61,7 @@ class Parameter(Data, frozen=True, kw_only=True):
         else:
             checked = self._number(value)
         if self.choices and checked not in self.choices:
-            raise ValueError(f"expected one of {', '.join(map(str, self.choices))}")
+            raise ValueError(f"expected one of {', '.join(map(_as_text, self.choices))}")
         return checked
 
     def _number(self, value: object) -> float:
@@ -91,6 +99,13 @@ def parameters_of(body: Mapping[str, Any]) -> dict[str, Parameter]:
                 raise ProfileError(key=f"{key}.{what}", expectation=str(error)) from error
         if parameter.default is None and parameter.example is None:
             raise ProfileError(key=key, expectation="expected a default, or an example where there is none")
+        if parameter.optional and parameter.default is not None:
+            raise ProfileError(key=f"{key}.optional", expectation="never left out, because it has a default")
+    beside_points = parameters_named({key: one for key, one in body.items() if key != "points"})
+    for name in sorted(beside_points & {name for name, one in parameters.items() if one.optional}):
+        raise ProfileError(
+            key=f"parameters.{name}.optional", expectation="only points are left out, and other keys name it"
+        )
     return parameters
 
 
@@ -99,7 +114,8 @@ def parameters_checked(
 ) -> dict[str, ParameterValue]:
     """What each parameter is for a device that gives these; None: for no device, by default or example.
 
-    `ProfileError` names the parameter that is missing, wrong or unknown.
+    An optional one that the device does not give is not among them. `ProfileError` names the parameter that
+    is missing, wrong or unknown.
     """
     for name in given or {}:
         if name not in parameters:
@@ -107,24 +123,40 @@ def parameters_checked(
             raise ProfileError(key=f"parameters.{name}", expectation=f"no such parameter; there are: {known}")
     values = {}
     for name, parameter in parameters.items():
-        value = parameter.default
-        if given is None:
-            value = value if value is not None else parameter.example
-        elif given.get(name) is not None:
+        value = None if given is None else given.get(name)
+        if value is None:
+            value = parameter.default
+        if value is None and given is None:
+            value = parameter.example
+        if value is not None:
             try:
-                value = parameter.check(given[name])
+                # A default, too: YAML's 40 is read as 40.0, and has to become what the profile takes.
+                values[name] = parameter.check(value)
             except ValueError as error:
                 raise ProfileError(key=f"parameters.{name}", expectation=str(error)) from error
-        if value is None:
+        elif parameter.required:
             raise ProfileError(key=f"parameters.{name}", expectation=f"required: {parameter.title}")
-        values[name] = value
     return values
 
 
-def parameters_bound(body: Mapping[str, Any], values: Mapping[str, ParameterValue]) -> dict[str, Any]:
-    """A profile's body with the parameters' values where it names them; they themselves stay as they are."""
+def parameters_needed(parameters: Mapping[str, Parameter]) -> dict[str, ParameterValue]:
+    """The examples of those that every device has to say, and no others."""
     return {
-        key: one if key == "parameters" else _bound(one, values, key=str(key)) for key, one in body.items()
+        name: parameter.example
+        for name, parameter in parameters.items()
+        if parameter.required and parameter.example is not None
+    }
+
+
+def parameters_bound(body: Mapping[str, Any], values: Mapping[str, ParameterValue]) -> dict[str, Any]:
+    """A profile's body with the parameters' values where it names them; they themselves stay as they are.
+
+    What needs an optional one that has no value is left out.
+    """
+    absent = body.get("parameters", {}).keys() - values.keys()
+    return {
+        key: one if key == "parameters" else _bound(one, values, key=str(key))
+        for key, one in (_left_out(body, absent) if absent else body).items()
     }
 
 
@@ -137,6 +169,43 @@ def parameters_named(body: Any) -> set[str]:
     if isinstance(body, list | tuple):
         return {name for one in body for name in parameters_named(one)}
     return set()
+
+
+def _left_out(body: Mapping[str, Any], absent: Collection[str]) -> dict[str, Any]:
+    """A profile's body without the points that name one of these parameters, nor what names such a point."""
+    points = body.get("points")
+    if not isinstance(points, Mapping):
+        return dict(body)
+    gone = [name for name, point in points.items() if not parameters_named(point).isdisjoint(absent)]
+    kept = {key: _without(one, gone) if key in ("identity", "limit") else one for key, one in body.items()}
+    kept["points"] = {name: point for name, point in points.items() if name not in gone}
+    if isinstance(telemetry := body.get("telemetry"), Mapping):
+        kept["telemetry"] = {key: name for key, name in telemetry.items() if name not in gone}
+    limit = kept.get("limit")
+    # Without a sign of life there is nothing that would miss one.
+    if isinstance(limit, dict) and isinstance(own := limit.get("fallback"), dict) and "keep_alive" not in own:
+        del limit["fallback"]
+    return kept
+
+
+def _without(part: Any, gone: Collection[str]) -> Any:
+    """A part of the limit or the identity without what names these points; None where nothing is left."""
+    if isinstance(part, list | tuple):
+        return [left for one in part if (left := _without(one, gone)) is not None] or None
+    if not isinstance(part, Mapping):
+        return part
+    if part.get("point") in gone:
+        return None
+    kept = {}
+    for key, one in part.items():
+        if key == "together" and isinstance(one, Mapping):
+            kept[key] = {name: value for name, value in one.items() if name not in gone}
+        elif key in ("nameplate", "readback", "preset"):
+            if one not in gone:
+                kept[key] = one
+        elif (left := _without(one, gone)) is not None:
+            kept[key] = left
+    return kept
 
 
 def _bound(part: Any, values: Mapping[str, ParameterValue], *, key: str) -> Any:

@@ -215,12 +215,14 @@ class Message(Point, frozen=True, kw_only=True):
     `$value` (what is written, in the device's own terms), `$id` (a new UUID), `$now` (RFC 3339, UTC) and
     `$valid_s` (how long it may hold without being repeated); empty: the bare value. With an `ack_topic` the
     write succeeds only once a message there says so: `ack_id` is the path of the command's id in it, `ack_ok`
-    of true or false, `ack_reason` of the device's words.
+    of true or false, `ack_reason` of the device's words. `kept`: the device says it once, and the broker
+    keeps it (retained): it holds at any age, where everything else counts only while it is new.
     """
 
     topic: Annotated[str, Meta(min_length=1, max_length=1000)]
     path: str = ""
     text: bool = False
+    kept: bool = False
     qos: Literal[0, 1] = 1
     payload: dict[str, Any] | str = ""
     valid_s: Annotated[float, Meta(gt=0)] | None = None

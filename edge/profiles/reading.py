@@ -11,7 +11,7 @@ from edge.profiles.check import profile_check
 from edge.profiles.errors import ProfileError
 from edge.profiles.model import Profile
 from edge.profiles.parameters import parameters_bound, parameters_checked, parameters_of
-from edge.profiles.points import KINDS
+from edge.profiles.points import KINDS, MAX_ADDRESS, Point, Register
 
 T = TypeVar("T")
 
@@ -35,9 +35,26 @@ def profile_from_builtins(data: Mapping[str, Any], parameters: Mapping[str, obje
     kind = KINDS[profile.protocol]
     # One by one, because msgspec does not name the key of a map in its errors.
     points = {str(name): _convert(point, kind, key=f"points.{name}") for name, point in raw_points.items()}
-    profile = msgspec.structs.replace(profile, points=points)
+    if profile.address_offset:
+        points = {name: _moved(profile, name, point) for name, point in points.items()}
+    # What is offset already is not offset again, where this very profile travels on.
+    profile = msgspec.structs.replace(profile, points=points, address_offset=0)
     profile_check(profile)
     return profile
+
+
+def _moved(profile: Profile, name: str, point: Point) -> Point:
+    if not isinstance(point, Register) or profile.sunspec:
+        raise ProfileError(
+            key="address_offset", expectation="expected of registers with addresses of their own"
+        )
+    address = point.address + profile.address_offset
+    if not 0 <= address <= MAX_ADDRESS:
+        raise ProfileError(
+            key=f"points.{name}.address",
+            expectation=f"expected 0 to {MAX_ADDRESS} with its offset, not {address}",
+        )
+    return msgspec.structs.replace(point, address=address)
 
 
 def _convert(data: Any, kind: type[T], *, key: str) -> T:

@@ -11,18 +11,21 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
-from collections.abc import Awaitable
+from collections import deque
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import structlog
 
 from edge.drivers.base import Driver, PollResult, Session
-from edge.drivers.errors import DeviceRefused, DeviceUnreachable, ReadingInvalid
+from edge.drivers.errors import DeviceAway, DeviceRefused, DeviceUnreachable, ReadingInvalid
 from edge.runtime.clock import Clock
 from edge.wire.messages import Code
 
 log = structlog.get_logger()
+
+T = TypeVar("T")
 
 # Over all lines: an outcome of a line that was taken down is never taken for one of its successor's.
 _tickets = itertools.count(1)
@@ -116,6 +119,14 @@ class KeepAliveJob:
 
 
 @dataclass(slots=True)
+class _Question:
+    """Something that somebody outside wants to read over this line, and who waits for it."""
+
+    read: Callable[[], Awaitable[Any]]
+    answer: asyncio.Future[Any]
+
+
+@dataclass(slots=True)
 class _Member:
     """One device of the endpoint."""
 
@@ -197,6 +208,9 @@ class Bus:
         self._connect_wait = RECONNECT_S
         self._polling = False
         self._poll_took_s = 0.0
+        self._questions: deque[_Question] = deque()
+        # Questions and looks take turns: neither keeps the other waiting for long.
+        self._asked_last = False
         # Those that do not answer are not tried before; only where others share the line.
         self._silent_due = 0.0
         self._silent_tries = 0
@@ -274,6 +288,34 @@ class Bus:
         """Give the device a sign of life, after all writes and before all polls."""
         self._members[tag].keep_alive = job
         self._wake.set()
+
+    @property
+    def gap_s(self) -> float:
+        """The pause that this line keeps between two commands."""
+        return self._min_gap_s
+
+    def driver(self, tag: str) -> Driver:
+        """The driver of a device on this line. Only within `ask` may it be used."""
+        return self._members[tag].driver
+
+    async def ask(self, read: Callable[[], Awaitable[T]]) -> T:
+        """Read something over this line, its session connected: after all writes and their read-backs.
+
+        `read` gives way to them between two commands, and is then begun anew. Raises what it raises, and
+        `DeviceUnreachable` where there is no session to be had, or the line ends.
+        """
+        if self._finishing:
+            raise DeviceUnreachable(f"{self.name}: the node is letting go of this line")
+        question = _Question(read, asyncio.get_running_loop().create_future())
+        self._questions.append(question)
+        if self._endpoint is not None and not self._endpoint.connected and self._tried:
+            self._connect_due = min(self._connect_due, self._clock.boottime_s() + RECONNECT_S)
+        self._wake.set()
+        try:
+            return await question.answer  # type: ignore[no-any-return]
+        finally:
+            if question in self._questions:
+                self._questions.remove(question)
 
     def finish(self) -> None:
         """Begin nothing new: end the job under way, read back what is written, then let go of the line."""
@@ -363,6 +405,7 @@ class Bus:
                 await self._turn(self._endpoint)
             raise asyncio.CancelledError
         finally:
+            self._leave_unanswered(f"{self.name}: the node has let go of this line")
             await self._endpoint.aclose()
 
     async def _turn(self, endpoint: Session) -> None:
@@ -378,6 +421,9 @@ class Bus:
             await self._pause(endpoint.next_command_at - now)
             return
         member, job = self._next(now)
+        if member is None and job is not None:
+            await job
+            return
         if member is None or job is None:
             await self._pause(max(0.0, min(self._next_due(now) - now, 60.0)))
             return
@@ -385,18 +431,20 @@ class Bus:
             await job
         except DeviceUnreachable as error:
             took_s = self._clock.boottime_s() - now
-            await self._unanswered(endpoint, member, str(error), took_s=took_s)
+            is_sound = isinstance(error, DeviceAway)
+            await self._unanswered(endpoint, member, str(error), took_s=took_s, line_is_sound=is_sound)
 
     def _reads_back(self, endpoint: Session) -> bool:
         """Tell whether something was written and not read back, on a session that is still there."""
         return endpoint.connected and any(member.written is not None for member in self._members.values())
 
-    def _next(self, now: float) -> tuple[_Member, Awaitable[object]] | tuple[None, None]:
-        """The next job of the line, if there is one now.
+    def _next(self, now: float) -> tuple[_Member | None, Awaitable[object] | None]:
+        """The next job of the line, if there is one now; a question is no member's.
 
         Writes, then read-backs, then keep-alives. Then those that did not answer last time, as far as their
-        share of the line goes: each costs its whole timeout. Then whoever is due to be looked at. Of several,
-        the one whose turn is the longest ago: nobody is starved by a neighbour that is written all the time.
+        share of the line goes: each costs its whole timeout. Then whoever is due to be looked at, in turn
+        with questions. Of several, the one whose turn is the longest ago: nobody is starved by a neighbour
+        that is written all the time.
         """
         to_write: _Member | None = None
         to_read_back: _Member | None = None
@@ -433,8 +481,14 @@ class Bus:
             if lost.write is not None and lost.write_is_due(now):
                 return lost, self._write(lost, lost.write)
             return lost, self._contact(lost)
-        if look is None or self._line_is_wanted(now):
+        if self._line_is_wanted(now):
             return None, None
+        if self._questions and (look is None or not self._asked_last):
+            self._asked_last = True
+            return None, self._put(self._questions[0])
+        if look is None:
+            return None, None
+        self._asked_last = False
         return look, self._poll(look) if look.known else self._contact(look)
 
     def _next_silent(self, silent: list[_Member], now: float) -> _Member | None:
@@ -459,7 +513,7 @@ class Bus:
             ),
             default=now + RECONNECT_S,
         )
-        due = math.inf
+        due = held_until if self._questions else math.inf
         for member in self._members.values():
             moment = member.look_due()
             if member.keep_alive is not None and member.known:
@@ -471,6 +525,41 @@ class Bus:
                 moment = max(moment, self._silent_due)
             due = min(due, moment if moment > now else held_until)
         return due
+
+    async def _put(self, question: _Question) -> None:
+        """Put a question to whoever it is for. What it finds changes nothing that the line knows."""
+        self._polling = True
+        try:
+            answer = await question.read()
+        except PollPreempted:
+            # It stays in its place.
+            return
+        except (DeviceUnreachable, DeviceRefused, ReadingInvalid) as error:
+            self._settle(question, error=error)
+            if isinstance(error, DeviceUnreachable):
+                # A device needs its time to close the session that was given up.
+                self._connect_due = max(self._connect_due, self._clock.boottime_s() + RESPITE_S)
+        except Exception as error:  # noqa: BLE001 - for the one who asked, and no reason to end the line
+            self._settle(question, error=error)
+        else:
+            self._settle(question, answer=answer)
+        finally:
+            self._polling = False
+
+    def _settle(self, question: _Question, *, answer: object = None, error: Exception | None = None) -> None:
+        if question in self._questions:
+            self._questions.remove(question)
+        if question.answer.done():
+            return
+        if error is not None:
+            question.answer.set_exception(error)
+        else:
+            question.answer.set_result(answer)
+
+    def _leave_unanswered(self, reason: str) -> None:
+        """Nobody will answer those who wait, or not soon."""
+        for question in list(self._questions):
+            self._settle(question, error=DeviceUnreachable(reason))
 
     async def _connect(self, endpoint: Session) -> None:
         started = self._clock.boottime_s()
@@ -501,10 +590,13 @@ class Bus:
         else:
             self._connect_wait = min(self._connect_wait * 2, RECONNECT_SLOWEST_S)
         self._connect_due = max(now, tried_at + self._connect_wait)
+        self._leave_unanswered(reason)
         for member in list(self._members.values()):
             self._member_lost(member, reason)
 
-    async def _unanswered(self, endpoint: Session, member: _Member, reason: str, *, took_s: float) -> None:
+    async def _unanswered(
+        self, endpoint: Session, member: _Member, reason: str, *, took_s: float, line_is_sound: bool
+    ) -> None:
         """One device did not answer. Those who share the line go on at once."""
         now = self._clock.boottime_s()
         if endpoint.connected and member.known and now - member.missed_at > FORGIVEN_EVERY_S:
@@ -528,7 +620,7 @@ class Bus:
         shared = any(other.silent_since is None for other in others)
         self._silent_due = now + took_s * (1 / SHARE_OF_SILENT - 1) if shared else 0.0
         if endpoint.connected:
-            if shared:
+            if shared or line_is_sound:
                 return
             # Nobody answers on this line: it may be what is broken.
             await endpoint.aclose()

@@ -38,6 +38,7 @@ URL_SCHEMES = {
     Protocol.XML_DA: ("http", "https"),
     Protocol.HTTP: ("http", "https"),
 }
+DEFAULT_PORTS = {"mqtt": 1883, "mqtts": 8883, "http": 80, "https": 443}
 MAX_URL = 500
 MAX_TAG = 64
 MAX_HOST = 253
@@ -69,6 +70,16 @@ class Endpoint:
         if self.protocol.is_inside:
             return self.protocol.value
         return self.url or f"{self.host}:{self.port}"
+
+    @property
+    def is_shared(self) -> bool:
+        """Tell whether all who go there must use one session, as many devices take only one."""
+        return not self.url and not self.protocol.is_inside
+
+    @property
+    def has_units(self) -> bool:
+        """Tell whether several devices are there, each under a number of its own."""
+        return self.protocol.is_modbus
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -349,9 +360,14 @@ def _url(text: str, protocol: Protocol) -> str:
         raise DocumentRefused(f"url {text[:MAX_HOST]!r}: {wanted}")
     if parts.username is not None or parts.fragment:
         raise DocumentRefused(f"url: {wanted}, without user, password or fragment in it")
+    if protocol is Protocol.MQTT and (parts.path.strip("/") or parts.query):
+        raise DocumentRefused(f"url: {wanted}, and nothing behind it: topics are the profile's")
+    if port == 0:
+        raise DocumentRefused(f"url: {wanted}, a port of 1 to {MAX_PORT}")
     if ":" in host:
         host = f"[{host}]"
-    place = host if port is None else f"{host}:{port}"
+    # A port that goes without saying is not said, or a broker would be two endpoints.
+    place = host if port in (None, DEFAULT_PORTS[parts.scheme]) else f"{host}:{port}"
     return urlunsplit((parts.scheme, place, parts.path.rstrip("/"), parts.query, ""))
 
 
@@ -433,13 +449,18 @@ def _settings(
 
 
 def _own_fallback(device: DeviceConfig, limit: Limit | None) -> tuple[KeepAlive | None, str]:
-    """How the device's own fallback is to be armed, and why it is not (rule 14)."""
+    """How the device's own fallback is to be armed, and why it is not (rule 14).
+
+    One that needs no arming acts in any case, as its maker or its installer chose: it has its sign of life,
+    or each setpoint would end with it.
+    """
     own = limit.fallback if limit is not None else None
     if own is None:
         return None, ""
     if own.keep_alive_class is not WriteClass.VOLATILE and not device.accept_wear:
         return None, "no own fallback: keeping it from acting would wear its register, accept_wear is off"
-    if own.takes != "value" and not device.arm_fallback:
+    # What is armed anyway is not made safer by leaving it unanswered: the setpoint would only not hold.
+    if own.takes != "value" and not own.always_armed and not device.arm_fallback:
         return None, f"no own fallback: the device can only {own.takes} by itself, arm_fallback is off"
     return KeepAlive(device.default_value, own.timeout_s), ""
 

@@ -16,7 +16,7 @@ import structlog
 from edge.core import arbitration
 from edge.core.arbitration import DeviceState, Retirement
 from edge.core.wear import Ledger, merged
-from edge.drivers.base import Session
+from edge.drivers.base import Driver, Session
 from edge.drivers.registry import DRIVERS, Drivers
 from edge.profiles.reading import profile_to_builtins
 from edge.runtime.bus import Bus
@@ -60,6 +60,18 @@ class _Line:
     gap_s: float
     timeout_s: float
     planned: dict[str, Planned] = field(default_factory=dict)
+
+
+class LineTaken(Exception):  # noqa: N818 - states the fault
+    """The line to an endpoint is there, and cannot be used for this."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """A driver, and the bus that it may be used on (`Bus.ask`)."""
+
+    bus: Bus
+    driver: Driver
 
 
 @dataclass(slots=True)
@@ -147,6 +159,36 @@ class Fleet:
         if endpoints:
             self._build(self.plan, at=endpoints)
             self.changed()
+
+    def device(self, device_id: str) -> Planned | None:
+        """A device of the configuration by its id, as it is planned now; None where there is none."""
+        devices = self.plan.devices.values() if self.plan is not None else ()
+        return next((planned for planned in devices if planned.config.id == device_id), None)
+
+    def reader(self, planned: Planned) -> Reader | None:
+        """How to read a device, planned or not, over the line to its endpoint; None where there is no line.
+
+        `LineTaken` where there is one that cannot serve it, or one that is just being closed: a second
+        connection beside it is what many devices do not take.
+        """
+        line = self._lines.get(planned.endpoint)
+        if line is None:
+            names = [other.bus.name for other in self._lines.values()]
+            names += [ending.bus.name for ending in self._ending if not ending.task.done()]
+            if planned.endpoint.is_shared and str(planned.endpoint) in names:
+                raise LineTaken(f"{planned.endpoint} is in use in another way by this node")
+            return None
+        here = next((key for key, known in line.planned.items() if _same_device(known, planned)), None)
+        if here is not None:
+            driver = line.bus.driver(here)
+        else:
+            driver = self.drivers[planned.endpoint.protocol].driver(
+                session=line.session,
+                profile=planned.profile,
+                unit=planned.config.unit,
+                nameplate_kw=planned.config.nameplate_kw,
+            )
+        return Reader(line.bus, driver)
 
     async def finish(self, *, within_s: float) -> None:
         """Let go of every line between two writes, so that another process can take over.
@@ -488,6 +530,15 @@ def _same_driver(before: Planned, after: Planned) -> bool:
         and before.config.poll_s == after.config.poll_s
         and before.settings.tolerance == after.settings.tolerance
         and before.settings.wears == after.settings.wears
+    )
+
+
+def _same_device(one: Planned, other: Planned) -> bool:
+    """Tell whether what one's driver reads is what the other's would."""
+    return (
+        one.profile == other.profile
+        and one.config.unit == other.config.unit
+        and one.config.nameplate_kw == other.config.nameplate_kw
     )
 
 

@@ -25,6 +25,7 @@ from edge.runtime.cycle import Accepted, Cycle
 from edge.runtime.database import StoreFailed
 from edge.runtime.documents import MANIFEST, Desired
 from edge.runtime.fleet import Fleet
+from edge.runtime.probe import Prober, Unusable
 from edge.runtime.reasons import Reasons
 from edge.runtime.session import OpenSession, Session
 from edge.runtime.store import Store
@@ -51,6 +52,7 @@ from edge.wire.messages import (
     Manifest,
     PingCommand,
     Presence,
+    ProbeCommand,
     ReleaseCommand,
     Reported,
     SetpointCommand,
@@ -84,6 +86,7 @@ GATHER_S = 0.05
 GATHER_MOST_S = 1.0
 # Commands under way at once; more answer `busy`.
 MAX_UNDER_WAY = 256
+STALE = "its freshness token is older than 15 s or not of this node"
 
 
 class FreshTokens:
@@ -149,6 +152,7 @@ class Link:
         self._under_way = 0
         self._timekeeper = Timekeeper(clock=clock, store=store, alarms=alarms, logged=self.logged)
         self._telemetry = Telemetry()
+        self._prober = Prober(fleet=fleet, clock=clock)
         throttle = Throttle(pace, clock)
 
         def uploader(stream: Stream, *, before: Uploader | None = None) -> Uploader:
@@ -487,12 +491,37 @@ class Link:
                 self._control(command, answer, received.utc)
             case ExplainCommand():
                 self.spawn(self._explain(command, answer))
+            case ProbeCommand():
+                self._probe(command, answer)
             case _:
                 self.changed()
                 answer.send(CommandAnswer(id=command.id, stage=Stage.DONE))
 
     async def _explain(self, command: ExplainCommand, answer: _Answers) -> None:
         answer.send(await explain.answer(command, self._reasons, now=self._clock.now()))
+
+    def _probe(self, command: ProbeCommand, answer: _Answers) -> None:
+        is_repeated, earlier = self._prober.repeats(command)
+        if is_repeated:
+            # Its answer comes when it is done, or comes again.
+            if earlier is not None:
+                answer.send(earlier)
+            return
+        if not self._fresh.is_fresh(command.fresh):
+            answer.refuse(command, Code.STALE, STALE)
+            return
+        try:
+            carry_out = self._prober.begin(command)
+        except Unusable as error:
+            answer.refuse(command, error.code, str(error))
+            return
+        answer.send(CommandAnswer(id=command.id, stage=Stage.ACCEPTED))
+        self.spawn(self._probe_complete(carry_out, answer))
+
+    async def _probe_complete(
+        self, carry_out: Callable[[], Awaitable[CommandAnswer]], answer: _Answers
+    ) -> None:
+        answer.send(await carry_out())
 
     def _control(
         self, command: SetpointCommand | ReleaseCommand, answer: _Answers, received: datetime
@@ -508,7 +537,7 @@ class Link:
                 answer.send_bytes(earlier)
             return
         if not self._fresh.is_fresh(command.fresh):
-            answer.refuse(command, Code.STALE, "its freshness token is older than 15 s or not of this node")
+            answer.refuse(command, Code.STALE, STALE)
             return
         if self._under_way >= MAX_UNDER_WAY:
             answer.refuse(command, Code.BUSY, "too many commands are under way on this node")

@@ -9,12 +9,18 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set as AbstractSet
 from enum import StrEnum
+from typing import Any, ClassVar
 
-from edge.profiles.model import FALLBACK, TIMEOUT, VALUE, LimitUnit, Profile
+from edge.plant import KIND_BY_CATEGORY, Kind, Machine, Site, Takes
+from edge.profiles.model import FALLBACK, TIMEOUT, VALUE, LimitUnit, Profile, ValueKind
 from edge.profiles.points import Value
-from edge.simulators.plant import KIND_BY_CATEGORY, Kind, Machine, Site
+
+TAKES: dict[ValueKind | None, Takes] = {
+    ValueKind.SIGNED_SETPOINT_PCT: Takes.SIGNED,
+    ValueKind.OPERATING_MODE: Takes.MODE,
+}
 
 
 class Fault(StrEnum):
@@ -34,7 +40,11 @@ class Fault(StrEnum):
 
 
 class Simulated(ABC):
-    """A device of this profile. `clock` is in seconds and drives the physics and the pauses."""
+    """A device of this profile. `clock` is in seconds and drives the physics and the pauses.
+
+    `endurance`: how many writes a register stands that is stored at each; then it keeps what it has, and goes
+    on acknowledging. None: for ever.
+    """
 
     def __init__(
         self,
@@ -44,27 +54,38 @@ class Simulated(ABC):
         behaves_as: Kind | None = None,
         site: Site | None = None,
         clock: Callable[[], float] = time.monotonic,
+        endurance: int | None = None,
     ) -> None:
         self.profile = profile
+        self.endurance = endurance
         self.clock = clock
         self.machine = Machine(
             kind=behaves_as or KIND_BY_CATEGORY.get(profile.category, Kind.PV),
             nameplate_kw=nameplate_kw,
             site=site or Site(started_at=clock()),
+            takes=TAKES.get(profile.value_kind, Takes.CAP),
+            phases=profile.limit.phases if profile.limit is not None else 3,
         )
         # Called after each write that took effect, for those who time it.
         self.on_write: Callable[[], None] | None = None
         # The record: what controllers did to it. `writes` counts by point, as a worn register does.
         self.commands = 0
         self.writes: Counter[str] = Counter()
+        # Writes that wear, by point: those which the device stores.
+        self.wear: Counter[str] = Counter()
+        # How much too early each command came that did, and how many sessions there were too many.
+        self.gap_violations: list[float] = []
+        self.sessions_refused = 0
         # What a point shows whatever the machine does; None is the device's "no value".
         self.shown: dict[str, float | None] = {}
         # The device's own timer: when it had its last sign of life, None while it is not armed.
         self.alive_at: float | None = None
         self.fault = Fault.NONE
         self.delay_s = 0.0
-        # What the read-back shows under `Fault.STALE_READBACK`.
-        self._stale: Value = None
+        # What the points of the read-back are told as, under `Fault.STALE_READBACK`.
+        self.stale: dict[str, Value] = {}
+        self._stored = _stored_points(profile)
+        self._slept = False
         self._energy_base_kwh = {
             name: base
             for key, name in profile.telemetry.items()
@@ -72,6 +93,14 @@ class Simulated(ABC):
         }
 
     # --- the protocol's part
+
+    # Whether it can be looked at by its own protocol; the fleet gives those that cannot an `Observer`.
+    shows_itself: ClassVar[bool] = False
+
+    @property
+    def address(self) -> str:
+        """Where it is reached, for people."""
+        return ""
 
     @abstractmethod
     async def start(self) -> None:
@@ -98,8 +127,43 @@ class Simulated(ABC):
 
     # --- what a device does by itself
 
+    def break_down(self, fault: Fault, *, delay_s: float) -> None:
+        """Note what is wrong from now on; for `set_fault` of each protocol."""
+        self.fault = fault
+        self.delay_s = delay_s
+        limit = self.profile.limit
+        self.stale = {}
+        if fault is Fault.STALE_READBACK and limit is not None and limit.readback is not None:
+            names = [limit.readback]
+            if limit.readback_switch is not None:
+                names.append(limit.readback_switch.point)
+            self.stale = {name: self.get(name) for name in names}
+
+    def told(self, name: str) -> Value:
+        """The value of a point as a controller is told it; observers get it by `get`."""
+        return self.stale[name] if name in self.stale else self.get(name)
+
+    def hears_nothing(self) -> bool:
+        """Tell whether commands are in vain: a device may be silent by fault, or asleep for want of sun."""
+        if self.fault is Fault.SILENT:
+            return True
+        if not self.profile.sleeps_at_night:
+            return False
+        self.machine.advance(self.clock())
+        if self.machine.is_dark:
+            self._slept = True
+        elif self._slept:
+            # It has no power but the sun's: morning is a restart.
+            self._slept = False
+            self.lose_power()
+        return self._slept
+
     async def restart(self) -> None:
         """Lose power and come back: a limit that is not stored is forgotten."""
+        self.lose_power()
+
+    def lose_power(self) -> None:
+        """Forget what is not stored."""
         self.alive_at = None
         limit = self.profile.limit
         if limit is None:
@@ -144,6 +208,21 @@ class Simulated(ABC):
         if self.on_write is not None:
             self.on_write()
 
+    def wear_out(self, names: Iterable[str]) -> AbstractSet[str]:
+        """Count a write to these points where it wears, and name those that do not take it any more."""
+        if self._stored.isdisjoint(names) or self._stores_nothing():
+            return frozenset()
+        worn = self._stored.intersection(names)
+        self.wear.update(worn)
+        if self.endurance is None:
+            return frozenset()
+        return {name for name in worn if self.wear[name] > self.endurance}
+
+    def _stores_nothing(self) -> bool:
+        """Tell whether it has been told to forget its limit, and so keeps it where nothing wears."""
+        check = self.profile.limit.volatile_when if self.profile.limit is not None else None
+        return check is not None and check.holds(self.get(check.point))
+
     def take_limit(self) -> None:
         """Let the limit act, and show what is in force where the device has a point of its own for that."""
         # The machine first moves under the old limit up to now.
@@ -173,23 +252,62 @@ class Simulated(ABC):
                     value = self.get(name)
         if not isinstance(timeout_s, float | int) or self.clock() - self.alive_at <= timeout_s:
             return
-        self.alive_at = None
+        lapsed_at, self.alive_at = self.alive_at + timeout_s, None
+        # It acted then, whenever somebody comes to look.
+        self.machine.advance(lapsed_at)
         for step in limit.set:
             for name, written in step.writes.items():
                 self.put(name, value if written == VALUE else written)
+        self.machine.limit_pct = self.limit_in_force
         self.take_limit()
+
+    def state(self) -> dict[str, Any]:
+        """All there is to see of it, as JSON can carry it; `alive_s` since a controller's sign of life.
+
+        `limit_in_force` is in the unit of its profile's setpoint. `writes` counts by point.
+        """
+        now = self.clock()
+        limit_in_force = self.limit_in_force
+        self.machine.advance(now)
+        return {
+            "profile": self.profile.name,
+            "protocol": self.profile.protocol.value,
+            "address": self.address,
+            "fault": self.fault.value,
+            "delay_s": self.delay_s,
+            "limit_in_force": limit_in_force if self.profile.controllable else None,
+            "power_kw": round(self.machine.power_kw, 4),
+            "shown": dict(self.shown),
+            "commands": self.commands,
+            "writes": dict(self.writes),
+            "wear": dict(self.wear),
+            "gap_violations": len(self.gap_violations),
+            "sessions_refused": self.sessions_refused,
+            "alive_s": None if self.alive_at is None else round(now - self.alive_at, 3),
+        }
 
     def measure(self) -> None:
         """Put the machine's present values into the points of telemetry."""
         machine = self.machine
+        self.let_own_fallback_act()
         now = self.clock()
         machine.advance(now)
-        values = machine.values(now)
+        dark = machine.is_dark
         for key, name in self.profile.telemetry.items():
             if name in self.shown:
                 self.put(name, self.shown[name])
-            elif key in values:
-                self.put(name, values[key] + self._energy_base_kwh.get(name, 0.0))
+            elif (value := machine.value(key, now)) is not None and not (
+                dark and not key.endswith("_kWh") and self._say_nothing(name)
+            ):
+                self.put(name, value + self._energy_base_kwh.get(name, 0.0))
+
+    def _say_nothing(self, name: str) -> bool:
+        """Let a point have no value; False where it cannot say so."""
+        try:
+            self.put(name, None)
+        except ValueError:
+            return False
+        return True
 
     def set_up(self) -> None:
         """Be the device that the profile describes; once points can be put."""
@@ -201,9 +319,9 @@ class Simulated(ABC):
         if identity.nameplate is not None:
             self.put(identity.nameplate, self.machine.nameplate_kw)
         limit = self.profile.limit
-        if limit is not None and limit.fallback is not None and not limit.fallback.arm:
-            # Its installer has armed it for good: it waits for the first sign of life.
-            self.alive_at = None
+        if limit is not None and limit.fallback is not None:
+            # Whoever looks at the machine by another way, its site's meter say, finds it as it is.
+            self.machine.governor = self.let_own_fallback_act
         self.take_limit()
 
     def _hear_sign_of_life(self, names: set[str]) -> None:
@@ -235,3 +353,17 @@ class Simulated(ABC):
         if limit.unit is LimitUnit.KW:
             return self.machine.nameplate_kw
         return 1000 * self.machine.nameplate_kw / (limit.volts * limit.phases)
+
+
+def _stored_points(profile: Profile) -> frozenset[str]:
+    """The points whose every write the device stores, where it wears."""
+    limit = profile.limit
+    if limit is None:
+        return frozenset()
+    steps = list(limit.once) if limit.write_class == "persistent" else []
+    if limit.write_class == "persistent" or limit.volatile_when is not None:
+        steps += [*limit.set, *(limit.release or ())]
+    own = limit.fallback
+    if own is not None and own.keep_alive_class == "persistent":
+        steps += own.keep_alive
+    return frozenset(name for step in steps for name in step.writes)

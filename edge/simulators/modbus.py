@@ -9,12 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set as AbstractSet
 from itertools import pairwise
 
 from pymodbus.exceptions import ModbusException
 from pymodbus.framer import FramerSocket
 from pymodbus.pdu import DecodePDU, ExceptionResponse, ModbusPDU
+from pymodbus.pdu.bit_message import (
+    ReadCoilsResponse,
+    ReadDiscreteInputsResponse,
+    WriteMultipleCoilsResponse,
+    WriteSingleCoilResponse,
+)
 from pymodbus.pdu.register_message import (
     ReadHoldingRegistersResponse,
     ReadInputRegistersResponse,
@@ -22,56 +28,90 @@ from pymodbus.pdu.register_message import (
     WriteSingleRegisterResponse,
 )
 
+from edge.plant import Kind, Site
 from edge.profiles.model import Profile
-from edge.profiles.points import MAX_READ, Register, RegisterType, Table, Value
+from edge.profiles.points import MAX_READ, Register, RegisterType, Table, Value, WriteFunction
 from edge.profiles.registers import decode, encode
 from edge.simulators.device import Fault, Simulated
-from edge.simulators.plant import Kind, Site
+from edge.simulators.sunspec import BASES, lay_out
 
-READ_HOLDING, READ_INPUT, WRITE_SINGLE, WRITE_MULTIPLE = 3, 4, 6, 16
+READ_COILS, READ_DISCRETE, READ_HOLDING, READ_INPUT = 1, 2, 3, 4
+WRITE_COIL, WRITE_SINGLE, WRITE_COILS, WRITE_MULTIPLE = 5, 6, 15, 16
 ILLEGAL_FUNCTION, ILLEGAL_ADDRESS, ILLEGAL_VALUE, DEVICE_FAILURE, NO_SUCH_UNIT = 1, 2, 3, 4, 11
 # A SunSpec device fills what it has not implemented with this.
 NOT_IMPLEMENTED = 0xFFFF
 MBAP_HEADER = 6
 LONGEST_FRAME = 260
+# Turns an answer into bytes which mean nothing in either framing.
+NOISE = 0xA5
+# The most bits in one answer (Modbus Application Protocol V1.1b3, 6.1).
+MAX_BITS = 2000
+
+READS = {
+    READ_COILS: (Table.COIL, ReadCoilsResponse),
+    READ_DISCRETE: (Table.DISCRETE, ReadDiscreteInputsResponse),
+    READ_HOLDING: (Table.HOLDING, ReadHoldingRegistersResponse),
+    READ_INPUT: (Table.INPUT, ReadInputRegistersResponse),
+}
+SINGLE_WRITES = (WRITE_COIL, WRITE_SINGLE)
+WRITES = {
+    WRITE_COIL: Table.COIL,
+    WRITE_COILS: Table.COIL,
+    WRITE_SINGLE: Table.HOLDING,
+    WRITE_MULTIPLE: Table.HOLDING,
+}
 
 
 class SimulatedRegisters:
-    """The registers of one device, by point name or as words. Between close points lie readable fillers."""
+    """The registers of one device, by point name or as words. Between close points lie readable fillers.
 
-    def __init__(self, profile: Profile) -> None:
+    A SunSpec device has the whole chain of its models instead, from `sunspec_base` on.
+    """
+
+    def __init__(
+        self, profile: Profile, *, sunspec_base: int = BASES[0], blank_models: Sequence[int] = ()
+    ) -> None:
         self._points = profile.registers
         self.words: dict[Table, dict[int, int]] = {table: {} for table in Table}
-        self._writable: dict[int, str] = {}
-        self._write_only: set[int] = set()
+        self._writable: dict[Table, dict[int, str]] = {Table.HOLDING: {}, Table.COIL: {}}
+        self._write_only: dict[Table, set[int]] = {table: set() for table in Table}
         self._absent: set[str] = set()
-        for table in Table:
-            points = sorted(
-                (point for point in profile.registers.values() if point.table is table),
-                key=lambda point: point.address,
-            )
-            for before, after in pairwise(points):
-                if after.address - before.end <= profile.max_read_gap:
-                    fillers = range(before.end, after.address)
-                    self.words[table].update(dict.fromkeys(fillers, NOT_IMPLEMENTED))
-        for name, point in profile.registers.items():
+        if profile.sunspec:
+            self._points, chain = lay_out(profile.registers, base=sunspec_base, blank=blank_models)
+            self.words[Table.HOLDING].update(chain)
+        else:
+            self._fill_gaps(profile.max_read_gap)
+        for name, point in self._points.items():
             addresses = range(point.address, point.end)
             self.words[point.table].update(dict.fromkeys(addresses, 0))
             if point.writable:
-                self._writable.update(dict.fromkeys(addresses, name))
+                self._writable[point.table].update(dict.fromkeys(addresses, name))
             if not point.readable:
-                self._write_only.update(addresses)
+                self._write_only[point.table].update(addresses)
         # Scale factors first: the others are written with them.
-        for name in sorted(profile.points, key=lambda name: profile.registers[name].scale_point is not None):
+        for name in sorted(self._points, key=lambda name: self._points[name].scale_point is not None):
             self.reset(name)
+
+    def _fill_gaps(self, max_gap: int) -> None:
+        for table in (Table.HOLDING, Table.INPUT):
+            points = sorted(
+                (point for point in self._points.values() if point.table is table),
+                key=lambda point: point.address,
+            )
+            for before, after in pairwise(points):
+                if after.address - before.end <= max_gap:
+                    fillers = range(before.end, after.address)
+                    self.words[table].update(dict.fromkeys(fillers, NOT_IMPLEMENTED))
 
     def reset(self, name: str) -> None:
         """Put a point to its example, else to "no value" where it can say so, else to nothing."""
         point = self._points[name]
         if point.example is not None:
             self.set(name, point.example)
-        elif point.nan is not None or point.type is RegisterType.STR:
+        elif point.nan is not None or (point.type is RegisterType.STR and not point.codes):
             self.set(name, None)
+        elif point.codes:
+            self.set(name, float(next(iter(point.codes))))
         else:
             self.set(name, 0.0)
 
@@ -87,7 +127,8 @@ class SimulatedRegisters:
         self._absent.add(name)
         for address in range(point.address, point.end):
             self.words[point.table].pop(address, None)
-            self._writable.pop(address, None)
+            if point.writable:
+                self._writable[point.table].pop(address, None)
 
     def set(self, name: str, value: float | str | None) -> None:
         if name in self._absent:
@@ -96,23 +137,43 @@ class SimulatedRegisters:
         registers = encode(point, value, exponent=self._exponent(point))
         self.words[point.table].update(zip(range(point.address, point.end), registers, strict=True))
 
+    def words_of(self, names: Iterable[str]) -> dict[tuple[Table, int], int]:
+        """What these points hold now, word by word."""
+        return {
+            (point.table, address): self.words[point.table][address]
+            for name in names
+            if name not in self._absent
+            for point in (self._points[name],)
+            for address in range(point.address, point.end)
+        }
+
     def read(self, table: Table, address: int, count: int) -> list[int] | None:
         """Read words; None where one of them cannot be read."""
         words = self.words[table]
         addresses = range(address, address + count)
         if not all(one in words for one in addresses):
             return None
-        if table is Table.HOLDING and not self._write_only.isdisjoint(addresses):
+        if not self._write_only[table].isdisjoint(addresses):
             return None
         return [words[one] for one in addresses]
 
-    def write(self, address: int, registers: Sequence[int]) -> list[str] | None:
-        """Write words and name the points they belong to; None where one of them cannot be written."""
-        addresses = range(address, address + len(registers))
-        if not all(one in self._writable for one in addresses):
+    def touched(self, table: Table, address: int, count: int) -> dict[str, Register] | None:
+        """The points which a write to these addresses changes; None where one cannot be written."""
+        writable = self._writable[table]
+        addresses = range(address, address + count)
+        if not all(one in writable for one in addresses):
             return None
-        self.words[Table.HOLDING].update(zip(addresses, registers, strict=True))
-        return list(dict.fromkeys(self._writable[one] for one in addresses))
+        return {name: self._points[name] for name in dict.fromkeys(writable[one] for one in addresses)}
+
+    def write(
+        self, table: Table, address: int, words: Sequence[int], *, worn: AbstractSet[str] = frozenset()
+    ) -> None:
+        """Write words to points which can be written, but for those `worn` out: they keep what they have."""
+        writable = self._writable[table]
+        addresses = range(address, address + len(words))
+        self.words[table].update(
+            (one, word) for one, word in zip(addresses, words, strict=True) if writable[one] not in worn
+        )
 
     def _exponent(self, point: Register) -> int:
         if point.scale_point is None:
@@ -128,6 +189,7 @@ class SimulatedDevice(Simulated):
     shows the same registers without them and refuses writes. Both may be 0 until `start`, which draws free
     ones. A device `on_line` has no port of its own: it hangs on a `SimulatedLine`, which hands it requests.
     The device answers only its own unit. `clock` is in seconds and drives the physics and the pauses.
+    `sunspec_base` and `blank_models` are where a SunSpec device begins and what it has not implemented.
     """
 
     def __init__(
@@ -143,18 +205,26 @@ class SimulatedDevice(Simulated):
         site: Site | None = None,
         clock: Callable[[], float] = time.monotonic,
         on_line: bool = False,
+        endurance: int | None = None,
+        sunspec_base: int = BASES[0],
+        blank_models: Sequence[int] = (),
     ) -> None:
         super().__init__(
-            profile=profile, nameplate_kw=nameplate_kw, behaves_as=behaves_as, site=site, clock=clock
+            profile=profile,
+            nameplate_kw=nameplate_kw,
+            behaves_as=behaves_as,
+            site=site,
+            clock=clock,
+            endurance=endurance,
         )
         self._on_line = on_line
         self.unit = unit
         self.host = host
         self.port = port
         self.observe_port = observe_port
-        self.registers = SimulatedRegisters(profile)
-        self.gap_violations: list[float] = []
-        self.sessions_refused = 0
+        self.registers = SimulatedRegisters(profile, sunspec_base=sunspec_base, blank_models=blank_models)
+        # What controllers are shown in place of what is there.
+        self._stale_words: dict[tuple[Table, int], int] = {}
         self._sessions: set[_ModbusConnection] = set()
         self._observers: set[_ModbusConnection] = set()
         self._server: asyncio.Server | None = None
@@ -162,6 +232,12 @@ class SimulatedDevice(Simulated):
         self.set_up()
 
     # --- for tests and the fleet ---
+
+    shows_itself = True
+
+    @property
+    def address(self) -> str:
+        return f"{self.host}:{self.port} unit {self.unit}"
 
     async def start(self) -> None:
         """Listen on both ports; `OSError` where one is taken."""
@@ -181,8 +257,8 @@ class SimulatedDevice(Simulated):
 
     async def set_fault(self, fault: Fault, *, delay_s: float = 0.0) -> None:
         """Break the device in this way, or with `Fault.NONE` mend it. `delay_s` belongs to `Fault.DELAY`."""
-        self.fault = fault
-        self.delay_s = delay_s
+        self.break_down(fault, delay_s=delay_s)
+        self._stale_words = self.registers.words_of(self.stale)
         if fault is Fault.REFUSE:
             self._stop_listening()
         elif self._server is None:
@@ -208,9 +284,9 @@ class SimulatedDevice(Simulated):
     def answer(self, request: ModbusPDU, *, observing: bool) -> ModbusPDU:
         """Carry out one request."""
         function = request.function_code
-        if function in (READ_HOLDING, READ_INPUT):
-            return self._read(request)
-        if function in (WRITE_SINGLE, WRITE_MULTIPLE) and not observing:
+        if function in READS:
+            return self._read(request, observing=observing)
+        if function in WRITES and not observing:
             return self._write(request)
         return ExceptionResponse(function, ILLEGAL_FUNCTION)
 
@@ -250,36 +326,62 @@ class SimulatedDevice(Simulated):
             else:
                 return
 
-    def _read(self, request: ModbusPDU) -> ModbusPDU:
+    def _read(self, request: ModbusPDU, *, observing: bool) -> ModbusPDU:
         function = request.function_code
-        if not 1 <= request.count <= MAX_READ:
+        table, response = READS[function]
+        address, count = request.address, request.count
+        if not 1 <= count <= (MAX_BITS if table.is_bits else MAX_READ):
             return ExceptionResponse(function, ILLEGAL_VALUE)
-        self.let_own_fallback_act()
+        if table.is_bits and not self.registers.words[table]:
+            return ExceptionResponse(function, ILLEGAL_FUNCTION)
         self.measure()
-        table = Table.HOLDING if function == READ_HOLDING else Table.INPUT
-        registers = self.registers.read(table, request.address, request.count)
-        if registers is None:
+        words = self.registers.read(table, address, count)
+        if words is None:
             return ExceptionResponse(function, ILLEGAL_ADDRESS)
-        if function == READ_HOLDING:
-            return ReadHoldingRegistersResponse(registers=registers)
-        return ReadInputRegistersResponse(registers=registers)
+        if self._stale_words and not observing:
+            stale = self._stale_words
+            words = [stale.get((table, address + place), word) for place, word in enumerate(words)]
+        if table.is_bits:
+            return response(bits=[bool(word) for word in words])
+        return response(registers=words)
 
     def _write(self, request: ModbusPDU) -> ModbusPDU:
         function = request.function_code
-        registers = list(request.registers)
+        table = WRITES[function]
+        words = [int(bit) for bit in request.bits] if table.is_bits else list(request.registers)
         if self.fault is Fault.WRITE_EXCEPTION:
             return ExceptionResponse(function, DEVICE_FAILURE)
-        if not registers or (function == WRITE_MULTIPLE and len(registers) != request.count):
+        if not words or (function not in SINGLE_WRITES and len(words) != request.count):
             return ExceptionResponse(function, ILLEGAL_VALUE)
         if self.fault is not Fault.IGNORE_WRITES:
-            self.let_own_fallback_act()
-            names = self.registers.write(request.address, registers)
-            if names is None:
+            if table.is_bits and not self.registers.words[table]:
+                return ExceptionResponse(function, ILLEGAL_FUNCTION)
+            points = self.registers.touched(table, request.address, len(words))
+            if points is None:
                 return ExceptionResponse(function, ILLEGAL_ADDRESS)
-            self.wrote(names)
-        if function == WRITE_SINGLE:
-            return WriteSingleRegisterResponse(address=request.address, registers=registers)
-        return WriteMultipleRegistersResponse(address=request.address, count=len(registers))
+            wanted = WriteFunction.MULTIPLE if function in SINGLE_WRITES else WriteFunction.SINGLE
+            if any(point.write_function is wanted for point in points.values()):
+                return ExceptionResponse(function, ILLEGAL_FUNCTION)
+            if sum(point.count for point in points.values()) != len(words) and not table.is_bits:
+                # Half a number is no number.
+                return ExceptionResponse(function, ILLEGAL_VALUE)
+            self.let_own_fallback_act()
+            self.registers.write(table, request.address, words, worn=self.wear_out(points))
+            self.wrote(points)
+        return self._acknowledged(request, words)
+
+    @staticmethod
+    def _acknowledged(request: ModbusPDU, words: Sequence[int]) -> ModbusPDU:
+        address = request.address
+        match request.function_code:
+            case 5:
+                return WriteSingleCoilResponse(address=address, bits=[bool(words[0])])
+            case 6:
+                return WriteSingleRegisterResponse(address=address, registers=words)
+            case 15:
+                return WriteMultipleCoilsResponse(address=address, count=len(words))
+            case _:
+                return WriteMultipleRegistersResponse(address=address, count=len(words))
 
     async def _listen(self) -> None:
         if self._on_line:
@@ -307,6 +409,7 @@ class _ModbusConnection(asyncio.Protocol):
         self._buffer = b""
         self._transport: asyncio.Transport | None = None
         self._last_answer_at: float | None = None
+        self._opened_at = device.clock()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -340,9 +443,11 @@ class _ModbusConnection(asyncio.Protocol):
                 self._handle(request)
 
     def _refuse_frame(self) -> int:
-        """Answer a function nobody knows; return the length of its frame."""
+        """Answer a function nobody knows, or an impossible count; return the length of the frame."""
         frame = self._buffer
-        response = ExceptionResponse(frame[MBAP_HEADER + 1], ILLEGAL_FUNCTION)
+        function = frame[MBAP_HEADER + 1]
+        known = function in READS or function in WRITES
+        response = ExceptionResponse(function, ILLEGAL_VALUE if known else ILLEGAL_FUNCTION)
         self._send(response, transaction_id=int.from_bytes(frame[:2], "big"), unit=frame[MBAP_HEADER])
         return MBAP_HEADER + int.from_bytes(frame[4:6], "big")
 
@@ -357,31 +462,57 @@ class _ModbusConnection(asyncio.Protocol):
             self._send(response, transaction_id=transaction_id, unit=unit)
             return
         device.commands += 1
-        if self._comes_too_early() or unit != device.unit or device.fault is Fault.SILENT:
+        if self._comes_too_early() or unit != device.unit or device.hears_nothing():
             return
         response = device.answer(request, observing=False)
-        if device.fault is Fault.DELAY:
-            asyncio.get_running_loop().call_later(
-                device.delay_s, lambda: self._send(response, transaction_id=transaction_id, unit=unit)
-            )
-        else:
+        if device.fault is Fault.NONE:
             self._send(response, transaction_id=transaction_id, unit=unit)
+            return
+        if device.fault is Fault.DROP:
+            self.close()
+            return
+        response.dev_id = unit_said(device)
+        response.transaction_id = transaction_id
+        frame = spoilt(device, self._framer.buildFrame(response))
+        if device.fault is Fault.DELAY:
+            asyncio.get_running_loop().call_later(device.delay_s, lambda: self._put(frame))
+        else:
+            self._put(frame)
 
     def _comes_too_early(self) -> bool:
+        profile = self._device.profile
         if self._last_answer_at is None:
-            return False
-        gap_s = self._device.clock() - self._last_answer_at
-        if gap_s * 1000 >= self._device.profile.min_gap_ms:
+            least_ms, since = profile.connect_delay_ms, self._opened_at
+        else:
+            least_ms, since = profile.min_gap_ms, self._last_answer_at
+        if not least_ms or (gap_s := self._device.clock() - since) * 1000 >= least_ms:
             return False
         self._device.gap_violations.append(gap_s)
         return True
 
     def _send(self, response: ModbusPDU, *, transaction_id: int, unit: int) -> None:
-        if self._transport is None:
-            return
         response.transaction_id = transaction_id
         response.dev_id = unit
+        self._put(self._framer.buildFrame(response))
+
+    def _put(self, frame: bytes) -> None:
+        if self._transport is None:
+            return
         # Before it leaves: the controller counts its pause from when it hears this, and on another core that
         # may be before this process comes to look at its clock.
         self._last_answer_at = self._device.clock()
-        self._transport.write(self._framer.buildFrame(response))
+        self._transport.write(frame)
+
+
+def unit_said(device: SimulatedDevice) -> int:
+    """The unit in whose name a device answers."""
+    return device.unit % 247 + 1 if device.fault is Fault.WRONG_UNIT else device.unit
+
+
+def spoilt(device: SimulatedDevice, frame: bytes) -> bytes:
+    """An answer as this device's fault lets it out."""
+    if device.fault is Fault.GARBAGE:
+        return bytes(byte ^ NOISE for byte in frame)
+    if device.fault is Fault.HALF_FRAME:
+        return frame[: len(frame) // 2]
+    return frame

@@ -16,7 +16,7 @@ from pymodbus.framer import FramerRTU
 from pymodbus.pdu import DecodePDU, ModbusPDU
 
 from edge.simulators.device import Fault
-from edge.simulators.modbus import WRITE_MULTIPLE, SimulatedDevice
+from edge.simulators.modbus import WRITE_COILS, WRITE_MULTIPLE, SimulatedDevice, spoilt, unit_said
 
 # Start bit, eight data bits, parity, stop bit (Modbus over Serial Line V1.02, 2.5.1).
 CHARACTER_BITS = 11
@@ -31,9 +31,9 @@ class SimulatedLine:
     """Devices that share one line, at `path` after `start`, and on a TCP socket at `port` where wanted.
 
     At `baud_rate` each frame takes the time it takes on a wire, 11 bits a character; None is a wire without
-    delay. `turnaround_s` is what every device thinks before it answers. The record tells what a controller
-    did wrong: requests sent into another frame, and requests too soon after one. `clock` gives seconds and
-    drives the makers' pauses; the line itself runs in real time.
+    delay. `turnaround_s` is what every device thinks before it answers. A `port` of 0 is drawn. The record
+    tells what a controller did wrong: requests sent into another frame, and requests too soon after one.
+    `clock` gives seconds and drives the makers' pauses; the line itself runs in real time.
     """
 
     def __init__(
@@ -42,11 +42,12 @@ class SimulatedLine:
         baud_rate: int | None = None,
         turnaround_s: float = 0.0,
         host: str = "127.0.0.1",
+        port: int = 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.path = ""
         self.host = host
-        self.port = 0
+        self.port = port
         self.requests = 0
         self.collisions = 0
         self.silence_violations: list[float] = []
@@ -81,9 +82,10 @@ class SimulatedLine:
         loop = asyncio.get_running_loop()
         loop.add_reader(ours, self._readable)
         if tcp:
-            self._server = await loop.create_server(lambda: _Client(self), self.host, 0)
+            self._server = await loop.create_server(lambda: _Client(self), self.host, self.port)
             self.port = self._server.sockets[0].getsockname()[1]
         for device in self.devices.values():
+            device.host, device.port = self.host, self.port
             await device.start()
 
     async def stop(self) -> None:
@@ -159,11 +161,16 @@ class SimulatedLine:
         if device is None:
             return
         device.commands += 1
-        if device.fault in (Fault.SILENT, Fault.REFUSE) or self._comes_too_early(device):
+        if self._comes_too_early(device) or device.fault is Fault.REFUSE or device.hears_nothing():
             return
         response = device.answer(request, observing=False)
-        response.dev_id = device.unit
-        frame = self._framer.buildFrame(response)
+        if device.fault is Fault.DROP:
+            # A wire has no connection to end, the server in front of it has.
+            for client in list(self._clients):
+                client.close()
+            return
+        response.dev_id = unit_said(device)
+        frame = spoilt(device, self._framer.buildFrame(response))
         begins = asyncio.get_running_loop().time() + self._turnaround_s
         begins += SILENT_CHARACTERS * self._character_s
         if device.fault is Fault.DELAY:
@@ -208,7 +215,7 @@ class SimulatedLine:
 def _request_length(buffer: bytes) -> int:
     """How many bytes the request has that begins here; more than have come while that is open."""
     function = buffer[1] if len(buffer) > 1 else 0
-    if function == WRITE_MULTIPLE:
+    if function in (WRITE_COILS, WRITE_MULTIPLE):
         return 9 + buffer[6] if len(buffer) > 6 else 9  # noqa: PLR2004 - its place in the frame
     return 8
 

@@ -41,6 +41,8 @@ class Code(StrEnum):
     OWNED_BY = "owned_by"
     UNKNOWN_DEVICE = "unknown_device"
     BUSY = "busy"
+    # Of a probe: what it asks for cannot be used, or cannot be reached as things are.
+    UNUSABLE = "unusable"
     STORE_FAILED = "store_failed"
     WEAR = "wear"
     WRITE_FAILED = "write_failed"
@@ -137,7 +139,22 @@ class ExplainCommand(Message, frozen=True, tag_field="op", tag="explain", kw_onl
     at: str | None = None
 
 
-Command = SetpointCommand | ReleaseCommand | PingCommand | ResyncCommand | ExplainCommand
+class ProbeCommand(Message, frozen=True, tag_field="op", tag="probe", kw_only=True):
+    """Read all there is to know of a device before it is controlled, and write nothing.
+
+    `device` is the id of a device of the node's configuration. Where that is empty, `candidate` is one that
+    is not configured yet, or not like that: as a device of `desired/config`, with the body of its profile.
+    """
+
+    id: str
+    epoch: int
+    fresh: str
+    device: str = ""
+    candidate: dict[str, Any] | None = None
+    profile: dict[str, Any] | None = None
+
+
+Command = SetpointCommand | ReleaseCommand | PingCommand | ResyncCommand | ExplainCommand | ProbeCommand
 
 
 # --- up: answers ----------------------------------------------------------------------------------
@@ -208,6 +225,47 @@ class Explanation(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True)
     notes: list[str] = []
 
 
+class Verdict(StrEnum):
+    """What a line of a probe says of the device: as it should be, to be looked at, not to be controlled."""
+
+    OK = "ok"
+    WARNING = "warning"
+    FAILED = "failed"
+
+
+class ProbeLine(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """One thing that a probe looked at.
+
+    `part` is what it belongs to: `identity`, `rated power`, `limit`, `switches`, `own fallback`, `telemetry`
+    or `answers`. `key` is the canonical key of a reading, `point` the profile's name of its point, `name` and
+    `doc` are the maker's; all empty for what is no point. `value` is in `unit`; None is no value, or none
+    that was read, which `detail` tells.
+    """
+
+    part: str
+    verdict: Verdict
+    key: str = ""
+    point: str = ""
+    name: str = ""
+    doc: str = ""
+    value: float | str | None = None
+    unit: str = ""
+    expected: str = ""
+    detail: str = ""
+
+
+class ProbeReport(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """What a probe found at `at` of the node's wall clock; the verdict is that of its worst line."""
+
+    profile: str
+    title: str
+    where: str
+    at: str
+    took_s: float
+    verdict: Verdict
+    lines: list[ProbeLine] = []
+
+
 class CommandAnswer(Message, frozen=True, kw_only=True):
     """`accepted` once arbitrated, then `done` with every device's outcome; or `refused` as a whole."""
 
@@ -222,6 +280,7 @@ class CommandAnswer(Message, frozen=True, kw_only=True):
     received_wall: str | None = None
     answered_wall: str | None = None
     explanation: Explanation | None = None
+    probe: ProbeReport | None = None
 
 
 # --- up: the node's state -------------------------------------------------------------------------

@@ -44,13 +44,21 @@ def on_path(program: str) -> str | None:
 
 
 def broker_command(
-    *, directory: Path, port: int, passwords: Mapping[str, str], choice: str = "system"
+    *,
+    directory: Path,
+    port: int,
+    passwords: Mapping[str, str],
+    choice: str = "system",
+    for_devices: bool = False,
 ) -> BrokerCommand:
-    """Write the broker's configuration and say how to start it: mosquitto where it is, else iotcore."""
+    """Write the broker's configuration and say how to start it: mosquitto where it is, else iotcore.
+
+    The one `for_devices` is a site's own, without the link's access list.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     mosquitto = on_path("mosquitto") if choice == "system" else None
     if mosquitto is not None:
-        config = mosquitto_config(directory=directory, port=port, passwords=passwords)
+        config = mosquitto_config(directory=directory, port=port, passwords=passwords, link=not for_devices)
         return BrokerCommand(argv=(mosquitto, "-c", str(config)), kind="mosquitto", isolates_nodes=True)
     if importlib.util.find_spec("iotcore") is None:
         raise DemoError("neither mosquitto on PATH nor iotcore among the installed packages")
@@ -61,10 +69,11 @@ def broker_command(
     return BrokerCommand(argv=argv, kind="iotcore", isolates_nodes=False)
 
 
-def mosquitto_config(*, directory: Path, port: int, passwords: Mapping[str, str]) -> Path:
-    """Write mosquitto's configuration, passwords and access list to `directory`; the configuration's path."""
+def mosquitto_config(*, directory: Path, port: int, passwords: Mapping[str, str], link: bool = True) -> Path:
+    """Write mosquitto's configuration, passwords and, of the link's broker, its access list; the path."""
     write_passwords(directory=directory, passwords=passwords)
-    write_private(directory / "acl", "\n".join(acl_lines(central_users=CENTRAL_RIGHTS)) + "\n")
+    access = acl_lines(central_users=CENTRAL_RIGHTS) if link else ["pattern readwrite #"]
+    write_private(directory / "acl", "\n".join(access) + "\n")
     lines = [
         f"listener {port} 127.0.0.1",
         "allow_anonymous false",

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from smartgrid.demo.fleet import DEVICES, HOST, SITE_A
+from smartgrid.demo.fleet import DEVICES, HOST, SITE_A, SWITCHBOARD
 from smartgrid.demo.services import ADMIN_USERNAME, AUDIENCE, DemoSettings
 from smartgrid.demo.state import write_private
 
@@ -35,6 +35,7 @@ def description(
         "redis_url": settings.redis_url,
         "database_url": settings.database_url,
         "issuer_key": settings.issuer_key.name,
+        "simulators_url": f"http://{HOST}:{settings.ports[SWITCHBOARD]}",
         "devices": [
             {
                 "device_tag": device.tag,
@@ -44,10 +45,10 @@ def description(
                 "category": device.category,
                 "protocol": protocols.get(device.profile, ""),
                 "profile": device.profile,
-                "host": HOST,
-                "port": settings.ports[f"device:{device.tag}"],
-                "unit": device.unit,
-                "observe_port": settings.ports[f"observe:{device.tag}"],
+                "host": None if device.protocol.is_inside else HOST,
+                "port": settings.ports.get(f"device:{device.tag}"),
+                "unit": device.unit if device.protocol.is_modbus else None,
+                "observe_port": settings.ports.get(f"observe:{device.tag}"),
             }
             for device in DEVICES
         ],
@@ -97,6 +98,7 @@ Curtail the inverters of {SITE_A.tag} to 50 %, for {time_limit_s} s:
 
 {curl_lines(content)}
 Any Modbus client can watch {sma["device_tag"]}, read-only: {observed}.
+Break a simulated device: PUT {content["simulators_url"]}/devices/TAG/fault {{"fault": "silent"}}.
 
 Ctrl-C ends everything.
 """

@@ -1,18 +1,28 @@
 """The demo's fleet as a table: the API guide's own objects under its ids, tags and names, and some more.
 
 On site A the only `inverter` is SMA_STP60_01, because the guide's answer to a request for that category
-names it alone. The other inverters stand on site B.
+names it alone. The other inverters stand on site B. Site C has one device of each type that A and B lack, so
+that everything this software speaks can be looked at.
 """
 
 from __future__ import annotations
 
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from edge.profiles.loader import load_all
+from edge.profiles.points import Protocol
 
 TENANT = "tenant-123"
 IOTHUB = "iothub-euw-polaris-engineering"
 HOST = "127.0.0.1"
+# The broker that devices speak MQTT to, as a site has one: not the one of the link.
+DEVICES_BROKER = "devices-mqtt"
+DEVICES_USER = "devices"
+SWITCHBOARD = "simulators"
+PROFILES = load_all()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,25 +36,63 @@ class DemoSite:
 
 @dataclass(frozen=True, kw_only=True)
 class DemoDevice:
-    """`behaves_as` says what the simulator makes of it: pv, battery, wind, charger or meter.
+    """`behaves_as` says what the simulator makes of it: as its category says where it is empty.
 
-    `id` is the guide's where the guide has the device, else one that follows from the tag.
+    `id` is the guide's where the guide has the device, else one that follows from the tag. A device that
+    is `controlled_by` another is that one's child.
     """
 
     tag: str
     site: DemoSite
     profile: str
     category: str
-    behaves_as: str
+    behaves_as: str = ""
     nameplate_kw: float
     unit: int = 1
     default_value: float = 100.0
     measured_only: bool = False
+    controlled_by: str = ""
     guide_id: str = ""
 
     @property
     def id(self) -> str:
         return self.guide_id or str(uuid.uuid5(uuid.NAMESPACE_URL, f"smart-grid-manager/demo/{self.tag}"))
+
+    @property
+    def protocol(self) -> Protocol:
+        return PROFILES[self.profile].protocol
+
+    @property
+    def has_port(self) -> bool:
+        """Tell whether the node connects to the device itself, rather than to a broker or to nothing."""
+        return not self.protocol.is_inside and self.protocol is not Protocol.MQTT
+
+    def address(self, ports: Mapping[str, int], *, password: str) -> dict[str, Any]:
+        """Where it is reached, as a device's fields; `password` is that of the devices' broker."""
+        if self.protocol.is_inside:
+            return {}
+        if self.protocol is Protocol.MQTT:
+            return {
+                "url": f"mqtt://{HOST}:{ports[DEVICES_BROKER]}",
+                "username": DEVICES_USER,
+                "password": password,
+                "parameters": self.parameters,
+            }
+        port = ports[f"device:{self.tag}"]
+        if self.protocol.has_url:
+            return {"url": f"http://{HOST}:{port}", "parameters": self.parameters}
+        return {"modbus_server_host": HOST, "modbus_server_port": port, "modbus_id": self.unit}
+
+    @property
+    def parameters(self) -> dict[str, float | str]:
+        """What its profile leaves open to it: what it must say, and its own name on the shared broker."""
+        asked = PROFILES[self.profile].parameters
+        said = {
+            name: parameter.example
+            for name, parameter in asked.items()
+            if parameter.default is None and parameter.example is not None
+        }
+        return said | ({"device": self.tag.lower()} if "device" in asked else {})
 
 
 SITE_A = DemoSite(
@@ -61,9 +109,16 @@ SITE_B = DemoSite(
     node_id="2d3f4a5b-6c1e-bd8a-4f21-5e9d14b3c7a0",
     node_name="node-02",
 )
-SITES = (SITE_A, SITE_B)
+SITE_C = DemoSite(
+    id="5c1d9c0e-7b0a-4f52-9a39-3f6f0b8f2c11",
+    tag="one_of_each",
+    name="One Of Each Type",
+    node_id="3e4f5a6b-7c8d-4e9f-8a1b-2c3d4e5f6a7b",
+    node_name="node-03",
+)
+SITES = (SITE_A, SITE_B, SITE_C)
 
-DEVICES = (
+BY_HAND = (
     DemoDevice(
         tag="SMA_STP60_01",
         guide_id="a5b6c7d8-e9f0-1a2b-3c4d-5e6f7a8b9c0d",
@@ -148,6 +203,40 @@ DEVICES = (
     ),
 )
 
+# What a device of a category is rated in the demo, in kW; a meter sees all of the site.
+NAMEPLATES_KW = {
+    "inverter": 60.0,
+    "battery": 50.0,
+    "wind_turbine": 500.0,
+    "ev_charger": 22.0,
+    "generator": 200.0,
+    "heat_pump": 12.0,
+    "load": 80.0,
+    "meter": 2000.0,
+}
+
+
+def _one_of_each(by_hand: tuple[DemoDevice, ...]) -> tuple[DemoDevice, ...]:
+    """A device at site C of every profile that has none yet."""
+    there = {device.profile for device in by_hand}
+    return tuple(
+        DemoDevice(
+            tag=f"{profile.name.upper()}_01",
+            site=SITE_C,
+            profile=profile.name,
+            category=str(profile.category),
+            nameplate_kw=NAMEPLATES_KW.get(profile.category, 50.0),
+            unit=profile.default_unit,
+            default_value=profile.default_value,
+            measured_only=not profile.controllable,
+        )
+        for profile in PROFILES.values()
+        if profile.name not in there
+    )
+
+
+DEVICES = (*BY_HAND, *_one_of_each(BY_HAND))
+
 # The guide's ids of the types of its own devices, by profile.
 GUIDE_DEVICE_TYPES = {
     "sma_stp60_im20": "9c0d8b7a-6f5e-4d3c-2b1a-0f9e8d7c6b5a",
@@ -159,24 +248,43 @@ GUIDE_DEVICE_TYPES = {
 
 def port_names() -> tuple[str, ...]:
     """The names under which the demo's ports of simulated devices are kept."""
-    return tuple(f"{kind}:{device.tag}" for device in DEVICES for kind in ("device", "observe"))
+    return tuple(
+        f"{kind}:{device.tag}"
+        for device in DEVICES
+        if not device.protocol.is_inside
+        for kind in (("device", "observe") if device.has_port else ("observe",))
+    )
 
 
-def simulated_fleet(ports: dict[str, int]) -> dict[str, Any]:
-    """What `python -m edge simulate` is to run."""
+def simulated_fleet(ports: Mapping[str, int], *, password: str) -> dict[str, Any]:
+    """What `python -m edge simulate` is to run; `password` is that of the devices' broker."""
     return {
+        "control_port": ports[SWITCHBOARD],
         "devices": [
-            {
-                "tag": device.tag,
-                "profile": device.profile,
-                "host": HOST,
-                "port": ports[f"device:{device.tag}"],
-                "unit": device.unit,
-                "observe_port": ports[f"observe:{device.tag}"],
-                "nameplate_kw": device.nameplate_kw,
-                "behaves_as": device.behaves_as,
-                "site": device.site.tag,
-            }
+            _simulated(device, ports, password=password)
             for device in DEVICES
-        ]
+            if not device.protocol.is_inside
+        ],
     }
+
+
+def _simulated(device: DemoDevice, ports: Mapping[str, int], *, password: str) -> dict[str, Any]:
+    entry: dict[str, Any] = {
+        "tag": device.tag,
+        "profile": device.profile,
+        "host": HOST,
+        "port": ports.get(f"device:{device.tag}", 0),
+        "unit": device.unit,
+        "observe_port": ports[f"observe:{device.tag}"],
+        "nameplate_kw": device.nameplate_kw,
+        "behaves_as": device.behaves_as or None,
+        "site": device.site.tag,
+        "parameters": device.parameters,
+    }
+    if device.protocol is Protocol.MQTT:
+        address = device.address(ports, password=password)
+        entry |= {name: address[name] for name in ("url", "username", "password")}
+    if device.protocol is Protocol.MODBUS_RTU:
+        # A line of its own, behind a serial device server.
+        entry["line"] = device.tag
+    return entry

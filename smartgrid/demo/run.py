@@ -14,7 +14,14 @@ from typing import Any
 
 from smartgrid.demo.broker import BrokerCommand, broker_command, redis_command
 from smartgrid.demo.description import FILE, description, for_people, write_description
-from smartgrid.demo.fleet import SITES, port_names, simulated_fleet
+from smartgrid.demo.fleet import (
+    DEVICES_BROKER,
+    DEVICES_USER,
+    SITES,
+    SWITCHBOARD,
+    port_names,
+    simulated_fleet,
+)
 from smartgrid.demo.options import ROOT, DemoError, DemoOptions
 from smartgrid.demo.readiness import (
     NodeWatch,
@@ -63,7 +70,7 @@ class Demo:
                 f"port {port} is taken by another program. End that one, or choose another port:"
                 f" SGM_PORT={port + 1} make demo"
             )
-        ports = demo_ports(self.var, names=("mqtt", "redis", *port_names()))
+        ports = demo_ports(self.var, names=("mqtt", "redis", DEVICES_BROKER, SWITCHBOARD, *port_names()))
         secrets = demo_secrets(self.var, node_names=tuple(site.node_name for site in SITES))
         self.settings = DemoSettings(
             var=self.var, port=port, ports=ports, secrets=secrets, split_connections=False
@@ -81,6 +88,13 @@ class Demo:
             ports=ports,
             secrets=secrets,
             split_connections=self.broker.kind == "iotcore",
+        )
+        self.devices_broker: BrokerCommand = broker_command(
+            directory=self.var / "devices-broker",
+            port=ports[DEVICES_BROKER],
+            passwords={DEVICES_USER: secrets["mqtt_devices"]},
+            choice=options.broker,
+            for_devices=True,
         )
         self.protocols: dict[str, str] = {}
         self.ready = False
@@ -151,7 +165,8 @@ class Demo:
         settings, ports = self.settings, self.settings.ports
         for site in SITES:
             write_private(settings.password_file(site), settings.secrets[f"mqtt_{site.node_name}"])
-        write_private(self.var / "fleet.json", json.dumps(simulated_fleet(dict(ports)), indent=2))
+        fleet = simulated_fleet(ports, password=settings.secrets["mqtt_devices"])
+        write_private(self.var / "fleet.json", json.dumps(fleet, indent=2))
         (self.var / "database").mkdir(parents=True, exist_ok=True)
         redis = redis_command(
             directory=self.var / "redis",
@@ -159,17 +174,26 @@ class Demo:
             password=settings.secrets["redis_password"],
             choice=self.options.redis,
         )
-        for name, argv in (("broker", self.broker.argv), ("redis", redis)):
+        for name, argv in (
+            ("broker", self.broker.argv),
+            ("devices-broker", self.devices_broker.argv),
+            ("redis", redis),
+        ):
             self.supervisor.start(
                 ProcessSpec(name=name, argv=argv, env=process_environment(), stage=SERVICES)
             )
-        self.supervisor.start(settings.simulators(record_writes=self.options.record_writes))
         isolation = "" if self.broker.isolates_nodes else ", no isolation between nodes"
         say(f"Broker: {self.broker.kind}{isolation}.")
         await self._until(lambda: accepts_connections(ports["mqtt"]), within_s=SERVICE_START_S, what="broker")
+        await self._until(
+            lambda: accepts_connections(ports[DEVICES_BROKER]),
+            within_s=SERVICE_START_S,
+            what="devices-broker",
+        )
+        self.supervisor.start(settings.simulators(record_writes=self.options.record_writes))
         await self._until(lambda: redis_answers(settings.redis_url), within_s=SERVICE_START_S, what="redis")
         await self._until(
-            lambda: _all_accept_connections([ports[name] for name in port_names()]),
+            lambda: _all_accept_connections([ports[name] for name in (SWITCHBOARD, *port_names())]),
             within_s=SERVICE_START_S,
             what="simulators",
         )

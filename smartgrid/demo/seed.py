@@ -10,7 +10,7 @@ import json
 import os
 import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import django
 from django.core.management import call_command
@@ -18,7 +18,6 @@ from django.core.management import call_command
 from smartgrid.demo.fleet import (
     DEVICES,
     GUIDE_DEVICE_TYPES,
-    HOST,
     IOTHUB,
     SITE_A,
     SITES,
@@ -38,7 +37,7 @@ SITE_TOKEN_NAME = "Production Site Token"
 CLIENT_NAME = "demo"
 
 
-def demo_fleet_ensure(*, time_limit_s: int, ports: dict[str, int]) -> dict[str, str]:
+def demo_fleet_ensure(*, time_limit_s: int, ports: dict[str, int], devices_password: str) -> dict[str, str]:
     """See that the demo's sites, nodes and devices exist; the protocol of each profile in use.
 
     Device types come from the profiles; those which the guide names have the guide's ids.
@@ -51,7 +50,7 @@ def demo_fleet_ensure(*, time_limit_s: int, ports: dict[str, int]) -> dict[str, 
         node = _site_ensure(site, time_limit_s=time_limit_s)
         for device in DEVICES:
             if device.site is site:
-                _device_ensure(device, node=node, port=ports[f"device:{device.tag}"])
+                _device_ensure(device, node=node, address=device.address(ports, password=devices_password))
     return dict(DeviceType.objects.values_list("profile", "protocol"))
 
 
@@ -94,13 +93,14 @@ def _site_ensure(site: DemoSite, *, time_limit_s: int) -> Node:
     return node or node_create(site=row, id=uuid.UUID(site.node_id), name=site.node_name, iothub=IOTHUB)
 
 
-def _device_ensure(device: DemoDevice, *, node: Node, port: int) -> None:
+def _device_ensure(device: DemoDevice, *, node: Node, address: dict[str, Any]) -> None:
     from devices_app.models import Device, DeviceType, RetiringDevice  # noqa: PLC0415
     from devices_app.retirement import device_abandon  # noqa: PLC0415
     from devices_app.services import device_create, device_update  # noqa: PLC0415
 
     row = Device.objects.filter(pk=device.id).first()
     if row is None:
+        owner = Device.objects.filter(site=node.site, device_tag=device.controlled_by).first()
         device_create(
             node=node,
             device_type=DeviceType.objects.get(profile=device.profile),
@@ -110,12 +110,14 @@ def _device_ensure(device: DemoDevice, *, node: Node, port: int) -> None:
             default_value=device.default_value,
             peak_power_kw=device.nameplate_kw,
             measured_only=device.measured_only,
-            modbus_server_host=HOST,
-            modbus_server_port=port,
-            modbus_id=device.unit,
+            controlled_by=owner,
+            **address,
         )
-    elif (row.modbus_server_host, row.modbus_server_port, row.modbus_id) != (HOST, port, device.unit):
-        device_update(device=row, modbus_server_host=HOST, modbus_server_port=port, modbus_id=device.unit)
+        return
+    # A password is drawn once, and what devices say for themselves may have been changed since.
+    where = {name: value for name, value in address.items() if name not in ("password", "parameters")}
+    if any(getattr(row, name) != value for name, value in where.items()):
+        device_update(device=row, **where)
         for left in RetiringDevice.objects.filter(device=row, abandoned_at=None):
             device_abandon(
                 retiring=left,
@@ -156,6 +158,7 @@ def main() -> None:
     protocols = demo_fleet_ensure(
         time_limit_s=env_int("SGM_TIME_LIMIT", default=60, minimum=1, maximum=3600),
         ports=read_json(var / "ports.json"),
+        devices_password=env_secret("SGM_DEMO_DEVICES_PASSWORD"),
     )
     demo_access_ensure(
         key=Path(os.environ["SGM_ISSUER_KEY_FILE"]),

@@ -135,6 +135,7 @@ class DemoSettings:
             "SGM_DEMO_CLIENT_SECRET": self.secrets["client_secret"],
             "SGM_DEMO_SITE_TOKEN": self.secrets["site_token"],
             "SGM_DEMO_ADMIN_PASSWORD": self.secrets["admin_password"],
+            "SGM_DEMO_DEVICES_PASSWORD": self.secrets["mqtt_devices"],
         }
         return ProcessSpec(name=spec.name, argv=spec.argv, env=env, stage=APPLICATION)
 

@@ -112,6 +112,7 @@ def demo_secrets(var: Path, *, node_names: tuple[str, ...]) -> dict[str, str]:
         "redis_password": secrets.token_hex(24),
         "mqtt_central-worker": secrets.token_hex(24),
         "mqtt_central-inbox": secrets.token_hex(24),
+        "mqtt_devices": secrets.token_hex(24),
         **{f"mqtt_{name}": secrets.token_hex(24) for name in node_names},
     }
     merged = {**drawn, **kept}

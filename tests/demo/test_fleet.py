@@ -10,10 +10,10 @@ from devices_app.models import Device, DeviceType
 from devices_app.services import device_update
 from edge.profiles.loader import load_all
 from sites_app.models import Node, Site
-from smartgrid.demo.fleet import DEVICES, SITE_A, port_names, simulated_fleet
+from smartgrid.demo.fleet import DEVICES, DEVICES_BROKER, SITE_A, SWITCHBOARD, port_names, simulated_fleet
 from smartgrid.demo.seed import demo_fleet_ensure
 
-PORTS = {name: 20_000 + number for number, name in enumerate(port_names())}
+PORTS = {name: 20_000 + number for number, name in enumerate((DEVICES_BROKER, SWITCHBOARD, *port_names()))}
 
 
 def test_only_inverter_at_site_a_is_the_one_the_guide_answers_with():
@@ -29,21 +29,25 @@ def test_every_device_has_a_profile_of_its_category():
 
 
 def test_no_two_devices_share_a_tag_an_id_or_a_port():
-    fleet = simulated_fleet(PORTS)["devices"]
-    ports = [device[key] for device in fleet for key in ("port", "observe_port")]
-    assert len(set(ports)) == len(ports) == 2 * len(DEVICES)
+    fleet = simulated_fleet(PORTS, password="secret")["devices"]
+    ports = [port for device in fleet for key in ("port", "observe_port") if (port := device[key])]
+    assert len(set(ports)) == len(ports) == len(port_names())
     assert len({device.id for device in DEVICES}) == len({device.tag for device in DEVICES}) == len(DEVICES)
+
+
+def test_every_profile_has_a_device():
+    assert {device.profile for device in DEVICES} == load_all().keys()
 
 
 def test_there_is_an_inverter_without_a_pause_and_a_meter_at_each_site():
     profiles = load_all()
     assert any(not profiles[device.profile].min_gap_ms for device in DEVICES if device.category == "inverter")
-    assert len({device.site.tag for device in DEVICES if device.category == "meter"}) == 2
+    assert len({device.site.tag for device in DEVICES if device.category == "meter"}) >= 2
 
 
 @pytest.mark.django_db
 def test_guide_objects_have_the_guides_ids():
-    demo_fleet_ensure(time_limit_s=60, ports=PORTS)
+    demo_fleet_ensure(time_limit_s=60, ports=PORTS, devices_password="secret")
     sma = Device.objects.select_related("device_type", "node", "site").get(
         pk=uuid.UUID("a5b6c7d8-e9f0-1a2b-3c4d-5e6f7a8b9c0d")
     )
@@ -63,12 +67,12 @@ def test_guide_objects_have_the_guides_ids():
 
 @pytest.mark.django_db
 def test_second_start_changes_only_ports_and_time_limit():
-    demo_fleet_ensure(time_limit_s=60, ports=PORTS)
+    demo_fleet_ensure(time_limit_s=60, ports=PORTS, devices_password="secret")
     device_update(device=Device.objects.get(device_tag="GENERIC_PV_01"), default_value=90)
     counts = [model.objects.count() for model in (Site, Node, DeviceType, Device)]
 
     moved = {**PORTS, "device:GENERIC_PV_01": 30_000}
-    demo_fleet_ensure(time_limit_s=3, ports=moved)
+    demo_fleet_ensure(time_limit_s=3, ports=moved, devices_password="secret")
 
     assert [model.objects.count() for model in (Site, Node, DeviceType, Device)] == counts
     device = Device.objects.get(device_tag="GENERIC_PV_01")
@@ -78,7 +82,7 @@ def test_second_start_changes_only_ports_and_time_limit():
 
 @pytest.mark.django_db
 def test_same_start_again_sends_the_nodes_nothing_new():
-    demo_fleet_ensure(time_limit_s=60, ports=PORTS)
+    demo_fleet_ensure(time_limit_s=60, ports=PORTS, devices_password="secret")
     versions = dict(Node.objects.values_list("name", "manifest_version"))
-    demo_fleet_ensure(time_limit_s=60, ports=PORTS)
+    demo_fleet_ensure(time_limit_s=60, ports=PORTS, devices_password="secret")
     assert dict(Node.objects.values_list("name", "manifest_version")) == versions

@@ -9,8 +9,9 @@ from hypothesis import example, given, strategies as st
 
 from edge.drivers import mbap
 from edge.drivers.mbap import Frame, NotModbus
+from edge.profiles.points import Table
 
-FUNCTIONS = [3, 4, 6, 16, 0x83, 0x84, 0x86, 0x90]
+FUNCTIONS = [1, 2, 3, 4, 5, 6, 15, 16, 0x81, 0x82, 0x83, 0x84, 0x85, 0x86, 0x8F, 0x90]
 
 
 def as_bytes(frame: Frame) -> bytes:
@@ -89,7 +90,7 @@ def test_what_cannot_be_an_answer_is_refused_at_its_header(received, why):
         mbap.cut(received)
 
 
-# The examples of Modbus Application Protocol V1.1b3, sections 6.3, 6.4, 6.6 and 6.12, behind a header.
+# The examples of Modbus Application Protocol V1.1b3, sections 6.1 to 6.6, 6.11 and 6.12, behind a header.
 
 
 def test_reading_asks_as_the_specification_prints_it():
@@ -101,8 +102,8 @@ def test_reading_asks_as_the_specification_prints_it():
 
 
 def test_writing_asks_as_the_specification_prints_it():
-    single = mbap.write_single_request(1, unit=1, address=1, register=3)
-    multiple = mbap.write_request(1, unit=1, address=1, registers=[0x000A, 0x0102])
+    single = mbap.write_request(1, unit=1, function=6, address=1, registers=[3])
+    multiple = mbap.write_request(1, unit=1, function=16, address=1, registers=[0x000A, 0x0102])
 
     assert single.hex(" ") == "00 01 00 00 00 06 01 06 00 01 00 03"
     assert multiple.hex(" ") == "00 01 00 00 00 0b 01 10 00 01 00 02 04 00 0a 01 02"
@@ -111,7 +112,37 @@ def test_writing_asks_as_the_specification_prints_it():
 def test_registers_are_taken_from_an_answer_of_the_expected_length_only():
     data = bytes.fromhex("06 02 2b 00 00 00 64")
 
-    assert mbap.registers_in(data, count=3) == [0x022B, 0, 0x64]
-    assert mbap.registers_in(data, count=2) is None
-    assert mbap.registers_in(data[:-1], count=3) is None
-    assert mbap.registers_in(b"\x04" + data[1:], count=3) is None
+    assert mbap.values_in(data, table=Table.HOLDING, count=3) == [0x022B, 0, 0x64]
+    assert mbap.values_in(data, table=Table.HOLDING, count=2) is None
+    assert mbap.values_in(data[:-1], table=Table.HOLDING, count=3) is None
+    assert mbap.values_in(b"\x04" + data[1:], table=Table.HOLDING, count=3) is None
+
+
+def test_bits_are_asked_for_and_told_as_the_specification_prints_it():
+    coils = mbap.read_request(1, unit=1, function=mbap.READS[Table.COIL], address=0x13, count=0x13)
+    inputs = mbap.read_request(1, unit=1, function=mbap.READS[Table.DISCRETE], address=0xC4, count=0x16)
+    one = mbap.write_request(1, unit=1, function=5, address=0xAC, registers=[1])
+    ten = [1, 0, 1, 1, 0, 0, 1, 1, 1, 0]
+    many = mbap.write_request(1, unit=1, function=15, address=0x13, registers=ten)
+
+    assert coils[7:].hex(" ") == "01 00 13 00 13"
+    assert inputs[7:].hex(" ") == "02 00 c4 00 16"
+    assert one.hex(" ") == "00 01 00 00 00 06 01 05 00 ac ff 00"
+    assert many.hex(" ") == "00 01 00 00 00 09 01 0f 00 13 00 0a 02 cd 01"
+
+
+def test_bits_are_taken_from_an_answer_first_one_lowest():
+    data = bytes.fromhex("03 cd 6b 05")  # coils 20 to 38
+
+    bits = mbap.values_in(data, table=Table.COIL, count=19)
+
+    assert bits == [1, 0, 1, 1, 0, 0, 1, 1, 1, 1, 0, 1, 0, 1, 1, 0, 1, 0, 1]
+    assert mbap.values_in(data, table=Table.COIL, count=25) is None
+    assert mbap.values_in(data[:-1], table=Table.COIL, count=19) is None
+
+
+@given(st.lists(st.integers(0, 1), min_size=1, max_size=125))
+def test_bits_survive_packing(bits):
+    packed = mbap.bits_packed(bits)
+
+    assert mbap.values_in(bytes([len(packed)]) + packed, table=Table.COIL, count=len(bits)) == bits

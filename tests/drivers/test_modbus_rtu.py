@@ -400,3 +400,43 @@ class Wire(RtuSession):
         self.sent.append(frame)
 
     def _drop(self) -> None: ...
+
+
+async def test_bits_go_over_a_line_as_over_tcp():
+    asked: list[bytes] = []
+    # The examples of Modbus Application Protocol V1.1b3, sections 6.1, 6.5 and 6.11.
+    answers = [
+        bytes.fromhex("01 01 03 cd 6b 05"),
+        bytes.fromhex("01 05 00 ac ff 00"),
+        bytes.fromhex("01 0f 00 13 00 0a"),
+    ]
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for answer, length in zip(answers, (8, 8, 11), strict=True):
+            asked.append(await reader.readexactly(length))
+            writer.write(answer + checksum(answer))
+        writer.close()
+
+    async with AsyncExitStack() as stack:
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        stack.callback(server.close)
+        session = RtuOverTcpSession(
+            host="127.0.0.1",
+            port=server.sockets[0].getsockname()[1],
+            timeout_s=5.0,
+            min_gap_s=0.0,
+            clock=time.monotonic,
+            sleep=asyncio.sleep,
+        )
+        stack.push_async_callback(session.aclose)
+        await session.connect()
+
+        assert (await session.read(1, Table.COIL, 19, 19))[16:] == [1, 0, 1]
+        await session.write(1, 172, [1], single=True, table=Table.COIL)
+        await session.write(1, 19, [1, 0, 1, 1, 0, 0, 1, 1, 1, 0], single=False, table=Table.COIL)
+
+    assert [frame[:-2].hex(" ") for frame in asked] == [
+        "01 01 00 13 00 13",
+        "01 05 00 ac ff 00",
+        "01 0f 00 13 00 0a 02 cd 01",
+    ]

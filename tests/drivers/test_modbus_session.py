@@ -272,3 +272,28 @@ def test_only_the_answer_of_its_own_transaction_is_taken_whatever_else_arrives(t
                 assert await task == [value]
 
     asyncio.run(run())
+
+
+async def test_coils_are_read_as_bits_and_written_one_or_several():
+    async with connected() as (session, peer):
+        task = asyncio.create_task(session.read(UNIT, Table.COIL, 19, 19))
+        request = await peer.requests.get()
+        assert request[6:] == bytes.fromhex("01 01 00 13 00 13")
+        await peer.send(request[:4] + bytes.fromhex("00 06 01 01 03 cd 6b 05"))
+        assert (await task)[:8] == [1, 0, 1, 1, 0, 0, 1, 1]
+
+        write = asyncio.create_task(session.write(UNIT, 172, [1], single=True, table=Table.COIL))
+        request = await peer.requests.get()
+        assert request[6:] == bytes.fromhex("01 05 00 ac ff 00")
+        await peer.send(request)
+        await write
+
+
+async def test_coil_that_is_refused_says_so():
+    async with connected() as (session, peer):
+        task = asyncio.create_task(session.read(UNIT, Table.DISCRETE, 5, 1))
+        request = await peer.requests.get()
+        await peer.send(request[:4] + bytes.fromhex("00 03 01 82 02"))
+
+        with pytest.raises(DeviceRefused, match="refused to read discrete input 5: it has no such register"):
+            await task

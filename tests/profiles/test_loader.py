@@ -85,6 +85,7 @@ def test_the_guides_first_devices_are_there():
         ("limit.set", [{"point": "power", "value": "$value"}], "limit.set[0].point", "read-only"),
         ("limit.set", [{"point": "limit_pct", "value": "$x"}], "limit.set[0].value", "expected a number or"),
         ("limit.once", [{"point": "limit_pct", "value": "$value"}], "limit.once[0].value", "no setpoint"),
+        ("limit.once", [{"point": "limit_pct", "value": "$count"}], "limit.once[0].value", "keep_alive only"),
         ("limit.readback", "nobody", "limit.readback", "there is no 'nobody'"),
         ("limit.readback", "serial", "limit.readback", "is a text"),
         ("limit.readback", None, "limit.readback", "because there is a readback_switch"),
@@ -123,6 +124,30 @@ def test_a_readback_of_a_write_only_register_is_refused(data):
 
     with pytest.raises(ProfileError, match="'limit_pct' is write-only, expected a point that can be read"):
         profile_from_builtins(data)
+
+
+@pytest.mark.parametrize("takes", ["release", "stop"])
+def test_a_preset_is_named_only_where_the_device_takes_one(data, takes):
+    keep_alive = [{"point": "limit_pct", "value": "$value"}]
+    own = {"timeout_s": 60, "keep_alive": keep_alive, "keep_alive_class": "unknown", "preset": "limit_pct"}
+    data["limit"]["fallback"] = own | {"takes": takes}
+
+    with pytest.raises(ProfileError, match="expected only where it takes a preset") as caught:
+        profile_from_builtins(data)
+
+    assert caught.value.key == "limit.fallback.preset"
+
+
+def test_a_device_may_hide_what_its_installer_has_preset(data):
+    keep_alive = [{"point": "limit_pct", "value": "$value"}]
+    own = {"timeout_s": 60, "keep_alive": keep_alive, "keep_alive_class": "unknown", "takes": "preset"}
+    data["limit"]["fallback"] = own
+
+    profile = profile_from_builtins(data)
+
+    assert profile.limit is not None
+    assert profile.limit.fallback is not None
+    assert profile.limit.fallback.preset is None
 
 
 @pytest.mark.parametrize("text", ["- 1\n- 2\n", "a: [", "\t"])

@@ -8,7 +8,7 @@ import struct
 import pytest
 from hypothesis import example, given, strategies as st
 
-from edge.profiles.points import Access, Confidence, Register, RegisterType, WordOrder
+from edge.profiles.points import FLOATS, Access, Confidence, Register, RegisterType, Table, WordOrder
 from edge.profiles.registers import decode, encode
 
 INTEGERS = {
@@ -16,7 +16,9 @@ INTEGERS = {
     RegisterType.S16: (-(2**15), 2**15 - 1),
     RegisterType.U32: (0, 2**32 - 1),
     RegisterType.S32: (-(2**31), 2**31 - 1),
-    RegisterType.U64: (0, 2**53),  # beyond, a float has not every integer
+    # Beyond, a float has not every integer.
+    RegisterType.U64: (0, 2**53),
+    RegisterType.S64: (-(2**53), 2**53),
 }
 SCALES = [1.0, 0.1, 0.01, 0.001, 0.0001, 10.0, 1000.0]
 
@@ -72,6 +74,59 @@ def test_every_float_survives_decoding_and_encoding(number, words):
     assert decode(the_point, encode(the_point, number)) == number
 
 
+@given(st.floats(allow_nan=False, allow_infinity=False), st.sampled_from(WordOrder))
+def test_every_double_survives_decoding_and_encoding(number, words):
+    the_point = point(type=RegisterType.F64, words=words)
+
+    assert decode(the_point, encode(the_point, number)) == number
+
+
+@given(st.lists(st.integers(0, 1), min_size=1, max_size=16))
+@example([0, 1])
+def test_bits_are_a_number_whose_lowest_is_the_first_address(bits):
+    the_point = point(type=RegisterType.BITS, table=Table.COIL, length=len(bits))
+    number = int("".join(map(str, reversed(bits))), 2)
+
+    assert decode(the_point, bits) == number
+    assert encode(the_point, number) == bits
+
+
+def test_codes_stand_for_values_and_anything_else_for_none():
+    modes = point(codes={"0": 3, "100": 1}, scale=0.1)
+
+    assert decode(modes, [3]) == 0
+    assert decode(modes, [1]) == 100
+    assert decode(modes, [2]) is None
+    assert encode(modes, 100) == [1]
+    with pytest.raises(ValueError, match="37 is none of 0, 100"):
+        encode(modes, 37)
+
+
+def test_codes_of_a_text_are_words():
+    modes = point(type=RegisterType.STR, length=2, codes={"0": "STOP", "1": "RUN"})
+
+    assert decode(modes, encode(modes, 1)) == 1
+    assert encode(modes, 0) == [0x5354, 0x4F50]
+
+
+def test_codes_of_bits_are_patterns():
+    # SG Ready: two contacts, four modes.
+    modes = point(type=RegisterType.BITS, table=Table.COIL, length=2, codes={"0": 1, "1": 0, "2": 2, "3": 3})
+
+    assert [encode(modes, mode) for mode in (0, 1, 2, 3)] == [[1, 0], [0, 0], [0, 1], [1, 1]]
+    assert decode(modes, [1, 0]) == 0
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False), st.sampled_from(WordOrder))
+def test_no_number_is_too_great_to_be_refused(number, words):
+    the_point = point(type=RegisterType.S64, words=words)
+    if -(2**63) <= round(number) < 2**63:
+        assert decode(the_point, encode(the_point, number)) == pytest.approx(number, abs=0.5)
+    else:
+        with pytest.raises(ValueError, match="outside"):
+            encode(the_point, number)
+
+
 @given(st.floats(0, 100), st.sampled_from([0.1, 0.01, 1.0]))
 def test_a_percentage_is_off_by_at_most_half_a_step(percent, scale):
     the_point = point(scale=scale)
@@ -90,6 +145,7 @@ def test_a_percentage_is_off_by_at_most_half_a_step(percent, scale):
         (RegisterType.S32, 0x80000000),
         (RegisterType.S32, 0x7FFFFFFF),
         (RegisterType.U64, 0xFFFFFFFFFFFFFFFF),
+        (RegisterType.S64, 0x8000000000000000),
         (RegisterType.U32, 0),
     ],
 )
@@ -100,10 +156,16 @@ def test_the_makers_pattern_for_no_value_is_none(kind, nan, words):
     assert decode(the_point, encode(the_point, None)) is None
 
 
-def test_a_float_that_is_no_number_is_none():
-    the_point = point(type=RegisterType.F32)
+@pytest.mark.parametrize("kind", FLOATS)
+def test_a_float_that_is_no_number_is_none(kind):
+    the_point = point(type=kind)
 
     assert decode(the_point, encode(the_point, None)) is None
+
+
+def test_an_infinite_float_is_none():
+    the_point = point(type=RegisterType.F32)
+
     assert decode(the_point, list(struct.unpack(">HH", struct.pack(">f", math.inf)))) is None
 
 
@@ -136,6 +198,9 @@ def test_text_ends_at_its_padding():
         (point(type=RegisterType.F32), 1e39, "does not fit a 32-bit float"),
         (point(), None, "cannot say 'no value'"),
         (point(), "much", "is a text"),
+        (point(type=RegisterType.S64), 2**63, "outside"),
+        (point(type=RegisterType.BITS, table=Table.COIL, length=2), 4, "outside 0 to 3"),
+        (point(type=RegisterType.BITS, table=Table.COIL, length=2), None, "cannot say 'no value'"),
     ],
 )
 def test_what_a_register_cannot_hold_is_never_written(the_point, value, message):

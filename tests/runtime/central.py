@@ -23,6 +23,7 @@ from edge.wire.messages import (
     Message,
     PingCommand,
     Presence,
+    ProbeCommand,
     ReleaseCommand,
     Reported,
     SetpointCommand,
@@ -158,7 +159,7 @@ class Central:
     async def send(
         self,
         op: str,
-        command: SetpointCommand | ReleaseCommand | PingCommand | ExplainCommand,
+        command: SetpointCommand | ReleaseCommand | PingCommand | ExplainCommand | ProbeCommand,
         *,
         retain: bool = False,
         response_topic: str | None = None,

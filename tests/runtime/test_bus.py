@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from edge.drivers.base import PollResult
-from edge.drivers.errors import DeviceRefused, DeviceUnreachable, DriverError, ReadingInvalid
+from edge.drivers.errors import DeviceAway, DeviceRefused, DeviceUnreachable, DriverError, ReadingInvalid
 from edge.drivers.modbus import ModbusDriver, ModbusSession
 from edge.runtime.bus import Bus, WriteOutcome
 from edge.simulators.device import Fault
@@ -633,6 +633,20 @@ async def test_line_on_which_nobody_answers_is_opened_anew(bench):
     await bench.run(2, lambda: len(bench.heard.contacts) == 4)
 
 
+async def test_line_that_is_sound_is_not_opened_anew_for_a_device_that_is_away(bench):
+    bench.line.stays_open = True
+    bench.scripted(A)
+    await bench.run(0.1)
+    away = DeviceAway("the broker is there, the device is not")
+    bench.line.errors = {"poll": away, "identify": away}
+    await bench.run(10)
+
+    assert bench.line.connects == 1
+    assert bench.heard.losses == [A]
+    bench.line.errors.clear()
+    assert await bench.run(5, lambda: len(bench.heard.contacts) == 2) < 1.5
+
+
 @pytest.mark.parametrize("stays_open", [False, True])
 async def test_silent_devices_together_take_a_fifth_of_their_line_whoever_commands_them(bench, stays_open):
     bench.line.stays_open = stays_open
@@ -785,3 +799,186 @@ async def test_line_that_is_finished_reads_back_what_it_wrote_and_begins_nothing
         async with asyncio.timeout(5):
             while device._sessions:  # noqa: ASYNC110 - closed by the device's own end
                 await asyncio.sleep(0)
+
+
+# --- questions from outside -----------------------------------------------------------------------------
+
+
+def ask(bench: Bench, count: int = 1) -> list[asyncio.Task[None]]:
+    """Somebody who asks for so many things, all at once."""
+
+    async def question() -> None:
+        await bench.line.command("question", "X")
+
+    return [asyncio.create_task(bench.bus.ask(question)) for _ in range(count)]
+
+
+async def test_question_waits_for_writes_and_their_readbacks(bench):
+    bench.scripted(A)
+    await bench.run(0.1)
+    bench.line.commands.clear()
+    bench.bus.write(A, 30, verify=False)
+    asked = ask(bench)
+
+    await bench.run(0.1)
+
+    assert [kind for kind, _ in bench.line.commands] == ["write", "read_setpoint", "question"]
+    assert asked[0].done()
+
+
+async def test_write_waits_for_one_question_and_no_more(bench):
+    bench.scripted(A)
+    await bench.run(0.1)
+    bench.line.hold("question")
+    ask(bench, 3)
+    await bench.until_busy("question", "X")
+
+    bench.bus.write(A, 30, verify=False)
+    bench.line.held.pop("question").set()
+    await bench.run(0.1)
+
+    kinds = [kind for kind, _ in bench.line.commands]
+    assert kinds == ["question", "write", "read_setpoint", "question", "question"]
+
+
+async def test_question_gives_way_to_a_write_in_the_pause_between_two_of_its_commands(slow_bench):
+    bench = slow_bench
+    device = await bench.simulated(profile("sma_stp60_im20", min_gap_ms=1000))
+    await bench.run(20, until=lambda: bench.heard.contacts)
+    first = bench.bus.write(A, 50, verify=False)
+    await bench.run(20, until=lambda: bench.heard.outcome(first))
+    driver, commands = bench.bus.driver(A), device.commands
+    asked = asyncio.create_task(bench.bus.ask(lambda: read_twice(driver)))
+    await bench.run(5, until=lambda: device.commands > commands)
+
+    ticket = bench.bus.write(A, 30, verify=False)
+    took = await bench.run(10, until=lambda: device.limit_in_force == 30)
+    await bench.run(20, until=asked.done)
+
+    # The pause of the command that was under way, and nothing on top.
+    assert took <= 1.0
+    assert bench.heard.outcome(ticket) is not None
+    assert asked.result() == "SMA Inverter Manager"
+    assert device.gap_violations == []
+
+
+async def read_twice(driver: Any) -> object:
+    await driver.read_points(["own_unit"])
+    return (await driver.read_points(["model_name"]))["model_name"]
+
+
+async def test_questions_and_polls_take_turns(bench):
+    bench.scripted(A, poll_s=0.1)
+    await bench.run(0.05)
+    bench.line.commands.clear()
+    bench.line.takes["question"] = lambda: bench.clock.sleep(1.0)
+    ask(bench, 5)
+    await bench.run(10)
+
+    kinds = [kind for kind, _ in bench.line.commands]
+    last = len(kinds) - kinds[::-1].index("question")
+    assert kinds.count("question") == 5
+    assert kinds[:last].count("poll") >= 4
+
+
+async def test_question_is_not_put_into_the_moment_of_a_known_write(slow_bench):
+    bench = slow_bench
+    bench.scripted(A, poll_s=60)
+    await bench.run(5)
+    bench.line.commands.clear()
+    bench.bus.reserve(A, bench.clock.boottime_s() + 0.5)
+    asked = ask(bench)
+    await bench.run(0.4)
+    assert bench.line.commands == []
+
+    await bench.run(2, until=asked[0].done)
+
+    assert asked[0].done()
+
+
+async def test_question_that_is_refused_is_the_asker_s_alone(bench):
+    bench.scripted(A)
+    await bench.run(0.1)
+    bench.line.errors["question"] = DeviceRefused("no")
+    asked = ask(bench)
+    await bench.run(0.1)
+
+    with pytest.raises(DeviceRefused):
+        asked[0].result()
+    assert bench.heard.losses == []
+
+
+async def test_whatever_goes_wrong_with_a_question_the_line_goes_on(bench):
+    bench.scripted(A)
+    await bench.run(0.1)
+
+    async def wrong() -> None:
+        raise KeyError("a driver's mistake")
+
+    asked = asyncio.create_task(bench.bus.ask(wrong))
+    await bench.run(0.1)
+
+    with pytest.raises(KeyError):
+        asked.result()
+    bench.line.commands.clear()
+    await bench.run(2)
+    assert ("poll", A) in bench.line.commands
+
+
+async def test_question_without_an_answer_costs_the_neighbours_no_more_than_a_new_session(bench):
+    bench.scripted(A)
+    await bench.run(0.1)
+    bench.line.silent.add("X")
+    asked = ask(bench)
+    await bench.run(0.05)
+
+    with pytest.raises(DeviceUnreachable):
+        asked[0].result()
+    await bench.run(1)
+    assert bench.line.connects == 2
+    assert bench.heard.losses == []
+    assert len(bench.heard.contacts) == 2
+
+
+async def test_question_over_a_line_that_cannot_be_had_is_answered_so(bench):
+    bench.line.errors["connect"] = DeviceUnreachable("nobody listens")
+    bench.scripted(A)
+    await bench.run(700)
+    asked = ask(bench)
+
+    # At once, however rarely the line is tried by now.
+    await bench.run(1.1, until=asked[0].done)
+
+    with pytest.raises(DeviceUnreachable, match="nobody listens"):
+        asked[0].result()
+
+
+async def test_question_to_a_line_that_ends_is_not_left_waiting(bench):
+    bench.scripted(A)
+    await bench.run(0.1)
+    bench.line.hold("question")
+    asked = ask(bench, 2)
+    await bench.until_busy("question", "X")
+    bench.task.cancel()
+
+    for each in asked:
+        with pytest.raises(DeviceUnreachable):
+            await each
+    bench.bus.finish()
+    with pytest.raises(DeviceUnreachable):
+        await ask(bench)[0]
+
+
+async def test_question_that_nobody_waits_for_any_longer_is_not_put(bench):
+    bench.scripted(A)
+    await bench.run(0.1)
+    bench.line.hold("question")
+    asked = ask(bench, 2)
+    await bench.until_busy("question", "X")
+    asked[1].cancel()
+    await asyncio.sleep(0)
+    bench.line.held.pop("question").set()
+    await bench.run(0.1)
+
+    assert [kind for kind, _ in bench.line.commands] == ["question"]
+    assert asked[0].done()

@@ -134,6 +134,34 @@ async def test_device_that_can_only_release_or_stop_is_armed_by_explicit_configu
         assert no_own_fallback(plant) == []
 
 
+@pytest.mark.parametrize("takes", ["release", "stop"])
+async def test_setpoint_of_a_device_that_is_armed_for_good_is_kept_alive_without_being_asked_for(
+    tmp_path, takes
+):
+    async with running_plant(tmp_path) as plant:
+        plant.site["curtailment_time_limit_s"] = 3600.0
+        kind = failsafe(takes=takes, arm=[], keep_alive=[{"point": "limit_target", "value": "$value"}])
+        device = await plant.add(A, kind, lifetime="singular")
+        plant.apply()
+        plant.setpoint(hold_s=3600, INVERTER_01=30)
+        await plant.run(10 * TIMEOUT_S)
+        assert device.limit_in_force == 30
+        assert no_own_fallback(plant) == []
+        plant.clock.advance(TIMEOUT_S + 1)  # in which nothing of the node runs
+        assert device.limit_in_force == (0 if takes == "stop" else 100)
+
+
+async def test_device_that_believes_only_in_what_changes_gets_another_number_each_time(tmp_path):
+    async with running_plant(tmp_path) as plant:
+        device = await plant.add(A, failsafe(keep_alive=[{"point": "own_timeout", "value": "$count"}]))
+        plant.apply()
+        seen = []
+        for _ in range(3):
+            await plant.run(TIMEOUT_S / 3 + 1)
+            seen.append(device.registers.get("own_timeout"))
+        assert seen == [2, 3, 4]  # the first one armed it
+
+
 async def test_device_that_refuses_to_be_armed_shows_that_it_has_no_own_fallback(tmp_path):
     async with running_plant(tmp_path) as plant:
         device = await plant.add(A, failsafe())

@@ -149,6 +149,14 @@ class SimulatedDevice:
         assert self.port is not None
         return self.port.host
 
+    def get(self, name: str) -> float | str | None:
+        return self.shown[name]
+
+    def put(self, name: str, value: float | str | None) -> None:
+        if value is None and name == self.profile.telemetry.get("P_kW"):
+            raise ValueError("its power always has a value")
+        self.shown[name] = value
+
     # --- what happens to it -------------------------------------------------------------------------
 
     async def set_fault(self, fault: StrEnum) -> None:
@@ -465,7 +473,8 @@ class SimulatedDriver:
 
     async def poll(self) -> PollResult:
         names = set(self._profile.telemetry.values())
-        settable = self._profile.controllable
+        limit = self._profile.limit
+        settable = limit is not None and limit.readback is not None
 
         def look(device: SimulatedDevice, _sent_s: float) -> _Told:
             return device.tell(names), device.tell_power(), device.tell_setpoint() if settable else None
@@ -509,6 +518,8 @@ class SimulatedDriver:
     async def read_setpoint(self) -> float | None:
         if self._profile.limit is None:
             raise DeviceRefused(f"{self._profile.title} is only measured, it has no setpoint")
+        if self._profile.limit.readback is None:
+            return None
         return await self._session.exchange(self._unit, lambda device, _: device.tell_setpoint())
 
     @property

@@ -232,7 +232,8 @@ def fleet_file(tmp_path: Path, **changes) -> Path:
 
 
 def test_a_meter_counts_the_devices_of_its_own_site_only(tmp_path, now):
-    pv, meter, _far = build_fleet(read_fleet(fleet_file(tmp_path)), clock=now)
+    devices = build_fleet(read_fleet(fleet_file(tmp_path)), clock=now).devices
+    pv, meter = devices["PV"], devices["POC"]
 
     meter.machine.advance(now())
 

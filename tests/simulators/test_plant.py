@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, strategies as st
 
-from edge.simulators.plant import (
+from edge.plant import (
     DAY_S,
     ChangingWeather,
     Kind,

@@ -25,6 +25,9 @@ from edge.wire.messages import (
     PingClosing,
     PingCommand,
     Presence,
+    ProbeCommand,
+    ProbeLine,
+    ProbeReport,
     ReasonEntry,
     ReleaseCommand,
     Reported,
@@ -33,6 +36,7 @@ from edge.wire.messages import (
     Stage,
     TelemetryBatch,
     TelemetryPoint,
+    Verdict,
     Writes,
 )
 
@@ -103,6 +107,14 @@ SAMPLES: dict[str, Message] = {
     ),
     "resync": ResyncCommand(id=COMMAND, epoch=1),
     "explain": ExplainCommand(id=COMMAND, epoch=1, device="SMA_STP60_01", at="2026-03-02T10:00:30Z"),
+    "probe": ProbeCommand(id=COMMAND, epoch=1, fresh="r8Yc2w", device="5a0f5d9a-0d7b-4f6e-8d4b-9b0b9c0e7c21"),
+    "probe_candidate": ProbeCommand(
+        id=COMMAND,
+        epoch=1,
+        fresh="r8Yc2w",
+        candidate=CONFIG_BODY["devices"][0],  # type: ignore[index]
+        profile={"name": "generic_modbus"},
+    ),
     "answer_accepted": CommandAnswer(id=COMMAND, stage=Stage.ACCEPTED),
     "answer_done": CommandAnswer(
         id=COMMAND,
@@ -128,6 +140,35 @@ SAMPLES: dict[str, Message] = {
         sent_wall="2026-03-02T10:00:00.000000Z",
         received_wall="2026-03-02T10:00:00.010000Z",
         answered_wall="2026-03-02T10:00:00.011000Z",
+    ),
+    "answer_probe": CommandAnswer(
+        id=COMMAND,
+        stage=Stage.DONE,
+        probe=ProbeReport(
+            profile="generic_modbus",
+            title="Generic Modbus inverter or plant controller",
+            where="192.168.1.100:502 unit 1",
+            at="2026-03-02T10:00:30.000000Z",
+            took_s=0.041,
+            verdict=Verdict.WARNING,
+            lines=[
+                ProbeLine(
+                    part="identity",
+                    verdict=Verdict.WARNING,
+                    detail="the profile knows nothing by which to recognise the device",
+                ),
+                ProbeLine(
+                    part="telemetry",
+                    verdict=Verdict.OK,
+                    key="P_kW",
+                    point="power",
+                    name="active power",
+                    doc="51",
+                    value=12.5,
+                    unit="kW",
+                ),
+            ],
+        ),
     ),
     "answer_explain": CommandAnswer(
         id=COMMAND,

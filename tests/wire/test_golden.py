@@ -19,6 +19,7 @@ from edge.wire.messages import (
     Message,
     NodeConfig,
     PingCommand,
+    ProbeCommand,
     ReleaseCommand,
     ResyncCommand,
     ScheduleBody,
@@ -26,7 +27,7 @@ from edge.wire.messages import (
 )
 from tests.wire.samples import GOLDEN, SAMPLES
 
-COMMANDS = (SetpointCommand, ReleaseCommand, PingCommand, ResyncCommand, ExplainCommand)
+COMMANDS = (SetpointCommand, ReleaseCommand, PingCommand, ResyncCommand, ExplainCommand, ProbeCommand)
 
 
 def golden(name: str) -> bytes:
