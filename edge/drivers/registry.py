@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from edge.drivers.base import Driver, Session
+from edge.drivers.demo import DemoDriver, DemoSession
 from edge.drivers.modbus import ModbusDriver, ModbusSession
 from edge.drivers.modbus_rtu import RtuOverTcpSession, SerialSession
 from edge.profiles.points import Protocol
@@ -34,4 +35,5 @@ DRIVERS: Drivers = {
     Protocol.MODBUS_RTU: Constructors(
         session=RtuOverTcpSession, driver=ModbusDriver, serial_session=SerialSession
     ),
+    Protocol.DEMO: Constructors(session=DemoSession, driver=DemoDriver),
 }
