@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from edge.drivers.base import Driver, Session
+from edge.drivers.demo import DemoDriver, DemoSession
 from edge.drivers.modbus import ModbusDriver, ModbusSession
 from edge.drivers.modbus_rtu import RtuOverTcpSession, SerialSession
 from edge.drivers.mqtt import MqttDriver, MqttSession
@@ -36,4 +37,5 @@ DRIVERS: Drivers = {
         session=RtuOverTcpSession, driver=ModbusDriver, serial_session=SerialSession
     ),
     Protocol.MQTT: Constructors(session=MqttSession, driver=MqttDriver),
+    Protocol.DEMO: Constructors(session=DemoSession, driver=DemoDriver),
 }

@@ -39,6 +39,15 @@ class ValueKind(StrEnum):
     CHARGING_POWER_LIMIT_PCT = "charging_power_limit_pct"
     OPERATING_MODE = "operating_mode"
 
+    @property
+    def is_limit(self) -> bool:
+        """Tell whether it is the most that a device may do, in percent of its nameplate, 100 being all."""
+        return self not in (ValueKind.SIGNED_SETPOINT_PCT, ValueKind.OPERATING_MODE)
+
+    def can_take(self, proxys: ValueKind) -> bool:
+        """Tell whether a value of a proxy's kind means the same to its child, which is of this kind."""
+        return self is proxys or (self.is_limit and proxys.is_limit)
+
 
 class LimitUnit(StrEnum):
     """What a device's setpoint is in, on its own side; ours is as the value kind says."""

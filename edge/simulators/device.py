@@ -14,14 +14,9 @@ from enum import StrEnum
 from functools import cached_property
 from typing import Any, ClassVar
 
-from edge.plant import KIND_BY_CATEGORY, Kind, Machine, Site, Takes
-from edge.profiles.model import FALLBACK, TIMEOUT, VALUE, LimitUnit, Profile, ValueKind
+from edge.plant import KIND_BY_CATEGORY, TAKES, Kind, Machine, Site, Takes
+from edge.profiles.model import FALLBACK, TIMEOUT, VALUE, LimitUnit, Profile
 from edge.profiles.points import Value
-
-TAKES: dict[ValueKind | None, Takes] = {
-    ValueKind.SIGNED_SETPOINT_PCT: Takes.SIGNED,
-    ValueKind.OPERATING_MODE: Takes.MODE,
-}
 
 
 class Fault(StrEnum):

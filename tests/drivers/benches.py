@@ -14,11 +14,12 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from edge.drivers.base import Driver, PollResult, Session
+from edge.drivers.demo import DemoDriver, DemoSession
 from edge.drivers.modbus import ModbusDriver, ModbusSession
 from edge.drivers.modbus_rtu import RtuOverTcpSession, SerialSession
 from edge.drivers.mqtt import MqttDriver, MqttSession
 from edge.drivers.serial_line import SerialSettings
-from edge.plant import Site
+from edge.plant import Machine, Site
 from edge.profiles.loader import load_all
 from edge.profiles.model import VALUE, Profile
 from edge.profiles.points import Protocol
@@ -271,6 +272,45 @@ async def mqtt(stack: AsyncExitStack, order: Order) -> Bench:
     return _MqttBench(broker, order.clock, device, session, driver)
 
 
+async def inside(stack: AsyncExitStack, order: Order) -> Bench:
+    """The plant of a node, without a socket."""
+    session = DemoSession(**order.timing())
+    stack.push_async_callback(session.aclose)
+    driver = DemoDriver(session=session, profile=order.profile, unit=order.asked, nameplate_kw=NAMEPLATE_KW)
+    return Bench(order.clock, _DemoDevice(session, driver.machine, order.profile), session, driver)
+
+
+@dataclass
+class _DemoDevice:
+    """What the suite asks of a device, of a machine in the node."""
+
+    session: DemoSession
+    machine: Machine
+    profile: Profile
+    shown: dict[str, float | None] = field(default_factory=dict)
+    gap_violations: list[float] = field(default_factory=list)
+    # It has no registers that count.
+    writes: None = None
+
+    @property
+    def commands(self) -> int:
+        return self.session.commands
+
+    @property
+    def limit_in_force(self) -> float:
+        return self.machine.limit_pct
+
+    def put(self, name: str, value: object) -> None:
+        raise ValueError(f"{name}: a machine shows what is so, not {value}")
+
+    async def restart(self) -> None:
+        """It starts with its process."""
+        self.machine.limit_pct = self.profile.default_value
+
+    async def set_fault(self, fault: Fault, *, delay_s: float = 0.0) -> None:
+        assert (fault, delay_s) == (Fault.NONE, 0.0)
+
+
 async def memory(stack: AsyncExitStack, order: Order) -> Bench:
     """No socket at all: the simulated site keeps the same contract, or its tests would prove nothing."""
     made = bench_for(order.profile, clock=order.clock, timeout_s=order.timeout_s, nameplate_kw=NAMEPLATE_KW)
@@ -302,6 +342,7 @@ BENCHES: dict[str, Way] = {
     "serial": Way(Protocol.MODBUS_RTU, serial_line, ON_A_LINE),
     "rtu_over_tcp": Way(Protocol.MODBUS_RTU, rtu_over_tcp, ON_A_LINE),
     "mqtt": Way(Protocol.MQTT, mqtt, BY_MESSAGE, services=True),
+    "inside": Way(Protocol.DEMO, inside, frozenset()),
     "memory": Way(Protocol.MODBUS_TCP, memory, IN_MEMORY_FAULTS),
 }
 # The simulated site is built of such devices.
