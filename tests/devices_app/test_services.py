@@ -30,7 +30,9 @@ from tests.factories import (
     meter_type_make,
     node_make,
     profile_body_make,
+    rtu_type_make,
     site_make,
+    url_type_make,
 )
 
 pytestmark = pytest.mark.django_db
@@ -418,3 +420,32 @@ def test_node_can_use_what_is_rendered_here():
     assert planned.devices["IM20_01"].settings.is_controlled
     assert not planned.devices["STP60_02"].settings.is_controlled
     assert str(left.config_id) in planned.abandoned
+
+
+def test_address_is_kept_in_the_spelling_of_its_node():
+    device = device_make(modbus_server_host="Inverter-7.Example.")
+    assert device.modbus_server_host == "inverter-7.example"
+    mqtt = device_make(device_type=url_type_make("mqtt"), url="MQTT://Broker:1883/")
+    assert mqtt.url == "mqtt://broker"
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"modbus_server_host": "two words"}, "modbus_server_host"),
+        ({"serial_port": "/etc/passwd"}, "serial_port"),
+        ({"serial_port": "/dev/ttyUSB0", "baud_rate": 9601}, "baud_rate"),
+        ({"serial_port": "/dev/ttyUSB0", "modbus_id": 248}, "modbus_id"),
+    ],
+)
+def test_modbus_address_that_no_node_could_use_is_refused_at_its_field(fields, field):
+    with pytest.raises(Invalid) as refusal:
+        device_make(device_type=rtu_type_make(), **fields)
+    assert list(refusal.value.errors) == [field]
+
+
+@pytest.mark.parametrize("url", ["http://broker", "mqtt://me:secret@broker", "broker"])
+def test_url_that_no_node_could_use_is_refused_at_its_field(url):
+    with pytest.raises(Invalid) as refusal:
+        device_make(device_type=url_type_make("mqtt"), url=url)
+    assert list(refusal.value.errors) == ["url"]
