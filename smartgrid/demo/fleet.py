@@ -85,7 +85,7 @@ class DemoDevice:
 
     @property
     def parameters(self) -> dict[str, float | str]:
-        """What its profile leaves open to it: what it must say, and a name of its own on the shared broker."""
+        """What its profile leaves open to it: what it must say, and its own name on the shared broker."""
         asked = PROFILES[self.profile].parameters
         said = {
             name: parameter.example

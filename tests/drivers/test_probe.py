@@ -12,7 +12,7 @@ from edge.profiles.loader import load_all
 from edge.profiles.model import OwnFallback, Profile, Step
 from edge.simulators.device import Fault
 from edge.wire.messages import ProbeLine, ProbeReport, Verdict
-from tests.drivers.conftest import NAMEPLATE_KW, PROFILES
+from tests.drivers.benches import NAMEPLATE_KW, PROFILES
 
 SMA, GENERIC, SUNGROW = "sma_stp60_im20", "generic_modbus", "sungrow_sg110cx"
 OK, WARNING, FAILED = Verdict.OK, Verdict.WARNING, Verdict.FAILED
