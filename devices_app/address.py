@@ -14,12 +14,13 @@ import msgspec
 from edge.profiles import address
 from edge.profiles.errors import ProfileError
 from edge.profiles.model import Parity, Profile
+from edge.profiles.parameters import Parameter, parameters_of
 from edge.profiles.points import Protocol
 from edge.profiles.reading import profile_from_builtins
 from smartgrid.errors import Invalid
 
 if TYPE_CHECKING:
-    from devices_app.models import Device
+    from devices_app.models import Device, DeviceType
 
 NETWORK = ("modbus_server_host", "modbus_server_port")
 SERIAL = ("serial_port", "baud_rate", "parity", "stop_bits")
@@ -45,9 +46,28 @@ def device_profile(device: Device) -> Profile | None:
         ) from error
 
 
+def type_profile(kind: DeviceType) -> Profile | None:
+    """A type's profile, its parameters by default or example; None without a body, or with one of no use."""
+    if not kind.profile_body:
+        return None
+    try:
+        return _profile(msgspec.json.encode(kind.profile_body), None)
+    except ProfileError:
+        return None
+
+
+def type_parameters(kind: DeviceType) -> dict[str, Parameter]:
+    """What a type's profile leaves open to each device, in the profile's order."""
+    try:
+        return parameters_of(kind.profile_body)
+    except ProfileError:
+        return {}
+
+
 @lru_cache(maxsize=256)
-def _profile(body: bytes, parameters: bytes) -> Profile:
-    return profile_from_builtins(msgspec.json.decode(body), msgspec.json.decode(parameters))
+def _profile(body: bytes, parameters: bytes | None) -> Profile:
+    given = None if parameters is None else msgspec.json.decode(parameters)
+    return profile_from_builtins(msgspec.json.decode(body), given)
 
 
 def device_protocol(device: Device) -> Protocol | None:

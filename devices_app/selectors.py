@@ -77,6 +77,25 @@ def retiring_kept_by(row: RetiringDevice) -> str:
     return f"{row.node.name} has yet to report anew"
 
 
+def device_node_says(device: Device) -> str:
+    """What the node last said of a device of its configuration, for people; needs `node` loaded."""
+    reported = device.node.last_reported
+    if reported is None:
+        return f"{device.node.name} has never reported"
+    refused = reported.get("devices_refused", {}).get(device.device_tag)
+    if refused is not None:
+        return f"cannot be used as it is configured: {refused}"
+    told = [
+        f"{alarm['code']}: {alarm['detail']}"
+        for alarm in reported.get("alarms", [])
+        if alarm.get("device") == device.device_tag
+    ]
+    value = reported.get("values", {}).get(device.device_tag)
+    if value is not None:
+        told.insert(0, f"holds {value:g}")
+    return "; ".join(told) or "nothing"
+
+
 def waits_for_control_point() -> Exists:
     """For a query of devices: another node has not yet let go of this device's control point."""
     rows = retiring_waited_for().filter(site_id=OuterRef("site_id"), control_point=OuterRef("control_point"))
