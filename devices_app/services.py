@@ -17,6 +17,7 @@ from devices_app.choices import BoundOrigin, ValueKind
 from devices_app.config import CONFIG
 from devices_app.models import Device, DeviceBound, DeviceType
 from devices_app.retirement import Place, place_free_check, places_lock, retirement_begin, waits_at
+from devices_app.selectors import device_unfit, devices_unfit
 from edge.wire.messages import Reported
 from sites_app.documents import node_documents_render, nodes_documents_render, nodes_render_later
 from sites_app.models import Node
@@ -93,7 +94,9 @@ def device_type_update(
 ) -> DeviceType:
     """Change a type; nodes with devices of it get the new profile soon after, and devices keep their bounds.
 
-    Devices that are controlled through another register from now on are retired from the former one.
+    Devices that are controlled through another register from now on are retired from the former one. One
+    whose parameters no longer fit stays as it is, and so it does at its node, which refuses what it cannot
+    use: `devices_unfit` tells of it.
     """
     with transaction.atomic():
         # Without the key: a device that is just changed to this type holds its site already.
@@ -114,6 +117,9 @@ def device_type_update(
         replaced: set[uuid.UUID] = set()
         for device in devices:
             device.device_type = device_type
+            if unfit := device_unfit(device):
+                log.warning("device_does_not_fit_its_type", device=device.device_tag, reason=unfit)
+                continue
             _control_point_set(device)
             place, measured_only = before[device.pk]
             reason = _config_id_renew(device, place)
@@ -486,6 +492,8 @@ class DeviceTypeSync(TypedDict):
     updated: list[str]
     unchanged: list[str]
     without_profile: list[str]
+    # Devices that say what their type's profile does not take: tag, node, and why.
+    unfit: list[str]
 
 
 def device_types_sync(profiles: dict[str, tuple[str, DeviceTypeFields]]) -> DeviceTypeSync:
@@ -494,7 +502,13 @@ def device_types_sync(profiles: dict[str, tuple[str, DeviceTypeFields]]) -> Devi
     A profile without a type gets one under its title. Types keep their id, name and lifetime; a type whose
     profile is gone stays, since devices may use it, and is reported.
     """
-    done: DeviceTypeSync = {"created": [], "updated": [], "unchanged": [], "without_profile": []}
+    done: DeviceTypeSync = {
+        "created": [],
+        "updated": [],
+        "unchanged": [],
+        "without_profile": [],
+        "unfit": [],
+    }
     with transaction.atomic():
         for profile, (title, fields) in sorted(profiles.items()):
             rows = list(DeviceType.objects.filter(profile=profile).order_by("name"))
@@ -504,6 +518,9 @@ def device_types_sync(profiles: dict[str, tuple[str, DeviceTypeFields]]) -> Devi
                 same = all(getattr(row, field) == value for field, value in fields.items())
                 device_type_update(device_type=row, **fields)
                 done["unchanged" if same else "updated"].append(row.name)
+                done["unfit"] += [
+                    f"{device.device_tag} of {device.node.name}: {why}" for device, why in devices_unfit(row)
+                ]
         orphans = DeviceType.objects.exclude(profile__in=profiles).order_by("name")
         done["without_profile"] = list(orphans.values_list("name", flat=True))
     for name in done["without_profile"]:
