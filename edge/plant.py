@@ -391,6 +391,10 @@ class Machine:
         return 1000 * math.hypot(self.power_kw, self.reactive_kvar()) / self.phases / self.volts(now)
 
 
+# One thing there is to measure of a machine at a moment.
+Quantity = Callable[[Machine, float], float]
+
+
 def wind_turbine_rpm(speed_ms: float) -> float:
     """A big rotor turns at a speed that follows the wind up to its rated one."""
     return 0.0 if wind_power_share(speed_ms) == 0 else min(16.0, 1.4 * speed_ms)
@@ -427,7 +431,7 @@ def _available_kw(machine: Machine, now: float) -> float:
 
 
 # What there is to measure of a machine, by canonical key.
-QUANTITIES: dict[str, Callable[[Machine, float], float]] = {
+QUANTITIES: dict[str, Quantity] = {
     "P_kW": lambda machine, _: machine.power_kw,
     "P_available_kW": _available_kw,
     # Behind an inverter's losses.

@@ -14,7 +14,7 @@ from enum import StrEnum
 from functools import cached_property
 from typing import Any, ClassVar
 
-from edge.plant import KIND_BY_CATEGORY, Kind, Machine, Site, Takes
+from edge.plant import KIND_BY_CATEGORY, QUANTITIES, Kind, Machine, Quantity, Site, Takes
 from edge.profiles.model import FALLBACK, TIMEOUT, VALUE, LimitUnit, Profile, ValueKind
 from edge.profiles.points import Value
 
@@ -87,11 +87,13 @@ class Simulated(ABC):
         self.stale: dict[str, Value] = {}
         self._stored = _stored_points(profile)
         self._slept = False
-        self._energy_base_kwh = {
-            name: base
-            for key, name in profile.telemetry.items()
-            if key.endswith("_kWh") and isinstance(base := profile.points[name].example, float | int)
-        }
+        # What there is to measure, point by point: energies begin with what the point's example has counted.
+        self._measured: list[tuple[str, Quantity, float, bool]] = []
+        for key, name in profile.telemetry.items():
+            if (quantity := QUANTITIES.get(key)) is not None:
+                example, is_energy = profile.points[name].example, key.endswith("_kWh")
+                base = float(example) if is_energy and isinstance(example, float | int) else 0.0
+                self._measured.append((name, quantity, base, is_energy))
 
     # --- the protocol's part
 
@@ -295,13 +297,12 @@ class Simulated(ABC):
         now = self.clock()
         machine.advance(now)
         dark = machine.is_dark
-        for key, name in self.profile.telemetry.items():
-            if name in self.shown:
-                self.put(name, self.shown[name])
-            elif (value := machine.value(key, now)) is not None and not (
-                dark and not key.endswith("_kWh") and self._say_nothing(name)
-            ):
-                self._show(name, value + self._energy_base_kwh.get(name, 0.0))
+        shown = self.shown
+        for name, quantity, base, is_energy in self._measured:
+            if name not in shown and (not dark or is_energy or not self._say_nothing(name)):
+                self._show(name, quantity(machine, now) + base)
+        for name, value in shown.items():
+            self.put(name, value)
 
     def _show(self, name: str, value: float) -> None:
         """Let a point of telemetry have this value; what does not fit into it, it does not say."""
