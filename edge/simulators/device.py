@@ -14,14 +14,9 @@ from enum import StrEnum
 from functools import cached_property
 from typing import Any, ClassVar
 
-from edge.plant import KIND_BY_CATEGORY, QUANTITIES, Kind, Machine, Quantity, Site, Takes
-from edge.profiles.model import FALLBACK, TIMEOUT, VALUE, LimitUnit, Profile, ValueKind
+from edge.plant import KIND_BY_CATEGORY, QUANTITIES, TAKES, Kind, Machine, Quantity, Site, Takes
+from edge.profiles.model import FALLBACK, TIMEOUT, VALUE, LimitUnit, Profile
 from edge.profiles.points import Value
-
-TAKES: dict[ValueKind | None, Takes] = {
-    ValueKind.SIGNED_SETPOINT_PCT: Takes.SIGNED,
-    ValueKind.OPERATING_MODE: Takes.MODE,
-}
 
 
 class Fault(StrEnum):
@@ -192,7 +187,7 @@ class Simulated(ABC):
         value = self.get(self.target)
         if not isinstance(value, float | int) or value == limit.readback_no_limit:
             return highest
-        return max(self.profile.min_value, min(highest, self._in_percent(value)))
+        return max(self.profile.min_value, min(highest, self.limit_in_percent(value)))
 
     @cached_property
     def target(self) -> str:
@@ -332,6 +327,8 @@ class Simulated(ABC):
         if limit is not None and limit.fallback is not None:
             # Whoever looks at the machine by another way, its site's meter say, finds it as it is.
             self.machine.governor = self.let_own_fallback_act
+        # It was so before anybody looked: a battery that is told to stand still does not begin at full power.
+        self.machine.limit_pct = self.limit_in_force
         self.take_limit()
 
     def _hear_sign_of_life(self, names: set[str]) -> None:
@@ -348,7 +345,7 @@ class Simulated(ABC):
 
     # --- units
 
-    def _in_percent(self, value: float) -> float:
+    def limit_in_percent(self, value: float) -> float:
         """What is written to the device, in the unit of its value kind."""
         limit = self.profile.limit
         assert limit is not None

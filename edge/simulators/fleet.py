@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -28,8 +29,10 @@ from edge.profiles.reading import profile_from_builtins
 from edge.simulators.device import Simulated
 from edge.simulators.modbus import SimulatedDevice
 from edge.simulators.modbus_rtu import SimulatedLine
+from edge.simulators.mqtt import SimulatedMqttDevice
 from edge.simulators.sunspec import BASES
 from edge.simulators.switchboard import Observer, Switchboard
+from edge.wire.session import PORTS
 
 
 class FleetDevice(msgspec.Struct, frozen=True, kw_only=True):
@@ -99,10 +102,28 @@ def _modbus(entry: FleetDevice, setting: Setting) -> Simulated:
     )
 
 
+def _mqtt(entry: FleetDevice, setting: Setting) -> Simulated:
+    if urlsplit(entry.url).scheme not in PORTS:
+        raise FleetError(
+            f"{entry.tag}: expected the url of its broker, mqtt://HOST[:PORT], not {entry.url!r}"
+        )
+    return SimulatedMqttDevice(
+        profile=setting.profile,
+        nameplate_kw=entry.nameplate_kw,
+        url=entry.url,
+        username=entry.username,
+        password=entry.password,
+        behaves_as=setting.kind,
+        site=setting.site,
+        clock=setting.clock,
+    )
+
+
 # Protocol -> what builds a device that speaks it. One that speaks RTU hangs on a line.
 BUILDERS: dict[Protocol, Callable[[FleetDevice, Setting], Simulated]] = {
     Protocol.MODBUS_TCP: _modbus,
     Protocol.MODBUS_RTU: _modbus,
+    Protocol.MQTT: _mqtt,
 }
 
 

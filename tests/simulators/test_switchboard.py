@@ -140,7 +140,10 @@ def fleet(*devices: FleetDevice) -> SimulatedFleet:
     ("devices", "reason"),
     [
         ([entry("A"), entry("A")], "A: there are two of this tag"),
-        ([entry("A", protocol="mqtt")], "A: generic_modbus is reached by modbus_tcp, not by 'mqtt'"),
+        (
+            [entry("A", protocol="mqtt")],
+            "A: generic_modbus is reached by modbus_tcp, modbus_rtu, not by 'mqtt'",
+        ),
         ([entry("A", parameters={"x": 1})], "A: .*parameters.x"),
         ([entry("A", line="w")], "A: generic_modbus is reached by modbus_tcp, not by 'modbus_rtu'"),
         ([sungrow("A", protocol="modbus_rtu")], "A: a line and modbus_rtu go together"),
