@@ -18,6 +18,9 @@ from edge.plant import KIND_BY_CATEGORY, QUANTITIES, TAKES, Kind, Machine, Quant
 from edge.profiles.model import FALLBACK, TIMEOUT, VALUE, LimitUnit, Profile
 from edge.profiles.points import Value
 
+# Readings that only rise, and are known at night.
+COUNTERS = ("_kWh", "_h")
+
 
 class Fault(StrEnum):
     """What is wrong with a device. Who observes it is not affected."""
@@ -82,13 +85,16 @@ class Simulated(ABC):
         self.stale: dict[str, Value] = {}
         self._stored = _stored_points(profile)
         self._slept = False
-        # What there is to measure, point by point: energies begin with what the point's example has counted.
+        # What there is to measure, point by point: counters begin with what the point's example has counted.
+        # A controller's own word stays as it was said.
         self._measured: list[tuple[str, Quantity, float, bool]] = []
+        readback = profile.limit.readback if profile.limit is not None else None
         for key, name in profile.telemetry.items():
-            if (quantity := QUANTITIES.get(key)) is not None:
-                example, is_energy = profile.points[name].example, key.endswith("_kWh")
-                base = float(example) if is_energy and isinstance(example, float | int) else 0.0
-                self._measured.append((name, quantity, base, is_energy))
+            quantity, point = QUANTITIES.get(key), profile.points[name]
+            if quantity is not None and not point.writable and name != readback:
+                is_counter = key.endswith(COUNTERS)
+                base = float(point.example) if is_counter and isinstance(point.example, float | int) else 0.0
+                self._measured.append((name, quantity, base, is_counter))
 
     # --- the protocol's part
 
@@ -293,8 +299,8 @@ class Simulated(ABC):
         machine.advance(now)
         dark = machine.is_dark
         shown = self.shown
-        for name, quantity, base, is_energy in self._measured:
-            if name not in shown and (not dark or is_energy or not self._say_nothing(name)):
+        for name, quantity, base, is_counter in self._measured:
+            if name not in shown and (not dark or is_counter or not self._say_nothing(name)):
                 self._show(name, quantity(machine, now) + base)
         for name, value in shown.items():
             self.put(name, value)
