@@ -109,6 +109,10 @@ class Order(NamedTuple):
             "sleep": self.clock.sleep,
         }
 
+    def tcp_timing(self) -> dict[str, Any]:
+        """What those take that connect to a Modbus device."""
+        return {**self.timing(), "connect_delay_s": self.profile.connect_delay_ms / 1000}
+
     def driven(self, build: Callable[..., Driver], session: Session) -> Driver:
         return build(session=session, profile=self.profile, unit=self.asked, nameplate_kw=NAMEPLATE_KW)
 
@@ -142,7 +146,7 @@ async def modbus_tcp(stack: AsyncExitStack, order: Order) -> Bench:
     )
     await device.start()
     stack.push_async_callback(device.stop)
-    session = ModbusSession(host=device.host, port=device.port, **order.timing())
+    session = ModbusSession(host=device.host, port=device.port, **order.tcp_timing())
     stack.push_async_callback(session.aclose)
     return Bench(order.clock, device, session, order.driven(ModbusDriver, session))
 
@@ -156,7 +160,7 @@ async def serial_line(stack: AsyncExitStack, order: Order) -> Bench:
 
 async def rtu_over_tcp(stack: AsyncExitStack, order: Order) -> Bench:
     device, line = await _line(stack, order, tcp=True)
-    session = RtuOverTcpSession(host=line.host, port=line.port, **order.timing())
+    session = RtuOverTcpSession(host=line.host, port=line.port, **order.tcp_timing())
     stack.push_async_callback(session.aclose)
     return Bench(order.clock, device, session, order.driven(ModbusDriver, session))
 
