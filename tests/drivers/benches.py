@@ -216,14 +216,18 @@ class Case(NamedTuple):
         return f"{self.profile.name}-{self.way}"
 
 
-def cases() -> list[Case]:
-    """Every profile by every way that it allows and that there is a bench for."""
+def ways_of(profile: Profile) -> list[str]:
+    """All ways that a profile allows and that there is a bench for."""
     return [
-        Case(profile, way)
-        for profile in PROFILES.values()
+        way
         for way, (protocol, _, _) in BENCHES.items()
         if protocol in profile.protocols and (way != "memory" or profile.name in IN_MEMORY)
     ]
+
+
+def cases() -> list[Case]:
+    """Every profile by every way."""
+    return [Case(profile, way) for profile in PROFILES.values() for way in ways_of(profile)]
 
 
 @asynccontextmanager
