@@ -18,9 +18,10 @@ class Constructors:
     """How to build both ends of a protocol.
 
     `session` takes what `Endpoint.arguments` has (host and port; url, username and password; or nothing where
-    the device lives in the node), and timeout_s, min_gap_s, clock and sleep. `serial_session` takes line in
-    place of host and port; None where the protocol has no serial lines. `driver` takes session, profile, unit
-    and nameplate_kw. All by keyword, as `ModbusSession` and `ModbusDriver` do.
+    the device lives in the node), and timeout_s, min_gap_s, clock and sleep; over Modbus also
+    connect_delay_s. `serial_session` takes line in place of host and port, and no delay; None where the
+    protocol has no serial lines. `driver` takes session, profile, unit and nameplate_kw. All by keyword, as
+    `ModbusSession` and `ModbusDriver` do.
     """
 
     session: Callable[..., Session]

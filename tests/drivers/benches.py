@@ -113,6 +113,10 @@ class Order(NamedTuple):
             "sleep": self.clock.sleep,
         }
 
+    def tcp_timing(self) -> dict[str, Any]:
+        """What those take that connect to a Modbus device."""
+        return {**self.timing(), "connect_delay_s": self.profile.connect_delay_ms / 1000}
+
     def driven(self, build: Callable[..., Driver], session: Session) -> Driver:
         return build(session=session, profile=self.profile, unit=self.asked, nameplate_kw=NAMEPLATE_KW)
 
@@ -147,7 +151,7 @@ async def modbus_tcp(stack: AsyncExitStack, order: Order) -> Bench:
     )
     await device.start()
     stack.push_async_callback(device.stop)
-    session = ModbusSession(host=device.host, port=device.port, **order.timing())
+    session = ModbusSession(host=device.host, port=device.port, **order.tcp_timing())
     stack.push_async_callback(session.aclose)
     return Bench(order.clock, device, session, order.driven(ModbusDriver, session))
 
@@ -161,7 +165,7 @@ async def serial_line(stack: AsyncExitStack, order: Order) -> Bench:
 
 async def rtu_over_tcp(stack: AsyncExitStack, order: Order) -> Bench:
     device, line = await _line(stack, order, tcp=True)
-    session = RtuOverTcpSession(host=line.host, port=line.port, **order.timing())
+    session = RtuOverTcpSession(host=line.host, port=line.port, **order.tcp_timing())
     stack.push_async_callback(session.aclose)
     return Bench(order.clock, device, session, order.driven(ModbusDriver, session))
 
@@ -359,14 +363,18 @@ class Case(NamedTuple):
         return f"{self.profile.name}-{self.way}"
 
 
-def cases() -> list[Case]:
-    """Every profile by every way that it allows and that there is a bench for."""
+def ways_of(profile: Profile) -> list[str]:
+    """All ways that a profile allows and that there is a bench for."""
     return [
-        Case(profile, way)
-        for profile in PROFILES.values()
+        way
         for way, (protocol, *_) in BENCHES.items()
         if protocol in profile.protocols and (way != "memory" or profile.name in IN_MEMORY)
     ]
+
+
+def cases() -> list[Case]:
+    """Every profile by every way."""
+    return [Case(profile, way) for profile in PROFILES.values() for way in ways_of(profile)]
 
 
 @asynccontextmanager
