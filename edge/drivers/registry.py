@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from edge.drivers.base import Driver, Session
 from edge.drivers.modbus import ModbusDriver, ModbusSession
 from edge.drivers.modbus_rtu import RtuOverTcpSession, SerialSession
+from edge.drivers.xml_da import XmlDaDriver, XmlDaSession
 from edge.profiles.points import Protocol
 
 
@@ -34,4 +35,5 @@ DRIVERS: Drivers = {
     Protocol.MODBUS_RTU: Constructors(
         session=RtuOverTcpSession, driver=ModbusDriver, serial_session=SerialSession
     ),
+    Protocol.XML_DA: Constructors(session=XmlDaSession, driver=XmlDaDriver),
 }

@@ -29,6 +29,7 @@ from edge.simulators.device import Simulated
 from edge.simulators.modbus import SimulatedDevice
 from edge.simulators.modbus_rtu import SimulatedLine
 from edge.simulators.switchboard import Observer, Switchboard
+from edge.simulators.xml_da import SimulatedXmlDa
 
 
 class FleetDevice(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,10 +94,25 @@ def _modbus(entry: FleetDevice, setting: Setting) -> Simulated:
     )
 
 
+def _xml_da(entry: FleetDevice, setting: Setting) -> Simulated:
+    return SimulatedXmlDa(
+        profile=setting.profile,
+        nameplate_kw=entry.nameplate_kw,
+        host=entry.host,
+        port=entry.port,
+        username=entry.username,
+        password=entry.password,
+        behaves_as=setting.kind,
+        site=setting.site,
+        clock=setting.clock,
+    )
+
+
 # Protocol -> what builds a device that speaks it. One that speaks RTU hangs on a line.
 BUILDERS: dict[Protocol, Callable[[FleetDevice, Setting], Simulated]] = {
     Protocol.MODBUS_TCP: _modbus,
     Protocol.MODBUS_RTU: _modbus,
+    Protocol.XML_DA: _xml_da,
 }
 
 

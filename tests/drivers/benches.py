@@ -16,6 +16,7 @@ from edge.drivers.base import Driver, Session
 from edge.drivers.modbus import ModbusDriver, ModbusSession
 from edge.drivers.modbus_rtu import RtuOverTcpSession, SerialSession
 from edge.drivers.serial_line import SerialSettings
+from edge.drivers.xml_da import XmlDaDriver, XmlDaSession
 from edge.plant import Site
 from edge.profiles.loader import load_all
 from edge.profiles.model import VALUE, Profile
@@ -23,6 +24,7 @@ from edge.profiles.points import Protocol
 from edge.simulators.device import Fault
 from edge.simulators.modbus import SimulatedDevice
 from edge.simulators.modbus_rtu import SimulatedLine
+from edge.simulators.xml_da import SimulatedXmlDa
 from tests.simulation.devices import bench_for
 
 NAMEPLATE_KW = 60.0
@@ -172,6 +174,26 @@ async def _line(stack: AsyncExitStack, order: Order, *, tcp: bool) -> tuple[Simu
     return device, line
 
 
+ON_THE_WEB = ON_TCP | {
+    Fault.DROP,
+    Fault.GARBAGE,
+    Fault.WRONG_UNIT,
+    Fault.HALF_FRAME,
+    Fault.STALE_READBACK,
+}
+
+
+async def xml_da(stack: AsyncExitStack, order: Order) -> Bench:
+    device = SimulatedXmlDa(
+        profile=order.profile, nameplate_kw=NAMEPLATE_KW, site=order.site, clock=order.clock
+    )
+    await device.start()
+    stack.push_async_callback(device.stop)
+    session = XmlDaSession(url=device.url, **order.timing())
+    stack.push_async_callback(session.aclose)
+    return Bench(order.clock, device, session, order.driven(XmlDaDriver, session))
+
+
 async def memory(stack: AsyncExitStack, order: Order) -> Bench:
     """No socket at all: the simulated site keeps the same contract, or its tests would prove nothing."""
     made = bench_for(order.profile, clock=order.clock, timeout_s=order.timeout_s, nameplate_kw=NAMEPLATE_KW)
@@ -191,6 +213,7 @@ BENCHES: dict[str, Way] = {
     "tcp": Way(Protocol.MODBUS_TCP, modbus_tcp, ON_TCP),
     "serial": Way(Protocol.MODBUS_RTU, serial_line, ON_A_LINE),
     "rtu_over_tcp": Way(Protocol.MODBUS_RTU, rtu_over_tcp, ON_A_LINE),
+    "xml_da": Way(Protocol.XML_DA, xml_da, ON_THE_WEB),
     "memory": Way(Protocol.MODBUS_TCP, memory, IN_MEMORY_FAULTS),
 }
 # The simulated site is built of such devices.
