@@ -19,6 +19,7 @@ from edge.drivers.modbus import ModbusDriver, ModbusSession
 from edge.drivers.modbus_rtu import RtuOverTcpSession, SerialSession
 from edge.drivers.mqtt import MqttDriver, MqttSession
 from edge.drivers.serial_line import SerialSettings
+from edge.drivers.xml_da import XmlDaDriver, XmlDaSession
 from edge.plant import Machine, Site
 from edge.profiles.loader import load_all
 from edge.profiles.model import VALUE, Profile
@@ -27,6 +28,7 @@ from edge.simulators.device import Fault
 from edge.simulators.modbus import SimulatedDevice
 from edge.simulators.modbus_rtu import SimulatedLine
 from edge.simulators.mqtt import SimulatedMqttDevice
+from edge.simulators.xml_da import SimulatedXmlDa
 from tests.servers import DeviceBroker, device_broker
 from tests.simulation.devices import bench_for
 
@@ -315,6 +317,26 @@ class _DemoDevice:
         assert (fault, delay_s) == (Fault.NONE, 0.0)
 
 
+ON_THE_WEB = ON_TCP | {
+    Fault.DROP,
+    Fault.GARBAGE,
+    Fault.WRONG_UNIT,
+    Fault.HALF_FRAME,
+    Fault.STALE_READBACK,
+}
+
+
+async def xml_da(stack: AsyncExitStack, order: Order) -> Bench:
+    device = SimulatedXmlDa(
+        profile=order.profile, nameplate_kw=NAMEPLATE_KW, site=order.site, clock=order.clock
+    )
+    await device.start()
+    stack.push_async_callback(device.stop)
+    session = XmlDaSession(url=device.url, **order.timing())
+    stack.push_async_callback(session.aclose)
+    return Bench(order.clock, device, session, order.driven(XmlDaDriver, session))
+
+
 async def memory(stack: AsyncExitStack, order: Order) -> Bench:
     """No socket at all: the simulated site keeps the same contract, or its tests would prove nothing."""
     made = bench_for(order.profile, clock=order.clock, timeout_s=order.timeout_s, nameplate_kw=NAMEPLATE_KW)
@@ -347,6 +369,7 @@ BENCHES: dict[str, Way] = {
     "rtu_over_tcp": Way(Protocol.MODBUS_RTU, rtu_over_tcp, ON_A_LINE),
     "mqtt": Way(Protocol.MQTT, mqtt, BY_MESSAGE, services=True),
     "inside": Way(Protocol.DEMO, inside, frozenset()),
+    "xml_da": Way(Protocol.XML_DA, xml_da, ON_THE_WEB),
     "memory": Way(Protocol.MODBUS_TCP, memory, IN_MEMORY_FAULTS),
 }
 # The simulated site is built of such devices.
