@@ -64,11 +64,14 @@ KIND_BY_CATEGORY = {
     "battery": Kind.BATTERY,
     "wind_turbine": Kind.WIND,
     "ev_charger": Kind.CHARGER,
+    "generator": Kind.GENSET,
     "genset": Kind.GENSET,
     "heat_pump": Kind.HEAT_PUMP,
     "load": Kind.LOAD,
     "industrial_load": Kind.LOAD,
     "meter": Kind.METER,
+    # It measures the same weather, and gives nothing.
+    "sensor": Kind.METER,
 }
 SUNNY = (Kind.PV, Kind.LOGGER)
 LAG_S = {Kind.LOGGER: 2.0, Kind.HEAT_PUMP: 5.0}
@@ -274,7 +277,7 @@ class Machine:
 
     def _settle(self, now: float) -> None:
         if self.kind is Kind.GENSET:
-            self._starts_at = -math.inf
+            self._starts_at = -math.inf if self.limit_pct > 0 else None
         elif self.kind is Kind.HEAT_PUMP:
             self._run_heat_pump(now, 0.0)
         self.power_kw = self._wanted_kw(now)

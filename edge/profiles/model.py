@@ -180,6 +180,7 @@ class Profile(Data, frozen=True, kw_only=True):
     count differently; a parameter where they disagree. `connect_delay_ms`: the pause between connecting and
     the first command. `stale_after_s`: how old the newest message of a device that speaks unasked may be.
     `headers` go with each HTTP request; `$username` and `$password` in them are the device's.
+    `subscribe`: an XML-DA server collects what changes, and is asked for that in place of everything.
     `sleeps_at_night`: no answer, or no values, without power before it, is no fault. `parameters` are what
     each device of the type says for itself (`edge.profiles.parameters`).
     """
@@ -201,6 +202,7 @@ class Profile(Data, frozen=True, kw_only=True):
     stale_after_s: Annotated[float, Meta(gt=0, le=900)] = 30.0
     availability: Availability | None = None
     headers: dict[str, str] = msgspec.field(default_factory=dict)
+    subscribe: bool = False
     sleeps_at_night: bool = False
     min_gap_ms: Annotated[int, Meta(ge=0, le=60_000)] = 0
     max_sessions: Annotated[int, Meta(ge=1)] | None = None

@@ -254,8 +254,15 @@ class XsdType(StrEnum):
     STRING = "string"
 
 
+# What a server says of itself (GetStatus), as if it were items; for checks of who it is.
+STATUS_ITEMS = ("$status.ServerState", "$status.StatusInfo", "$status.VendorInfo", "$status.ProductVersion")
+
+
 class Item(Point, frozen=True, kw_only=True):
-    """An item of an OPC XML-DA server: its path and name, and the type that is written to it."""
+    """An item of an OPC XML-DA server: its path and name, and the type that is written to it.
+
+    `item` may also be one of `STATUS_ITEMS`, whose values are texts.
+    """
 
     item: Annotated[str, Meta(min_length=1, max_length=1000)]
     item_path: str = ""

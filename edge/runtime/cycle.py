@@ -635,7 +635,8 @@ class Cycle:
         now = self._clock.now()
         if result.readback != unit.image.readback:
             unit.image = replace(unit.image, readback=result.readback)
-        unit.readings = {key: Reading(value, now) for key, value in result.readings.items()}
+        said = _moments(result.said_at_s, now)
+        unit.readings = {key: Reading(value, said.get(key, now)) for key, value in result.readings.items()}
 
     @staticmethod
     def _agrees(unit: Unit, value: float, readback: float) -> bool:
@@ -901,3 +902,11 @@ def _why_refused(refusal: Refusal, unit: Unit) -> str:
             )
         case Refusal.SUPERSEDED:
             return "a later request for this device was accepted before"
+
+
+def _moments(said_at_s: Mapping[str, float], now: Instant) -> dict[str, Instant]:
+    """When a device said by itself what it said: polled twice it is as old as it is, and no news."""
+    return {
+        key: Instant(now.utc - timedelta(seconds=max(0.0, now.boottime_s - at_s)), min(at_s, now.boottime_s))
+        for key, at_s in said_at_s.items()
+    }
