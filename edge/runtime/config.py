@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import ipaddress
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import date
-from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -20,7 +18,8 @@ from edge.core.schedule import Schedule
 from edge.core.watchdog import MAX_TIME_LIMIT_S, MIN_TIME_LIMIT_S, is_time_limit
 from edge.core.wear import PERSISTENT_WRITES_PER_DAY
 from edge.drivers.registry import DRIVERS
-from edge.drivers.serial_line import BAUD_RATES, STOP_BITS, SerialSettings
+from edge.drivers.serial_line import SerialSettings
+from edge.profiles import address
 from edge.profiles.errors import ProfileError
 from edge.profiles.model import Limit, Parity, Profile
 from edge.profiles.points import Point, Protocol
@@ -28,20 +27,10 @@ from edge.profiles.reading import profile_from_builtins
 from edge.runtime.documents import CONFIG, SCHEDULES, DocumentRefused
 from edge.wire.messages import BoundConfig, DeviceConfig, Document, NodeConfig, ScheduleBody, SiteConfig
 
+T = TypeVar("T")
+
 DEFAULT_TOLERANCE = 0.5
-MAX_PORT = 65535
-MAX_UNIT = 255
-# On a line, 0 is everybody, whom nobody answers for; above 247 is reserved (Modbus over Serial Line, 2.2).
-MIN_LINE_UNIT, MAX_LINE_UNIT = 1, 247
-URL_SCHEMES = {
-    Protocol.MQTT: ("mqtt", "mqtts"),
-    Protocol.XML_DA: ("http", "https"),
-    Protocol.HTTP: ("http", "https"),
-}
-DEFAULT_PORTS = {"mqtt": 1883, "mqtts": 8883, "http": 80, "https": 443}
-MAX_URL = 500
 MAX_TAG = 64
-MAX_HOST = 253
 # What the lines and the store call a device that left begins with this: no other device may be called so.
 LEAVING = "leaving:"
 # A reading older than 15 min is never served as current.
@@ -330,60 +319,23 @@ def _endpoint(device: DeviceConfig, profile: Profile, protocol: Protocol) -> End
     if protocol.is_inside:
         return Endpoint(protocol)
     if protocol.has_url:
-        return Endpoint(
-            protocol, url=_url(device.url, protocol), username=device.username, password=device.password
-        )
-    on_a_line = protocol is Protocol.MODBUS_RTU
-    lowest, highest = (MIN_LINE_UNIT, MAX_LINE_UNIT) if on_a_line else (0, MAX_UNIT)
-    if not lowest <= device.unit <= highest:
-        raise DocumentRefused(f"unit {device.unit}: expected {lowest} to {highest}")
+        url = _expected("url", address.url_spelled, device.url, protocol)
+        return Endpoint(protocol, url=url, username=device.username, password=device.password)
+    _expected("unit", address.unit_check, device.unit, protocol)
     if device.serial_port:
         return Endpoint(protocol, serial=_serial(device, profile, protocol))
-    host = _host(device.host)
-    if host is None:
-        raise DocumentRefused(f"host {device.host[:MAX_HOST]!r}: expected a name or an address")
-    if not 1 <= device.port <= MAX_PORT:
-        raise DocumentRefused(f"port {device.port}: expected 1 to {MAX_PORT}")
+    host = _expected("host", address.host_spelled, device.host)
+    if not 1 <= device.port <= address.MAX_PORT:
+        raise DocumentRefused(f"port {device.port}: expected 1 to {address.MAX_PORT}")
     return Endpoint(protocol, host, device.port)
 
 
-def _url(text: str, protocol: Protocol) -> str:
-    """The one spelling of a URL, without credentials."""
-    schemes = URL_SCHEMES[protocol]
-    wanted = f"expected {' or '.join(f'{scheme}://HOST[:PORT]' for scheme in schemes)}"
+def _expected(field: str, check: Callable[..., T], *arguments: Any) -> T:
+    """What a check of an address gives; `DocumentRefused` names the field."""
     try:
-        parts = urlsplit(text)
-        host, port = _host(parts.hostname or ""), parts.port
-    except ValueError:
-        host = port = None
-    if host is None or parts.scheme not in schemes or len(text) > MAX_URL or not text.isprintable():
-        raise DocumentRefused(f"url {text[:MAX_HOST]!r}: {wanted}")
-    if parts.username is not None or parts.fragment:
-        raise DocumentRefused(f"url: {wanted}, without user, password or fragment in it")
-    if protocol is Protocol.MQTT and (parts.path.strip("/") or parts.query):
-        raise DocumentRefused(f"url: {wanted}, and nothing behind it: topics are the profile's")
-    if port == 0:
-        raise DocumentRefused(f"url: {wanted}, a port of 1 to {MAX_PORT}")
-    if ":" in host:
-        host = f"[{host}]"
-    # A port that goes without saying is not said, or a broker would be two endpoints.
-    place = host if port in (None, DEFAULT_PORTS[parts.scheme]) else f"{host}:{port}"
-    return urlunsplit((parts.scheme, place, parts.path.rstrip("/"), parts.query, ""))
-
-
-def _host(text: str) -> str | None:
-    """The one spelling of a name or an address, or two devices could own one control point; None: neither."""
-    try:
-        return str(ipaddress.ip_address(text))
-    except ValueError:
-        pass
-    if not text.isprintable() or any(letter.isspace() or letter in "/\\@:" for letter in text):
-        return None
-    try:
-        name = text.encode("idna").decode("ascii")
-    except UnicodeError:
-        return None
-    return name.lower().removesuffix(".") or None if len(name) <= MAX_HOST else None
+        return check(*arguments)
+    except ValueError as error:
+        raise DocumentRefused(f"{field} {error}") from error
 
 
 def _serial(device: DeviceConfig, profile: Profile, protocol: Protocol) -> SerialSettings:
@@ -392,15 +344,11 @@ def _serial(device: DeviceConfig, profile: Profile, protocol: Protocol) -> Seria
         raise DocumentRefused(f"serial_port {path!r}: {protocol.value} has no serial lines")
     if device.host:
         raise DocumentRefused(f"serial_port {path!r}: expected no host beside it")
-    # The node opens it for writing: it must not lead to just any file.
-    if not path.startswith("/dev/") or "\0" in path or ".." in path.split("/"):
-        raise DocumentRefused(f"serial_port {path!r}: expected a path below /dev")
+    _expected("serial_port", address.serial_port_check, path)
     baud_rate = profile.default_baud_rate if device.baud_rate is None else device.baud_rate
-    if baud_rate not in BAUD_RATES:
-        rates = ", ".join(map(str, BAUD_RATES))
-        raise DocumentRefused(f"baud_rate {baud_rate}: expected one of {rates}")
+    _expected("baud_rate", address.baud_rate_check, baud_rate)
     stop_bits = profile.default_stop_bits if device.stop_bits is None else device.stop_bits
-    if stop_bits not in STOP_BITS:
+    if stop_bits not in address.STOP_BITS:
         raise DocumentRefused(f"stop_bits {stop_bits}: expected 1 or 2")
     try:
         parity = profile.default_parity if device.parity is None else Parity(device.parity)
