@@ -27,6 +27,7 @@ from edge.drivers.mbap import (
 )
 from edge.drivers.plan import Layout, Placed, Read, layout_of, scale_points
 from edge.drivers.points import PointDriver, shown
+from edge.drivers.sunspec import BASES, models_from, told, wanted
 from edge.profiles.model import Profile, Step
 from edge.profiles.points import Register, Table, Value
 from edge.profiles.registers import encode
@@ -157,6 +158,9 @@ class RegisterSession(Session, Protocol):
     @property
     def endpoint(self) -> str: ...
 
+    async def pause(self, seconds: float) -> None:
+        """Let time pass, on the line's clock."""
+
     async def read(self, unit: int, table: Table, address: int, count: int) -> list[int]:
         """Read `count` registers with one command; of a table of bits, as many bits, each 0 or 1."""
 
@@ -247,6 +251,9 @@ class ModbusSession:
     async def aclose(self) -> None:
         self._drop()
 
+    async def pause(self, seconds: float) -> None:
+        await self._sleep(seconds)
+
     async def read(self, unit: int, table: Table, address: int, count: int) -> list[int]:
         function = READS[table]
         connection = await self._ready()
@@ -336,18 +343,25 @@ class ModbusSession:
 
 
 class ModbusDriver(PointDriver):
-    """One device behind a session, as its profile describes it."""
+    """One device behind a session, as its profile describes it.
 
-    __slots__ = ("_exponents", "_generation", "_layout", "_registers", "_session", "_unit")
+    Where a SunSpec one has its registers is found out at each first contact: a restart or new firmware may
+    have moved them. A point of a model that it has not is a value it has not, unless it could not be
+    recognised or controlled without.
+    """
+
+    __slots__ = ("_base", "_exponents", "_generation", "_is_found", "_layout", "_session", "_unit")
 
     def __init__(
         self, *, session: RegisterSession, profile: Profile, unit: int, nameplate_kw: float | None
     ) -> None:
         super().__init__(profile=profile, nameplate_kw=nameplate_kw)
         self._session = session
-        self._registers = profile.registers
-        # Shared by all devices of the profile.
+        # Shared by all devices of the profile that have the same models.
         self._layout: Layout = layout_of(profile)
+        self._is_found = not profile.sunspec
+        # Which of the places where a SunSpec map may begin is tried first.
+        self._base = 0
         self._unit = unit
         self._generation = -1
         self._exponents: dict[str, int] = {}
@@ -355,6 +369,8 @@ class ModbusDriver(PointDriver):
     @property
     def commands_per_poll(self) -> int:
         layout = self._layout
+        if not self._is_found:
+            return len({wanted(self._profile.registers[name]) for name in layout.polled})
         if self._reads_together:
             return len(self._plan(layout.polled))
         return len(self._plan(layout.telemetry)) + len(self._plan(layout.readback))
@@ -376,6 +392,61 @@ class ModbusDriver(PointDriver):
     def _forget(self) -> None:
         super()._forget()
         self._exponents.clear()
+        self._is_found = not self._profile.sunspec
+
+    async def _meet(self) -> None:
+        if not self._profile.sunspec:
+            return
+        self._look_for_reconnection()
+        await self._find()
+        self._require(self._needed_always())
+
+    async def _find(self) -> None:
+        """Find where the points are, unless that is known."""
+        if self._is_found:
+            return
+
+        async def read(address: int, count: int) -> list[int]:
+            return await self._session.read(self._unit, Table.HOLDING, address, count)
+
+        for _ in BASES:
+            base = BASES[self._base]
+            # Before it is asked: what does not answer at all there is next time asked elsewhere first.
+            self._base = (self._base + 1) % len(BASES)
+            models = await models_from(base, read)
+            if models is not None:
+                self._base = BASES.index(base)
+                self._layout = layout_of(self._profile, models)
+                self._is_found = True
+                return
+        places = ", ".join(map(str, BASES))
+        raise DeviceRefused(f"{self._where} is no SunSpec device: there is no map at {places}")
+
+    def _require(self, names: Iterable[str]) -> None:
+        """Refuse a device that has not all of these points."""
+        for name in names:
+            if name not in self._layout.registers:
+                point = self._profile.registers[name]
+                models = " or ".join(map(str, wanted(point)))
+                raise DeviceRefused(
+                    f"{self._where} has no {point.name} ({name}) in a model {models}; its models are"
+                    f" {told(self._layout.models)}"
+                )
+
+    def _needed_always(self) -> Iterable[str]:
+        """What a device must have to be recognised and controlled."""
+        identity, limit = self._profile.identity, self._profile.limit
+        yield from (check.point for check in identity.checks)
+        if identity.nameplate is not None and self._nameplate_kw is not None:
+            yield identity.nameplate
+        if limit is not None:
+            yield from self._layout.readback
+            yield from (check.point for check in limit.requires)
+            for step in (*limit.once, *limit.set, *(limit.release or ())):
+                yield from step.writes
+
+    async def _pause(self, seconds: float) -> None:
+        await self._session.pause(seconds)
 
     def _needed(self, steps: Iterable[Step]) -> frozenset[str]:
         """The scale factors that the steps' values are written with."""
@@ -385,16 +456,19 @@ class ModbusDriver(PointDriver):
         return frozenset(scale_points(self._profile, written) - self._exponents.keys())
 
     async def _put(self, values: Mapping[str, Value], *, only_if_different: bool) -> None:
+        await self._find()
+        self._require(values)
+        points = self._layout.registers
         registers: list[int] = []
         for name, value in values.items():
-            point = self._registers[name]
+            point = points[name]
             try:
                 registers += encode(point, value, exponent=self._exponent(point))
             except ValueError as error:
                 raise DeviceRefused(
                     f"{value} cannot be written to {point.name} of {self._where}: {error}"
                 ) from error
-        first = self._registers[next(iter(values))]
+        first = points[next(iter(values))]
         if only_if_different:
             current = await self._session.read(self._unit, first.table, first.address, len(registers))
             if current == registers:
@@ -409,10 +483,14 @@ class ModbusDriver(PointDriver):
         )
 
     def _exponent(self, point: Register) -> int:
-        return self._exponents[point.scale_point] if point.scale_point is not None else 0
+        if point.scale_point is None:
+            return 0
+        self._require((point.scale_point,))
+        return self._exponents[point.scale_point]
 
     async def _read(self, names: frozenset[str], *, tolerant: bool = False) -> dict[str, Value]:
         self._look_for_reconnection()
+        await self._find()
         answered: list[tuple[Read, bytes]] = []
         refused: DeviceRefused | None = None
         for read in self._plan(names):
@@ -435,7 +513,13 @@ class ModbusDriver(PointDriver):
                 except ReadingInvalid:
                     if not tolerant:
                         raise
-        return {placed.name: self._value(placed, raw) for read, raw in answered for placed in read.points}
+        values: dict[str, Value] = {
+            placed.name: self._value(placed, raw) for read, raw in answered for placed in read.points
+        }
+        if self._profile.sunspec:
+            # What the device has not, has no value.
+            values = dict.fromkeys(names - self._layout.registers.keys()) | values
+        return values
 
     def _plan(self, names: frozenset[str]) -> tuple[Read, ...]:
         layout = self._layout
@@ -453,7 +537,7 @@ class ModbusDriver(PointDriver):
     def _learn_exponent(self, name: str, exponent: Value) -> None:
         if not isinstance(exponent, float | int) or abs(exponent) > MAX_EXPONENT:
             raise ReadingInvalid(
-                f"{self._where}: scale factor {self._registers[name].name} reads {shown(exponent)}, expected"
-                f" -{MAX_EXPONENT} to {MAX_EXPONENT}"
+                f"{self._where}: scale factor {self._profile.points[name].name} reads {shown(exponent)},"
+                f" expected -{MAX_EXPONENT} to {MAX_EXPONENT}"
             )
         self._exponents[name] = int(exponent)

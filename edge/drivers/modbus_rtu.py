@@ -141,6 +141,10 @@ class RtuSession(ABC):
     def _drop(self) -> None:
         """Let go of the line at once."""
 
+    async def pause(self, seconds: float) -> None:
+        """Let time pass, on the line's clock."""
+        await self._sleep(seconds)
+
     async def read(self, unit: int, table: Table, address: int, count: int) -> list[int]:
         """Read `count` registers, or bits, with one command."""
         size = mbap.size_of(table, count)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from typing import Any, TypeVar
 
@@ -96,10 +96,19 @@ class Planned:
     site: str
 
     @property
+    def is_proxy(self) -> bool:
+        return self.endpoint.protocol is Protocol.PROXY
+
+    @property
+    def is_settable(self) -> bool:
+        """Tell whether it has a setpoint that anybody may have written."""
+        return self.profile.limit is not None and not self.config.measured_only
+
+    @property
     def control_point(self) -> ControlPoint | None:
-        """The register this device is controlled by; None where there is none."""
+        """The register this device is controlled by; None where there is none, as a proxy has none."""
         register = _register(self.profile)
-        if register is None:
+        if register is None or self.is_proxy:
             return None
         # What has no hardware of its own is nobody else's either.
         key = self.config.tag if self.endpoint.protocol.is_inside else register.key
@@ -152,7 +161,6 @@ def plan(body: Mapping[str, object]) -> Plan:
         )
     devices: dict[str, Planned] = {}
     refused: dict[str, str] = {}
-    owners: dict[ControlPoint, str] = {}
     profiles = Profiles(config.profiles)
     for number, raw in enumerate(config.devices):
         name = str(raw.get("tag") or f"device {number}")[:MAX_TAG]
@@ -161,14 +169,80 @@ def plan(body: Mapping[str, object]) -> Plan:
             if planned.config.tag in devices:
                 raise DocumentRefused("a second device has this tag")  # noqa: TRY301
             _check_line(planned, devices)
-            point = planned.control_point if planned.settings.is_controlled else None
-            if point is not None and owners.setdefault(point, planned.config.tag) != planned.config.tag:
-                raise DocumentRefused(f"its control point is that of {owners[point]}")  # noqa: TRY301
         except DocumentRefused as error:
             refused[name] = str(error)
         else:
             devices[planned.config.tag] = planned
-    return Plan(site, devices, refused, frozenset(config.abandoned))
+    devices, unlinked = linked(devices)
+    devices, disowned = _owners(devices)
+    return Plan(site, devices, refused | unlinked | disowned, frozenset(config.abandoned))
+
+
+def _owners(devices: Mapping[str, Planned]) -> tuple[dict[str, Planned], dict[str, str]]:
+    """Let the first device of each control point have it; and why the others cannot be used."""
+    owners: dict[ControlPoint, str] = {}
+    refused = {}
+    for tag, planned in devices.items():
+        point = planned.control_point if planned.settings.is_controlled else None
+        if point is not None and owners.setdefault(point, tag) != tag:
+            refused[tag] = f"its control point is that of {owners[point]}"
+    return {tag: planned for tag, planned in devices.items() if tag not in refused}, refused
+
+
+def linked(devices: Mapping[str, Planned]) -> tuple[dict[str, Planned], dict[str, str]]:
+    """Let each child of a proxy take its value from it; and why others cannot be used.
+
+    A child is a device with a setpoint whose owner is a proxy. Behind any other owner, behind a proxy that
+    cannot be used, or one that nobody may write, it is not written at all. What was linked before is linked
+    anew.
+    """
+    refused: dict[str, str] = {}
+    for tag, planned in devices.items():
+        ring = _ring(tag, devices)
+        owner = devices.get(planned.config.owned_by or "")
+        if ring:
+            refused[tag] = f"it is among its own children: {' < '.join(ring)}"
+        elif owner is not None and owner.is_proxy and planned.is_settable and owner.is_settable:
+            kind, asked = planned.profile.value_kind, owner.profile.value_kind
+            assert kind is not None
+            assert asked is not None
+            if not kind.can_take(asked):
+                refused[tag] = f"its {kind.value} cannot follow the {asked.value} of {owner.config.tag}"
+    usable = {tag: planned for tag, planned in devices.items() if tag not in refused}
+    return {tag: _linked(planned, usable) for tag, planned in usable.items()}, refused
+
+
+def _ring(tag: str, devices: Mapping[str, Planned]) -> list[str]:
+    """The chain of proxies that leads from this device back to itself, or empty."""
+    chain = [tag]
+    while (owner := devices.get(devices[chain[-1]].config.owned_by or "")) is not None and owner.is_proxy:
+        chain.append(owner.config.tag)
+        if owner.config.tag == tag:
+            return chain
+        if owner.config.tag in chain[1:-1]:
+            # It leads into a ring that others are in.
+            return []
+    return []
+
+
+def _linked(planned: Planned, devices: Mapping[str, Planned]) -> Planned:
+    owner, config = devices.get(planned.config.owned_by or ""), planned.config
+    excluded = config.excluded or not planned.is_settable
+    if owner is None or not owner.is_proxy or excluded or not _is_commanded(owner, devices):
+        settings = replace(planned.settings, owned_by=config.owned_by, proxy=None, excluded=excluded)
+    else:
+        settings = replace(planned.settings, owned_by=None, proxy=owner.config.tag, excluded=False)
+    return planned if settings == planned.settings else replace(planned, settings=settings)
+
+
+def _is_commanded(planned: Planned, devices: Mapping[str, Planned]) -> bool:
+    """Tell whether this proxy has a value to pass on, its own or another proxy's."""
+    if planned.config.excluded or not planned.is_settable:
+        return False
+    if planned.config.owned_by is None:
+        return True
+    owner = devices.get(planned.config.owned_by)
+    return owner is not None and owner.is_proxy and _is_commanded(owner, devices)
 
 
 class Profiles:
@@ -197,7 +271,7 @@ def planned_device(raw: Mapping[str, object], site: SiteConfig, profiles: Profil
         raise DocumentRefused(str(error)) from error
     _check_tag(device.tag)
     protocol = _protocol(device, profile)
-    if protocol not in DRIVERS:
+    if protocol not in DRIVERS and protocol is not Protocol.PROXY:
         raise DocumentRefused(f"this node's software does not speak {protocol.value}")
     endpoint = _endpoint(device, profile, protocol)
     if not device.min_value <= device.default_value <= device.max_value:
@@ -208,6 +282,9 @@ def planned_device(raw: Mapping[str, object], site: SiteConfig, profiles: Profil
         settings = _settings(device, site, limit, excluded=device.excluded or measured_only)
     except ValueError as error:
         raise DocumentRefused(str(error)) from error
+    if protocol is Protocol.PROXY:
+        # What it repeats it would only repeat to its children, which have lifetimes of their own.
+        settings = replace(settings, lifetime=Lifetime.SINGULAR)
     return Planned(device, profile, settings, endpoint, site.id)
 
 
