@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from typing import Protocol
 
+from edge.profiles.model import ValueKind
+
 # A simulated day lasts an hour and has no night, so that a limit shows its effect whenever somebody looks.
 DAY_S = 3600.0
 # Machines that nobody looked at for long are moved in at most this many steps.
@@ -39,6 +41,13 @@ class Takes(StrEnum):
     MODE = "mode"  # one of a heat pump's modes
 
 
+# By the kind of a device's value; with any other it is a cap.
+TAKES: dict[ValueKind | None, Takes] = {
+    ValueKind.SIGNED_SETPOINT_PCT: Takes.SIGNED,
+    ValueKind.OPERATING_MODE: Takes.MODE,
+}
+
+
 class HeatPumpMode(IntEnum):
     """The four states of SG Ready."""
 
@@ -55,11 +64,14 @@ KIND_BY_CATEGORY = {
     "battery": Kind.BATTERY,
     "wind_turbine": Kind.WIND,
     "ev_charger": Kind.CHARGER,
+    "generator": Kind.GENSET,
     "genset": Kind.GENSET,
     "heat_pump": Kind.HEAT_PUMP,
     "load": Kind.LOAD,
     "industrial_load": Kind.LOAD,
     "meter": Kind.METER,
+    # It measures the same weather, and gives nothing.
+    "sensor": Kind.METER,
 }
 SUNNY = (Kind.PV, Kind.LOGGER)
 LAG_S = {Kind.LOGGER: 2.0, Kind.HEAT_PUMP: 5.0}
@@ -265,7 +277,7 @@ class Machine:
 
     def _settle(self, now: float) -> None:
         if self.kind is Kind.GENSET:
-            self._starts_at = -math.inf
+            self._starts_at = -math.inf if self.limit_pct > 0 else None
         elif self.kind is Kind.HEAT_PUMP:
             self._run_heat_pump(now, 0.0)
         self.power_kw = self._wanted_kw(now)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 
@@ -11,11 +12,13 @@ class PollResult:
     """What a poll read.
 
     `readings` by canonical key, power positive towards the grid, None where the device has no value;
-    `readback` is the setpoint in force as the device tells it, None where it does not.
+    `readback` is the setpoint in force as the device tells it, None where it does not. `said_at_s`: boot-time
+    seconds of those readings which the device said by itself, before it was asked; all others are of now.
     """
 
     readings: dict[str, float | None]
     readback: float | None
+    said_at_s: Mapping[str, float] = field(default_factory=dict)
 
 
 class Session(Protocol):

@@ -6,8 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from edge.drivers.base import Driver, Session
+from edge.drivers.demo import DemoDriver, DemoSession
 from edge.drivers.modbus import ModbusDriver, ModbusSession
 from edge.drivers.modbus_rtu import RtuOverTcpSession, SerialSession
+from edge.drivers.mqtt import MqttDriver, MqttSession
 from edge.profiles.points import Protocol
 
 
@@ -35,4 +37,6 @@ DRIVERS: Drivers = {
     Protocol.MODBUS_RTU: Constructors(
         session=RtuOverTcpSession, driver=ModbusDriver, serial_session=SerialSession
     ),
+    Protocol.MQTT: Constructors(session=MqttSession, driver=MqttDriver),
+    Protocol.DEMO: Constructors(session=DemoSession, driver=DemoDriver),
 }

@@ -10,7 +10,6 @@ from edge.profiles.model import (
     VALUE,
     Limit,
     LimitUnit,
-    OwnFallback,
     Profile,
     Step,
 )
@@ -18,6 +17,8 @@ from edge.profiles.payloads import WORDS, steps_of, words_in
 from edge.profiles.points import (
     FLOATS,
     MAX_ADDRESS,
+    STATUS_ITEMS,
+    Item,
     Message,
     Point,
     Protocol,
@@ -88,6 +89,8 @@ def _check_protocols(profile: Profile) -> None:
             )
     if profile.headers and profile.protocol is not Protocol.HTTP:
         raise ProfileError(key="headers", expectation="expected with http only")
+    if profile.subscribe and profile.protocol is not Protocol.XML_DA:
+        raise ProfileError(key="subscribe", expectation="expected with xml_da only")
 
 
 def _check_point(profile: Profile, name: str, point: Point) -> None:
@@ -119,8 +122,22 @@ def _check_point(profile: Profile, name: str, point: Point) -> None:
             )
         _check_path(f"{key}.path", point.path)
         _check_words(f"{key}.body", point.body, point)
+    elif isinstance(point, Item):
+        _check_item(key, point)
     elif isinstance(point, Share) and bool(point.reading) == point.writable:
         raise ProfileError(key=f"{key}.reading", expectation="a setpoint is written, a reading is not")
+
+
+def _check_item(key: str, point: Item) -> None:
+    if not point.item.startswith("$status."):
+        return
+    if point.item not in STATUS_ITEMS:
+        raise ProfileError(key=f"{key}.item", expectation=f"expected one of {', '.join(STATUS_ITEMS)}")
+    if point.writable or not point.is_text or point.item_path:
+        raise ProfileError(
+            key=key,
+            expectation="expected a text that is only read, without a path: its server says it of itself",
+        )
 
 
 def _check_message(key: str, point: Message) -> None:
@@ -263,7 +280,7 @@ def _check_limit(profile: Profile, limit: Limit) -> None:
             )
         if own.preset is not None:
             _number(profile, own.preset, key="limit.fallback.preset")
-        _check_validity(profile, own)
+    _check_validity(profile, limit)
     for part, steps in (
         ("once", limit.once),
         ("set", limit.set),
@@ -289,16 +306,20 @@ def _check_limit(profile: Profile, limit: Limit) -> None:
         _number(profile, limit.readback_switch.point, key="limit.readback_switch.point")
 
 
-def _check_validity(profile: Profile, own: OwnFallback) -> None:
-    """A setpoint that lapses by itself must not do so before its keep-alive comes."""
-    for index, step in enumerate(own.keep_alive):
+def _check_validity(profile: Profile, limit: Limit) -> None:
+    """A setpoint that lapses by itself has a keep-alive, and one that comes in time."""
+    own = limit.fallback
+    kept = {name for step in own.keep_alive for name in step.writes} if own is not None else set()
+    timeout_s = own.timeout_s if own is not None else 0.0
+    for index, step in enumerate(limit.set):
         for name in step.writes:
             point = profile.points.get(name)
             valid_s = point.valid_s if isinstance(point, Message | Resource) else None
-            if valid_s is not None and valid_s < own.timeout_s:
+            if valid_s is not None and (name not in kept or valid_s < timeout_s):
                 raise ProfileError(
-                    key=f"limit.fallback.keep_alive[{index}].point",
-                    expectation=f"{name!r} is valid for {valid_s:g} s only, expected timeout_s or more",
+                    key=f"limit.set[{index}].point",
+                    expectation=f"{name!r} is valid for {valid_s:g} s only, expected a fallback of that time"
+                    " whose keep_alive writes it",
                 )
 
 

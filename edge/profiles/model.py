@@ -42,6 +42,15 @@ class ValueKind(StrEnum):
     CHARGING_POWER_LIMIT_PCT = "charging_power_limit_pct"
     OPERATING_MODE = "operating_mode"
 
+    @property
+    def is_limit(self) -> bool:
+        """Tell whether it is the most that a device may do, in percent of its nameplate, 100 being all."""
+        return self not in (ValueKind.SIGNED_SETPOINT_PCT, ValueKind.OPERATING_MODE)
+
+    def can_take(self, proxys: ValueKind) -> bool:
+        """Tell whether a value of a proxy's kind means the same to its child, which is of this kind."""
+        return self is proxys or (self.is_limit and proxys.is_limit)
+
 
 class LimitUnit(StrEnum):
     """What a device's setpoint is in, on its own side; ours is as the value kind says."""
@@ -176,6 +185,7 @@ class Profile(Data, frozen=True, kw_only=True):
     differently; a parameter where they disagree. `connect_delay_ms`: the pause between connecting and the
     first command. `stale_after_s`: how old the newest message of a device that speaks unasked may be.
     `headers` go with each HTTP request; `$username` and `$password` in them are the device's.
+    `subscribe`: an XML-DA server collects what changes, and is asked for that in place of everything.
     `sleeps_at_night`: no answer, or no values, without power before it, is no fault. `parameters` are what
     each device of the type says for itself (`edge.profiles.parameters`).
     """
@@ -197,6 +207,7 @@ class Profile(Data, frozen=True, kw_only=True):
     stale_after_s: Annotated[float, Meta(gt=0, le=900)] = 30.0
     availability: Availability | None = None
     headers: dict[str, str] = msgspec.field(default_factory=dict)
+    subscribe: bool = False
     sleeps_at_night: bool = False
     min_gap_ms: Annotated[int, Meta(ge=0, le=60_000)] = 0
     max_sessions: Annotated[int, Meta(ge=1)] | None = None

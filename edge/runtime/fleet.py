@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import Callable, Iterable, Set as AbstractSet
+from collections.abc import Callable, Iterable, Mapping, Set as AbstractSet
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -29,12 +29,14 @@ from edge.runtime.config import (
     Plan,
     Planned,
     Profiles,
+    linked,
     pace_of,
     planned_device,
 )
 from edge.runtime.cycle import Cycle, Unit
 from edge.runtime.database import StoreFailed
 from edge.runtime.documents import DocumentRefused
+from edge.runtime.proxies import Child, Family, Line, ProxyLine
 from edge.runtime.store import Kept, Leaving, Store
 from edge.wire.messages import Code, DeviceResult, SiteConfig
 
@@ -126,7 +128,9 @@ class Fleet:
             self._load_leaving()
         known = self._as_before | self._active
         before = {tag: known[tag] for tag in plan.refused.keys() & known.keys()}
-        self.plan = plan = replace(plan, devices=before | plan.devices)
+        # A proxy that goes on as before does so over its children.
+        devices, unlinked = linked(before | plan.devices)
+        self.plan = plan = replace(plan, devices=devices, refused=plan.refused | unlinked)
         keep: list[Callable[[], None]] = []
         # First who leaves: whoever comes back may find another one under its tag.
         self._part(plan, keep)
@@ -343,7 +347,11 @@ class Fleet:
             tag: planned for tag, planned in plan.devices.items() if tag not in self.waiting
         } | before
         for key, planned in chain(self._active.items(), self._leaving.items()):
-            if at is None or planned.endpoint in at:
+            if planned.is_proxy:
+                # It has no line, and never waits for one.
+                if at is None:
+                    self._put_unit(key, planned, ProxyLine(), kept)
+            elif at is None or planned.endpoint in at:
                 wanted.setdefault(planned.endpoint, {})[key] = planned
         self._ending = [line for line in self._ending if not line.task.done()]
         for endpoint in list(self._lines) if at is None else self._lines.keys() & at:
@@ -360,6 +368,7 @@ class Fleet:
             line = self._lines[endpoint]
             for key, planned in devices.items():
                 self._put(line, key, planned, kept)
+        self.cycle.proxies.set(_families(plan.devices | self._active), waiting=self.waiting)
 
     def _kept(self, plan: Plan) -> dict[str, Kept]:
         """What is on disk of the devices that are not under control yet."""
@@ -451,13 +460,18 @@ class Fleet:
             )
             if unit is not None:
                 self.cycle.moved(unit, line.bus)
+        self._put_unit(key, planned, line.bus, kept)
+
+    def _put_unit(self, key: str, planned: Planned, line: Line, kept: dict[str, Kept]) -> None:
+        """Put a device under control, or give it its new settings where it is there already."""
+        unit = self.cycle.unit(key)
         if unit is None:
             found = kept.get(key) or self._kept_of(key)
             state = self._resumed(planned, found)
             if key in self._leaving and state.retirement is not Retirement.OWED:
                 # The process ended before it had written down more than that the device leaves.
                 state = arbitration.retire(state)
-            unit = Unit(state, line.bus, can_write=planned.profile.controllable, key=key, kept=found)
+            unit = Unit(state, line, can_write=planned.profile.controllable, key=key, kept=found)
             self.cycle.add(unit, leaving=key in self._leaving)
         if key not in self._leaving:
             self.cycle.reconfigure(unit, planned.settings)
@@ -474,6 +488,17 @@ def _retiring(tag: str) -> DeviceResult:
     return DeviceResult(
         code=Code.RETIRING, detail=f"{tag}, which had its control point, is not yet back at its default"
     )
+
+
+def _families(devices: Mapping[str, Planned]) -> dict[str, Family]:
+    """Who is behind which proxy, by its tag."""
+    children: dict[str, list[Child]] = {tag: [] for tag, planned in devices.items() if planned.is_proxy}
+    for tag, planned in devices.items():
+        family = children.get(planned.config.owned_by or "")
+        if family is not None and planned.is_settable:
+            keys = frozenset(planned.profile.telemetry)
+            family.append(Child(tag, planned.config.nameplate_kw, keys))
+    return {tag: Family(devices[tag].profile, tuple(family)) for tag, family in children.items()}
 
 
 def _leaving(planned: Planned, site: SiteConfig) -> Leaving:

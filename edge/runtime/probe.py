@@ -54,6 +54,7 @@ MODBUS_PORT = 502
 
 # Of a device that belongs to no site yet: nothing of it reaches the device.
 NO_SITE = SiteConfig(id="", tag="", curtailment_time_limit_s=60, cyclic_write_timeout_s=300)
+ONLY_CHILDREN = "a proxy is nothing but the devices behind it: probe those"
 
 
 # --- a session of its own -------------------------------------------------------------------------
@@ -192,12 +193,14 @@ class Prober:
                     Code.UNKNOWN_DEVICE,
                     "it is not in the configuration that this node runs, or cannot be used as it is there",
                 )
-            return planned
+            return _with_hardware(planned)
         if command.candidate is None or command.profile is None:
             raise Unusable(Code.UNUSABLE, "neither a device nor a candidate with its profile")
         name = str(command.candidate.get("profile"))
         try:
-            return planned_device(command.candidate, plan.site, Profiles({name: command.profile}))
+            return _with_hardware(
+                planned_device(command.candidate, plan.site, Profiles({name: command.profile}))
+            )
         except DocumentRefused as error:
             raise Unusable(Code.UNUSABLE, str(error)) from error
 
@@ -217,6 +220,13 @@ class Prober:
         return answer
 
 
+def _with_hardware(planned: Planned) -> Planned:
+    """`Unusable` for a proxy: there is nothing to look at."""
+    if planned.is_proxy:
+        raise Unusable(Code.UNUSABLE, ONLY_CHILDREN)
+    return planned
+
+
 # --- on the command line --------------------------------------------------------------------------
 
 
@@ -227,8 +237,8 @@ def main(argv: Sequence[str]) -> int:
     try:
         body = _body(options.profile)
         device = _device(options, body)
-        planned = planned_device(device, NO_SITE, Profiles({device["profile"]: body}))
-    except (ProfileError, DocumentRefused, OSError, ValueError) as error:
+        planned = _with_hardware(planned_device(device, NO_SITE, Profiles({device["profile"]: body})))
+    except (ProfileError, DocumentRefused, Unusable, OSError, ValueError) as error:
         parser.error(str(error))
     report = asyncio.run(probed(planned, clock=HostClock(trust_host=True)))
     if options.json:

@@ -66,7 +66,16 @@ LATE_S = 0.3
 
 
 def each(of: list[Case]) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("case", of, ids=str)
+    return pytest.mark.parametrize("case", [pytest.param(one, id=str(one), marks=marks(one)) for one in of])
+
+
+def marks(case: Case) -> list[pytest.MarkDecorator]:
+    return [pytest.mark.services] if BENCHES[case.way].services else []
+
+
+def costs(case: Case) -> list[pytest.MarkDecorator]:
+    """On lines each fault costs its timeouts: nothing for the quick suite."""
+    return [pytest.mark.long] if BENCHES[case.way].protocol is Protocol.MODBUS_RTU else []
 
 
 def tolerance(profile: Profile) -> float:
@@ -162,6 +171,10 @@ async def test_readings_come_under_their_canonical_keys_and_are_plausible(case):
 @each([case for case in CASES if "P_kW" in case.profile.telemetry])
 async def test_power_is_what_the_machine_gives_towards_the_grid(case):
     async with on_bench(case) as bench:
+        if case.profile.controllable:
+            # At its default a battery with a setpoint stands still.
+            await bench.driver.write(usual(case.profile))
+            bench.clock.advance(5)
         readings = (await bench.driver.poll()).readings
 
         assert readings["P_kW"] == pytest.approx(bench.device.machine.power_kw, abs=POWER_TOLERANCE_KW)
@@ -363,14 +376,8 @@ async def test_a_device_without_a_fallback_of_its_own_is_never_armed(case):
 
 
 def suffering(*faults: Fault, of: list[Case] = CASES) -> pytest.MarkDecorator:
-    # On lines each costs its timeouts: not for the quick suite.
     pairs = [
-        pytest.param(
-            case,
-            fault,
-            id=f"{case}-{fault.value}",
-            marks=[pytest.mark.long] if BENCHES[case.way].protocol is Protocol.MODBUS_RTU else [],
-        )
+        pytest.param(case, fault, id=f"{case}-{fault.value}", marks=[*marks(case), *costs(case)])
         for case in of
         for fault in faults
         if fault in BENCHES[case.way].faults

@@ -180,3 +180,58 @@ def test_two_profiles_of_one_name_are_refused(data, tmp_path):
 
     with pytest.raises(ProfileError, match="is there already"):
         load_all(tmp_path)
+
+
+def xml_da_body(**item: Any) -> dict[str, Any]:
+    """A profile of an XML-DA device with one item."""
+    return {
+        "name": "server",
+        "title": "Server",
+        "maker": "Any",
+        "model": "any",
+        "category": "inverter",
+        "protocol": "xml_da",
+        "verified_on_hardware": False,
+        "source": "test",
+        "points": {
+            "one": {
+                "name": "one",
+                "source": "test",
+                "confidence": "unverified",
+                "item": "$status.VendorInfo",
+                "type": "string",
+                **item,
+            }
+        },
+    }
+
+
+def test_what_a_server_says_of_itself_is_a_point_like_any_other():
+    profile = profile_from_builtins(xml_da_body())
+
+    assert profile.points["one"].is_text
+    assert profile.points["one"].key == "$status.VendorInfo"
+
+
+@pytest.mark.parametrize(
+    ("item", "key", "expectation"),
+    [
+        ({"item": "$status.Mood"}, "points.one.item", "expected one of $status.ServerState"),
+        ({"access": "read_write"}, "points.one", "only read"),
+        ({"type": "double"}, "points.one", "expected a text"),
+        ({"item_path": "Park"}, "points.one", "without a path"),
+    ],
+)
+def test_a_server_says_only_so_much_of_itself(item, key, expectation):
+    with pytest.raises(ProfileError) as caught:
+        profile_from_builtins(xml_da_body(**item))
+
+    assert caught.value.key == key
+    assert expectation in caught.value.expectation
+
+
+def test_only_xml_da_servers_collect_for_us(data):
+    assert profile_from_builtins({**xml_da_body(), "subscribe": True}).subscribe
+
+    with pytest.raises(ProfileError, match="xml_da only"):
+        profile_from_builtins({**data, "subscribe": True})

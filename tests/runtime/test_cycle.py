@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import msgspec
 
 from edge.core.schedule import Schedule
+from edge.drivers.base import PollResult
 from edge.simulators.device import Fault
 from edge.wire.messages import Code
 from tests.runtime.plant import PROFILES, TurnedClock, profile, running_plant
@@ -562,3 +563,20 @@ async def test_many_ends_in_a_row_do_not_put_off_the_next_full_turn(tmp_path):
 
         plant.clock.jump_wall(4 * 3600)
         await plant.run(1.2, lambda: plant.limit(B) == 50)
+
+
+async def test_what_a_device_said_by_itself_is_as_old_as_it_is_however_often_it_is_looked_at(tmp_path):
+    async with running_plant(tmp_path) as plant:
+        await plant.add(A)
+        plant.apply()
+        said_s = plant.clock.boottime_s()
+        plant.clock.advance(7)
+        unit = plant.cycle.units[A]
+
+        for _ in range(2):
+            plant.cycle.polled(A, PollResult({"P_kW": 5.0, "E_kWh": 1.0}, 100.0, {"P_kW": said_s}))
+            now = plant.clock.now()
+            assert unit.readings["P_kW"].at.boottime_s == said_s
+            assert unit.readings["P_kW"].at.utc == now.utc - timedelta(seconds=now.boottime_s - said_s)
+            assert unit.readings["E_kWh"].at == now
+            plant.clock.advance(2)
