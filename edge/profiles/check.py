@@ -74,6 +74,10 @@ def _check_protocols(profile: Profile) -> None:
                 key=f"also[{index}]",
                 expectation=f"{other.value} reaches no points of {profile.protocol.value}",
             )
+    if profile.line_timeout_ms is not None and Protocol.MODBUS_RTU not in profile.also:
+        raise ProfileError(key="line_timeout_ms", expectation="expected with modbus_rtu among `also`")
+    if profile.connect_delay_ms and not profile.protocol.is_modbus:
+        raise ProfileError(key="connect_delay_ms", expectation="expected with Modbus only")
     if profile.sunspec and not profile.protocol.is_modbus:
         raise ProfileError(key="sunspec", expectation="expected with Modbus only")
     if profile.availability is not None:

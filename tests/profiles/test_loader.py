@@ -65,6 +65,7 @@ def test_the_guides_first_devices_are_there():
         ("protocol", "carrier_pigeon", "protocol", "Invalid enum value 'carrier_pigeon'"),
         ("min_gap_ms", -1, "min_gap_ms", "Expected `int` >= 0"),
         ("min_gap_ms", "soon", "min_gap_ms", "Expected `int`, got `str`"),
+        ("line_timeout_ms", 800, "line_timeout_ms", "modbus_rtu among `also`"),
         ("points", {}, "points", "at least one point"),
         ("points.power.address", 65536, "points.power.address", "<= 65535"),
         ("points.energy.address", 65535, "points.energy.address", "beyond address 65535"),
