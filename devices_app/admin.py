@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from django import forms
-from django.contrib import admin
+from django.contrib import admin, messages
+from django.contrib.admin.utils import flatten_fieldsets
+from django.core.exceptions import PermissionDenied, ValidationError
 from django.db.models import Model, QuerySet
 from django.forms import ModelForm
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.template.response import TemplateResponse
+from django.urls import reverse
+from django.utils.html import format_html
 
 from devices_app import services
-from devices_app.models import Device, DeviceBound, DeviceType, RetiringDevice, TelemetrySeries
+from devices_app.address import type_profile
+from devices_app.forms import PROBE, DeviceForm, KindForm, device_fieldsets, device_form, device_initial
+from devices_app.models import Device, DeviceBound, DeviceType, Probe, RetiringDevice, TelemetrySeries
+from devices_app.probes import probe_ask, probe_settle
 from devices_app.retirement import device_abandon
-from devices_app.selectors import retiring_kept_by, series_with_newest
+from devices_app.selectors import device_node_says, probe_verdict, retiring_kept_by, series_with_newest
 from smartgrid.admin import AnyModelAdmin, ServiceAdmin
+from smartgrid.errors import SgmError
 
 if TYPE_CHECKING:
     AnyTabularInline = admin.TabularInline[Any, Any]
@@ -46,6 +56,39 @@ class DeviceBoundInline(AnyTabularInline):
     extra = 0
 
 
+# For those who may only look.
+SEEN_OF_A_DEVICE = [
+    "device_type",
+    "node",
+    "device_tag",
+    "category",
+    "peak_power_kw",
+    "min_value",
+    "max_value",
+    "default_value",
+    "include_in_curtailment",
+    "measured_only",
+    "controlled_by",
+    "modbus_server_host",
+    "modbus_server_port",
+    "modbus_id",
+    "serial_port",
+    "url",
+    "username",
+    "parameters",
+]
+SHOWN_OF_A_DEVICE = [
+    "id",
+    "created_at",
+    "config_id",
+    "control_point",
+    "value",
+    "value_sequence",
+    "node_says",
+    "last_probe",
+]
+
+
 @admin.register(Device)
 class DeviceAdmin(ServiceAdmin):
     list_display = [
@@ -69,14 +112,136 @@ class DeviceAdmin(ServiceAdmin):
     ]
     search_fields = ["device_tag", "id", "site__site_tag", "node__name", "modbus_server_host"]
     list_select_related = ["site", "node", "device_type", "controlled_by"]
-    readonly_fields = ["id", "created_at", "config_id", "control_point", "value", "value_sequence"]
-    autocomplete_fields = ["controlled_by"]
+    readonly_fields = SHOWN_OF_A_DEVICE
     inlines = [DeviceBoundInline]
     may_delete = True
 
+    # --- a form for each type -------------------------------------------------------------------------
+
+    def add_view(
+        self, request: HttpRequest, form_url: str = "", extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        """First of which type it is: what to ask for depends on that."""
+        if self._kind(request, None) is None and self.has_add_permission(request):
+            context = {
+                **self.admin_site.each_context(request),
+                "opts": self.opts,
+                "title": "Add device: of which type?",
+                "form": KindForm(request.GET if "device_type" in request.GET else None),
+                # What the way here has already settled.
+                "settled": [(key, value) for key, value in request.GET.items() if key != "device_type"],
+            }
+            return TemplateResponse(request, "admin/devices_app/device/choose_type.html", context)
+        return super().add_view(request, form_url, extra_context)
+
+    def _kind(self, request: HttpRequest, obj: Device | None) -> DeviceType | None:
+        """The type whose fields the form has: the one chosen in it, else the device's own."""
+        chosen = request.POST.get("device_type") or request.GET.get("device_type")
+        try:
+            found = DeviceType.objects.filter(pk=chosen).first() if chosen else None
+        except ValidationError:
+            found = None
+        return found or (obj.device_type if obj is not None else None)
+
+    def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
+        kind = self._kind(request, obj)
+        if kind is None:
+            return [(None, {"fields": ["device_type", "node", "device_tag"]})]
+        if obj is not None and not self.has_change_permission(request, obj):
+            return [(None, {"fields": [*SEEN_OF_A_DEVICE, *SHOWN_OF_A_DEVICE]})]
+        shown = [("As it is", {"fields": SHOWN_OF_A_DEVICE})] if obj is not None else []
+        return [*device_fieldsets(kind, device=obj), *shown]
+
+    def get_form(self, request: HttpRequest, obj: Any = None, change: bool = False, **kwargs: Any) -> Any:
+        kind = self._kind(request, obj)
+        if kind is not None:
+            node = request.POST.get("node") or request.GET.get("node") or (obj.node_id if obj else None)
+            kwargs["form"] = device_form(kind, device=obj, node=_key(node))
+        return super().get_form(request, obj, change, **kwargs)
+
+    def get_changeform_initial_data(self, request: HttpRequest) -> dict[str, Any]:
+        kind = self._kind(request, None)
+        settled = super().get_changeform_initial_data(request)
+        return {**(device_initial(kind) if kind is not None else {}), **settled}
+
+    def get_inline_instances(self, request: HttpRequest, obj: Any = None) -> Any:
+        """Nobody bounds what is only measured."""
+        kind = self._kind(request, obj)
+        profile = type_profile(kind) if kind is not None else None
+        is_measured = (obj is not None and obj.measured_only) or (
+            profile is not None and profile.limit is None
+        )
+        return [] if is_measured else super().get_inline_instances(request, obj)
+
+    @admin.display(description="what its node says")
+    def node_says(self, row: Device) -> str:
+        return device_node_says(row)
+
+    # --- a look at the device, before it is saved or after ------------------------------------------------
+
+    change_form_template = "admin/devices_app/device/change_form.html"
+
+    def changeform_view(
+        self,
+        request: HttpRequest,
+        object_id: str | None = None,
+        form_url: str = "",
+        extra_context: dict[str, Any] | None = None,
+    ) -> HttpResponse:
+        if request.method == "POST" and PROBE in request.POST:
+            asked = self._probe(request, object_id)
+            if asked is not None:
+                return asked
+        return super().changeform_view(request, object_id, form_url, extra_context)
+
+    def _probe(self, request: HttpRequest, object_id: str | None) -> HttpResponse | None:
+        """Have the device probed as the form has it; None where the form has to be corrected first."""
+        device = self.get_object(request, object_id) if object_id is not None else None
+        if object_id is None:
+            may = self.has_add_permission(request)
+        else:
+            may = device is not None and self.has_change_permission(request, device)
+        if not may:
+            raise PermissionDenied
+        fieldsets = self.get_fieldsets(request, device)
+        kind = self.get_form(request, device, change=device is not None, fields=flatten_fieldsets(fieldsets))
+        form = kind(request.POST, instance=device)
+        form.is_valid()
+        if form.draft is None:
+            return None
+        stored = Device.objects.get(pk=device.pk) if device is not None else None
+        try:
+            probe = probe_ask(
+                by=request.user.get_username(),
+                device=stored,
+                draft=form.draft,
+            )
+        except SgmError as error:
+            messages.error(request, str(error))
+            return HttpResponseRedirect(reverse("admin:devices_app_probe_changelist"))
+        return HttpResponseRedirect(reverse("admin:devices_app_probe_change", args=[probe.pk]))
+
+    @admin.display(description="last probe")
+    def last_probe(self, row: Device) -> str:
+        probe = row.probes.order_by("-asked_at").first()
+        if probe is None:
+            return "never"
+        return format_html(
+            '<a href="{}">{}</a>, <a href="{}?device__id__exact={}">all of them</a>',
+            reverse("admin:devices_app_probe_change", args=[probe.pk]),
+            f"{probe_verdict(probe)}, {probe.asked_at:%Y-%m-%d %H:%M}Z, asked by {probe.asked_by}",
+            reverse("admin:devices_app_probe_changelist"),
+            row.pk,
+        )
+
+    # --- changes go through services --------------------------------------------------------------------
+
     def save_model(self, request: HttpRequest, obj: Any, form: ModelForm[Any], change: bool) -> None:
-        form.cleaned_data["by"] = request.user.get_username()
-        super().save_model(request, obj, form, change)
+        assert isinstance(form, DeviceForm)
+        values = {**form.service_values(), "by": request.user.get_username()}
+        saved = self.save_by_service(row=obj, values=values, is_new=not change)
+        # The admin goes on with the row as the service stored it.
+        obj.__dict__.update(saved.__dict__)
 
     def save_by_service(self, *, row: Any, values: dict[str, Any], is_new: bool) -> Model:
         if is_new:
@@ -101,6 +266,13 @@ class DeviceAdmin(ServiceAdmin):
 
     def delete_model(self, request: HttpRequest, obj: Any) -> None:
         services.device_delete(device=obj, by=request.user.get_username())
+
+
+def _key(text: Any) -> UUID | None:
+    try:
+        return UUID(str(text)) if text else None
+    except ValueError:
+        return None
 
 
 def _origin_stored(bound: DeviceBound) -> str:
@@ -186,6 +358,58 @@ class RetiringDeviceAdmin(ServiceAdmin):
 
     def save_by_service(self, *, row: Any, values: dict[str, Any], is_new: bool) -> Model:  # noqa: ARG002
         return device_abandon(retiring=row, **values)
+
+
+@admin.register(Probe)
+class ProbeAdmin(AnyModelAdmin):
+    """What nodes found when they looked at their devices: to read, and kept as it was."""
+
+    list_display = ["asked_at", "device_tag", "node", "device_type", "verdict", "asked_by"]
+    list_filter = ["state", "node__site", "device_type"]
+    search_fields = ["device_tag", "device__id", "node__name", "asked_by"]
+    list_select_related = ["node", "device_type"]
+    date_hierarchy = "asked_at"
+    change_form_template = "admin/devices_app/probe/change_form.html"
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Probe]:
+        return super().get_queryset(request).defer("candidate")
+
+    @admin.display(description="result")
+    def verdict(self, row: Probe) -> str:
+        return probe_verdict(row)
+
+    def change_view(
+        self,
+        request: HttpRequest,
+        object_id: str,
+        form_url: str = "",
+        extra_context: dict[str, Any] | None = None,
+    ) -> HttpResponse:
+        key = _key(object_id)
+        if key is not None and request.method == "GET" and self.has_view_permission(request):
+            found = Probe.objects.filter(pk=key).exists()
+            probe = probe_settle(probe_id=key) if found else None
+            if probe is not None:
+                extra_context = {**(extra_context or {}), "probe": probe, "verdict": probe_verdict(probe)}
+        return super().change_view(request, object_id, form_url, extra_context)
+
+    def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:  # noqa: ARG002 - the same
+        """Whoever may see a device may see what a look at it brought."""
+        return request.user.has_perm("devices_app.view_device") or request.user.has_perm(
+            "devices_app.change_device"
+        )
+
+    def has_module_permission(self, request: HttpRequest) -> bool:
+        return self.has_view_permission(request)
+
+    def has_add_permission(self, request: HttpRequest) -> bool:  # noqa: ARG002 - Django's hook
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:  # noqa: ARG002
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:  # noqa: ARG002
+        return False
 
 
 @admin.register(TelemetrySeries)

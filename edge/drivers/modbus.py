@@ -27,6 +27,7 @@ from edge.drivers.mbap import (
 )
 from edge.drivers.plan import Layout, Placed, Read, layout_of, scale_points
 from edge.drivers.points import PointDriver, shown
+from edge.drivers.sunspec import BASES, models_from, told, wanted
 from edge.profiles.model import Profile, Step
 from edge.profiles.points import Register, Table, Value
 from edge.profiles.registers import encode
@@ -58,6 +59,10 @@ FUNCTIONS = {
     WRITE_COILS: "write coils",
     WRITE_MULTIPLE: "write registers",
 }
+# A connection that ends this soon after an answer ends because of it.
+ENDS_WITHIN_S = 1.0
+# So many connections in a row that ended with their first answer, and the next ones are for one command each.
+ENDED_EARLY = 2
 # `struct linger`: on, and no time for it.
 DISCARD = struct.pack("ii", 1, 0)
 # More than a frame: what is left of one goes aside, so that all connections of the loop share this.
@@ -67,10 +72,12 @@ _RECEIVED = bytearray(1024)
 class _Connection(asyncio.BufferedProtocol):
     """One TCP connection with at most one request under way. Answers to anything else are not heard."""
 
-    __slots__ = ("_answer", "_given_up", "_lost", "_rest", "_transaction", "_transport")
+    __slots__ = ("_answer", "_given_up", "_lost", "_rest", "_transaction", "_transport", "answers")
 
     def __init__(self, lost: Callable[[_Connection], None]) -> None:
         self._lost = lost
+        # So many requests it has carried.
+        self.answers = 0
         self._transport: asyncio.Transport | None = None
         self._rest = b""
         self._transaction = -1
@@ -99,6 +106,7 @@ class _Connection(asyncio.BufferedProtocol):
         if isinstance(answer, OSError):
             raise answer
         self._given_up = False
+        self.answers += 1
         return answer
 
     def close(self) -> None:
@@ -157,6 +165,9 @@ class RegisterSession(Session, Protocol):
     @property
     def endpoint(self) -> str: ...
 
+    async def pause(self, seconds: float) -> None:
+        """Let time pass, on the line's clock."""
+
     async def read(self, unit: int, table: Table, address: int, count: int) -> list[int]:
         """Read `count` registers with one command; of a table of bits, as many bits, each 0 or 1."""
 
@@ -170,18 +181,26 @@ class ModbusSession:
     """One TCP connection to one endpoint, used by one task at a time.
 
     Each command is one request, never repeated from here. Between the end of a command and the start of the
-    next lie at least `min_gap_s`, also over a reconnect. After a timeout or a broken frame the connection is
-    closed, so that a late answer is never taken for the next one's. `clock` gives boot-time seconds.
+    next lie at least `min_gap_s`, also over a reconnect; between a connection and its first command at least
+    `connect_delay_s`. After a timeout or a broken frame the connection is closed, so that a late answer is
+    never taken for the next one's. `clock` gives boot-time seconds.
+
+    Some devices close each connection with their first answer. For those, once it is noticed, each command
+    has a connection of its own, and the session counts as connected until one fails.
 
     The client is our own rather than pymodbus': see docs/adr/0007-modbus-client.md.
     """
 
     __slots__ = (
+        "_answered_at",
         "_clock",
+        "_connect_delay_s",
         "_connection",
+        "_ended_early",
         "_host",
         "_min_gap_s",
         "_next_command_at",
+        "_one_each",
         "_port",
         "_sleep",
         "_timeout_s",
@@ -198,17 +217,23 @@ class ModbusSession:
         min_gap_s: float,
         clock: Callable[[], float],
         sleep: Callable[[float], Awaitable[None]],
+        connect_delay_s: float = 0.0,
     ) -> None:
         self._host = host
         self._port = port
         self._timeout_s = timeout_s
         self._min_gap_s = min_gap_s
+        self._connect_delay_s = connect_delay_s
         self._clock = clock
         self._sleep = sleep
         self._connection: _Connection | None = None
         # Counts on over reconnects, and around.
         self._transaction = 0
         self._next_command_at = 0.0
+        self._answered_at = 0.0
+        # Connections in a row that ended with their first answer, and whether each command has its own.
+        self._ended_early = 0
+        self._one_each = False
         self.generation = 0
 
     @property
@@ -217,16 +242,21 @@ class ModbusSession:
 
     @property
     def connected(self) -> bool:
-        return self._connection is not None
+        return self._connection is not None or self._one_each
 
     @property
     def next_command_at(self) -> float:
-        """Boot-time seconds before which no command may start; 0 where no gap is kept."""
+        """Boot-time seconds before which no command may start; 0 where no pause is kept."""
         return self._next_command_at
 
     async def connect(self) -> None:
         """Connect, dropping a connection that is there; `DeviceUnreachable` says why it cannot."""
         self._drop()
+        self._connection = await self._open()
+        self._one_each = self._ended_early >= ENDED_EARLY
+        self.generation += 1
+
+    async def _open(self) -> _Connection:
         # asyncio closes a socket in its next turn. Until then a device with one session would see two.
         await asyncio.sleep(0)
         connection = _Connection(self._lost)
@@ -241,11 +271,15 @@ class ModbusSession:
         except OSError as error:
             reason = os.strerror(error.errno) if error.errno else str(error)
             raise DeviceUnreachable(f"no connection to {self.endpoint}: {reason}") from error
-        self._connection = connection
-        self.generation += 1
+        if self._connect_delay_s:
+            self._next_command_at = max(self._next_command_at, self._clock() + self._connect_delay_s)
+        return connection
 
     async def aclose(self) -> None:
         self._drop()
+
+    async def pause(self, seconds: float) -> None:
+        await self._sleep(seconds)
 
     async def read(self, unit: int, table: Table, address: int, count: int) -> list[int]:
         function = READS[table]
@@ -272,14 +306,25 @@ class ModbusSession:
             raise self._something_else(unit, function, address)
 
     async def _ready(self) -> _Connection:
-        if self._min_gap_s:
-            # In a loop: a timer may fire a little early, and the device does not forgive that.
-            while (wait_s := self._next_command_at - self._clock()) > 0:
-                await self._sleep(wait_s)
+        await self._wait_for_turn()
+        if self._connection is None and self._one_each:
+            try:
+                self._connection = await self._open()
+            except DeviceUnreachable:
+                self._drop()
+                raise
+            await self._wait_for_turn()
         if self._connection is None:
             raise DeviceUnreachable(f"not connected to {self.endpoint}")
         self._transaction = (self._transaction + 1) & 0xFFFF
         return self._connection
+
+    async def _wait_for_turn(self) -> None:
+        if not self._next_command_at:
+            return
+        # In a loop: a timer may fire a little early, and the device does not forgive that.
+        while (wait_s := self._next_command_at - self._clock()) > 0:
+            await self._sleep(wait_s)
 
     async def _ask(
         self, connection: _Connection, request: bytes, *, unit: int, function: int, address: int
@@ -303,8 +348,13 @@ class ModbusSession:
             self._drop()
             raise
         finally:
+            self._answered_at = self._clock()
             if self._min_gap_s:
-                self._next_command_at = self._clock() + self._min_gap_s
+                self._next_command_at = self._answered_at + self._min_gap_s
+        if self._one_each:
+            # Before it does: a command that meets its end is a command that may have been carried out.
+            self._connection = None
+            connection.close()
         if answer.unit == unit and answer.function == function | mbap.REFUSED:
             code = answer.data[0]
             reason = EXCEPTIONS.get(code, "for a reason of its own")
@@ -328,26 +378,40 @@ class ModbusSession:
     def _lost(self, connection: _Connection) -> None:
         if connection is self._connection:
             self._connection = None
+            self._note_end(connection)
+
+    def _note_end(self, connection: _Connection) -> None:
+        """The device ended this connection: see whether that is its way."""
+        at_once = self._clock() - self._answered_at < ENDS_WITHIN_S
+        self._ended_early = self._ended_early + 1 if connection.answers == 1 and at_once else 0
 
     def _drop(self) -> None:
+        self._one_each = False
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
 
 
 class ModbusDriver(PointDriver):
-    """One device behind a session, as its profile describes it."""
+    """One device behind a session, as its profile describes it.
 
-    __slots__ = ("_exponents", "_generation", "_layout", "_registers", "_session", "_unit")
+    Where a SunSpec one has its registers is found out at each first contact: a restart or new firmware may
+    have moved them. A point of a model that it has not is a value it has not, unless it could not be
+    recognised or controlled without.
+    """
+
+    __slots__ = ("_base", "_exponents", "_generation", "_is_found", "_layout", "_session", "_unit")
 
     def __init__(
         self, *, session: RegisterSession, profile: Profile, unit: int, nameplate_kw: float | None
     ) -> None:
         super().__init__(profile=profile, nameplate_kw=nameplate_kw)
         self._session = session
-        self._registers = profile.registers
-        # Shared by all devices of the profile.
+        # Shared by all devices of the profile that have the same models.
         self._layout: Layout = layout_of(profile)
+        self._is_found = not profile.sunspec
+        # Which of the places where a SunSpec map may begin is tried first.
+        self._base = 0
         self._unit = unit
         self._generation = -1
         self._exponents: dict[str, int] = {}
@@ -355,6 +419,8 @@ class ModbusDriver(PointDriver):
     @property
     def commands_per_poll(self) -> int:
         layout = self._layout
+        if not self._is_found:
+            return len({wanted(self._profile.registers[name]) for name in layout.polled})
         if self._reads_together:
             return len(self._plan(layout.polled))
         return len(self._plan(layout.telemetry)) + len(self._plan(layout.readback))
@@ -376,6 +442,61 @@ class ModbusDriver(PointDriver):
     def _forget(self) -> None:
         super()._forget()
         self._exponents.clear()
+        self._is_found = not self._profile.sunspec
+
+    async def _meet(self) -> None:
+        if not self._profile.sunspec:
+            return
+        self._look_for_reconnection()
+        await self._find()
+        self._require(self._needed_always())
+
+    async def _find(self) -> None:
+        """Find where the points are, unless that is known."""
+        if self._is_found:
+            return
+
+        async def read(address: int, count: int) -> list[int]:
+            return await self._session.read(self._unit, Table.HOLDING, address, count)
+
+        for _ in BASES:
+            base = BASES[self._base]
+            # Before it is asked: what does not answer at all there is next time asked elsewhere first.
+            self._base = (self._base + 1) % len(BASES)
+            models = await models_from(base, read)
+            if models is not None:
+                self._base = BASES.index(base)
+                self._layout = layout_of(self._profile, models)
+                self._is_found = True
+                return
+        places = ", ".join(map(str, BASES))
+        raise DeviceRefused(f"{self._where} is no SunSpec device: there is no map at {places}")
+
+    def _require(self, names: Iterable[str]) -> None:
+        """Refuse a device that has not all of these points."""
+        for name in names:
+            if name not in self._layout.registers:
+                point = self._profile.registers[name]
+                models = " or ".join(map(str, wanted(point)))
+                raise DeviceRefused(
+                    f"{self._where} has no {point.name} ({name}) in a model {models}; its models are"
+                    f" {told(self._layout.models)}"
+                )
+
+    def _needed_always(self) -> Iterable[str]:
+        """What a device must have to be recognised and controlled."""
+        identity, limit = self._profile.identity, self._profile.limit
+        yield from (check.point for check in identity.checks)
+        if identity.nameplate is not None and self._nameplate_kw is not None:
+            yield identity.nameplate
+        if limit is not None:
+            yield from self._layout.readback
+            yield from (check.point for check in limit.requires)
+            for step in (*limit.once, *limit.set, *(limit.release or ())):
+                yield from step.writes
+
+    async def _pause(self, seconds: float) -> None:
+        await self._session.pause(seconds)
 
     def _needed(self, steps: Iterable[Step]) -> frozenset[str]:
         """The scale factors that the steps' values are written with."""
@@ -385,16 +506,19 @@ class ModbusDriver(PointDriver):
         return frozenset(scale_points(self._profile, written) - self._exponents.keys())
 
     async def _put(self, values: Mapping[str, Value], *, only_if_different: bool) -> None:
+        await self._find()
+        self._require(values)
+        points = self._layout.registers
         registers: list[int] = []
         for name, value in values.items():
-            point = self._registers[name]
+            point = points[name]
             try:
                 registers += encode(point, value, exponent=self._exponent(point))
             except ValueError as error:
                 raise DeviceRefused(
                     f"{value} cannot be written to {point.name} of {self._where}: {error}"
                 ) from error
-        first = self._registers[next(iter(values))]
+        first = points[next(iter(values))]
         if only_if_different:
             current = await self._session.read(self._unit, first.table, first.address, len(registers))
             if current == registers:
@@ -409,10 +533,14 @@ class ModbusDriver(PointDriver):
         )
 
     def _exponent(self, point: Register) -> int:
-        return self._exponents[point.scale_point] if point.scale_point is not None else 0
+        if point.scale_point is None:
+            return 0
+        self._require((point.scale_point,))
+        return self._exponents[point.scale_point]
 
     async def _read(self, names: frozenset[str], *, tolerant: bool = False) -> dict[str, Value]:
         self._look_for_reconnection()
+        await self._find()
         answered: list[tuple[Read, bytes]] = []
         refused: DeviceRefused | None = None
         for read in self._plan(names):
@@ -435,7 +563,13 @@ class ModbusDriver(PointDriver):
                 except ReadingInvalid:
                     if not tolerant:
                         raise
-        return {placed.name: self._value(placed, raw) for read, raw in answered for placed in read.points}
+        values: dict[str, Value] = {
+            placed.name: self._value(placed, raw) for read, raw in answered for placed in read.points
+        }
+        if self._profile.sunspec:
+            # What the device has not, has no value.
+            values = dict.fromkeys(names - self._layout.registers.keys()) | values
+        return values
 
     def _plan(self, names: frozenset[str]) -> tuple[Read, ...]:
         layout = self._layout
@@ -453,7 +587,7 @@ class ModbusDriver(PointDriver):
     def _learn_exponent(self, name: str, exponent: Value) -> None:
         if not isinstance(exponent, float | int) or abs(exponent) > MAX_EXPONENT:
             raise ReadingInvalid(
-                f"{self._where}: scale factor {self._registers[name].name} reads {shown(exponent)}, expected"
-                f" -{MAX_EXPONENT} to {MAX_EXPONENT}"
+                f"{self._where}: scale factor {self._profile.points[name].name} reads {shown(exponent)},"
+                f" expected -{MAX_EXPONENT} to {MAX_EXPONENT}"
             )
         self._exponents[name] = int(exponent)

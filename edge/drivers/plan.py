@@ -8,6 +8,7 @@ from typing import NamedTuple
 from weakref import WeakValueDictionary
 
 from edge.drivers.points import readback_points
+from edge.drivers.sunspec import Models, points_in
 from edge.profiles.model import Profile
 from edge.profiles.points import Register, Table
 from edge.profiles.registers import Decoder, decoder
@@ -62,10 +63,16 @@ class Read(NamedTuple):
 
 
 class Layout:
-    """How the devices of one profile are read. It knows no device, so that all of them share it."""
+    """How devices of one profile are read. It knows no device, so that all of them share it.
 
-    def __init__(self, profile: Profile) -> None:
+    `registers` are the points that the devices have: those of the profile, or of a SunSpec one as many as
+    `models` have room for, at the addresses where they are there.
+    """
+
+    def __init__(self, profile: Profile, models: Models) -> None:
         self.profile = profile
+        self.models = models
+        self.registers = points_in(profile.registers, models) if profile.sunspec else profile.registers
         self.telemetry = frozenset(profile.telemetry.values())
         self.readback = readback_points(profile.limit)
         self.polled = self.telemetry | self.readback
@@ -78,8 +85,9 @@ class Layout:
         plan = self._plans.get(names)
         if plan is None:
             profile = self.profile
+            present = names & self.registers.keys()
             blocks = plan_reads(
-                profile.registers, names, max_block=profile.max_block, max_gap=profile.max_read_gap
+                self.registers, present, max_block=profile.max_block, max_gap=profile.max_read_gap
             )
             plan = self._plans[names] = tuple(self._read(block) for block in blocks)
         return plan
@@ -89,19 +97,20 @@ class Layout:
         return Read(block, placed, tuple(each for each in placed if each.name in self.scales))
 
     def _placed(self, name: str, block: Block) -> Placed:
-        point = self.profile.registers[name]
+        point = self.registers[name]
         return Placed(name, 2 * (point.address - block.address), decoder(point), point.scale_point)
 
 
 # By the identity of the profile, which its layout keeps alive; gone with the last driver that uses it.
-_layouts: WeakValueDictionary[int, Layout] = WeakValueDictionary()
+_layouts: WeakValueDictionary[tuple[int, Models], Layout] = WeakValueDictionary()
 
 
-def layout_of(profile: Profile) -> Layout:
-    """The layout of this very profile object, one for all who ask."""
-    layout = _layouts.get(id(profile))
+def layout_of(profile: Profile, models: Models = ()) -> Layout:
+    """The layout of this very profile object for devices with these models, one for all who ask."""
+    key = (id(profile), models)
+    layout = _layouts.get(key)
     if layout is None:
-        layout = _layouts[id(profile)] = Layout(profile)
+        layout = _layouts[key] = Layout(profile, models)
     return layout
 
 

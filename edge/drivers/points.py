@@ -88,6 +88,13 @@ class PointDriver(ABC):
     @abstractmethod
     def commands_per_poll(self) -> int: ...
 
+    async def _meet(self) -> None:  # noqa: B027 - most protocols have nothing to find out
+        """Find out what must be known of a device before it can be asked who it is."""
+
+    async def _pause(self, seconds: float) -> None:
+        """Let time pass between two commands."""
+        await asyncio.sleep(seconds)
+
     @abstractmethod
     def _look_for_reconnection(self) -> None:
         """`_forget` where the session is another one than when the device was learned."""
@@ -115,6 +122,7 @@ class PointDriver(ABC):
         What was learned of it before is forgotten: on a line that stays open, it may have been away.
         """
         self._forget()
+        await self._meet()
         identity = self._profile.identity
         names = {check.point for check in identity.checks}
         if identity.nameplate is not None and self._nameplate_kw is not None:
@@ -330,7 +338,7 @@ class PointDriver(ABC):
             found = (await self._read(frozenset((check.point,))))[check.point]
             if check.holds(found):
                 return
-            await asyncio.sleep(UNTIL_EVERY_S)
+            await self._pause(UNTIL_EVERY_S)
         name = self._profile.points[check.point].name
         raise DeviceRefused(
             f"{self._where}: {name} ({check.point}) reads {shown(found)}, not {shown(check.equals)} within"

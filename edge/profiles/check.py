@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from edge.profiles.errors import ProfileError
+from edge.profiles.fit import fit_check
 from edge.profiles.model import (
     COUNT,
     FALLBACK,
@@ -17,6 +18,8 @@ from edge.profiles.payloads import WORDS, steps_of, words_in
 from edge.profiles.points import (
     FLOATS,
     MAX_ADDRESS,
+    STATUS_ITEMS,
+    Item,
     Message,
     Point,
     Protocol,
@@ -61,6 +64,7 @@ def profile_check(profile: Profile) -> None:
         _check_limit(profile, profile.limit)
     for key, name in profile.telemetry.items():
         _check_telemetry(profile, key, name)
+    fit_check(profile)
 
 
 def _check_protocols(profile: Profile) -> None:
@@ -70,6 +74,10 @@ def _check_protocols(profile: Profile) -> None:
                 key=f"also[{index}]",
                 expectation=f"{other.value} reaches no points of {profile.protocol.value}",
             )
+    if profile.line_timeout_ms is not None and Protocol.MODBUS_RTU not in profile.also:
+        raise ProfileError(key="line_timeout_ms", expectation="expected with modbus_rtu among `also`")
+    if profile.connect_delay_ms and not profile.protocol.is_modbus:
+        raise ProfileError(key="connect_delay_ms", expectation="expected with Modbus only")
     if profile.sunspec and not profile.protocol.is_modbus:
         raise ProfileError(key="sunspec", expectation="expected with Modbus only")
     if profile.availability is not None:
@@ -83,6 +91,8 @@ def _check_protocols(profile: Profile) -> None:
             )
     if profile.headers and profile.protocol is not Protocol.HTTP:
         raise ProfileError(key="headers", expectation="expected with http only")
+    if profile.subscribe and profile.protocol is not Protocol.XML_DA:
+        raise ProfileError(key="subscribe", expectation="expected with xml_da only")
 
 
 def _check_point(profile: Profile, name: str, point: Point) -> None:
@@ -114,8 +124,22 @@ def _check_point(profile: Profile, name: str, point: Point) -> None:
             )
         _check_path(f"{key}.path", point.path)
         _check_words(f"{key}.body", point.body, point)
+    elif isinstance(point, Item):
+        _check_item(key, point)
     elif isinstance(point, Share) and bool(point.reading) == point.writable:
         raise ProfileError(key=f"{key}.reading", expectation="a setpoint is written, a reading is not")
+
+
+def _check_item(key: str, point: Item) -> None:
+    if not point.item.startswith("$status."):
+        return
+    if point.item not in STATUS_ITEMS:
+        raise ProfileError(key=f"{key}.item", expectation=f"expected one of {', '.join(STATUS_ITEMS)}")
+    if point.writable or not point.is_text or point.item_path:
+        raise ProfileError(
+            key=key,
+            expectation="expected a text that is only read, without a path: its server says it of itself",
+        )
 
 
 def _check_message(key: str, point: Message) -> None:

@@ -254,8 +254,15 @@ class XsdType(StrEnum):
     STRING = "string"
 
 
+# What a server says of itself (GetStatus), as if it were items; for checks of who it is.
+STATUS_ITEMS = ("$status.ServerState", "$status.StatusInfo", "$status.VendorInfo", "$status.ProductVersion")
+
+
 class Item(Point, frozen=True, kw_only=True):
-    """An item of an OPC XML-DA server: its path and name, and the type that is written to it."""
+    """An item of an OPC XML-DA server: its path and name, and the type that is written to it.
+
+    `item` may also be one of `STATUS_ITEMS`, whose values are texts.
+    """
 
     item: Annotated[str, Meta(min_length=1, max_length=1000)]
     item_path: str = ""
@@ -299,7 +306,8 @@ class Resource(Point, frozen=True, kw_only=True):
 class Share(Point, frozen=True, kw_only=True):
     """A value of a proxy: what its children have of `reading`, as a sum or a mean weighted by nameplate.
 
-    Without `reading` it is their setpoint, the one point of a proxy that is written.
+    There is none unless each child whose profile has the reading has a value now. Without `reading` it is
+    their setpoint, the one point of a proxy that is written.
     """
 
     reading: str = ""
