@@ -701,6 +701,7 @@ async def test_a_network_that_brings_nothing_is_noticed_without_a_command(table)
         await driver.poll()
 
 
+@pytest.mark.services
 async def test_who_may_not_come_in_is_told_so():
     with device_broker(users={"node": "right"}) as broker:
         async with AsyncExitStack() as stack:
@@ -713,6 +714,7 @@ async def test_who_may_not_come_in_is_told_so():
             assert session.connected
 
 
+@pytest.mark.services
 async def test_a_command_that_the_broker_does_not_take_is_refused_and_says_so():
     rights = ("user node", "topic read iwell/#", "user device", "topic readwrite iwell/#")
     with device_broker(users={"node": "n", "device": "d"}, rights=rights) as broker:
@@ -775,9 +777,10 @@ async def test_a_broker_that_knew_mqtt_5_is_not_taken_for_one_that_does_not(tabl
 
 
 async def test_who_takes_a_connection_and_says_nothing_is_left_and_keeps_nothing_of_us():
-    ended = asyncio.Event()
+    came, ended = asyncio.Event(), asyncio.Event()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        came.set()
         while await reader.read(1000):
             pass
         writer.close()
@@ -797,10 +800,11 @@ async def test_who_takes_a_connection_and_says_nothing_is_left_and_keeps_nothing
             await ended.wait()
 
         # Nor does who is called away while it still connects.
+        came.clear()
         ended.clear()
         session.timeout_s = 1.0
         connecting = asyncio.create_task(session.connect())
-        await asyncio.sleep(0.1)
+        await came.wait()
         connecting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await connecting
@@ -810,6 +814,7 @@ async def test_who_takes_a_connection_and_says_nothing_is_left_and_keeps_nothing
         server.close()
 
 
+@pytest.mark.services
 async def test_a_broker_is_known_by_the_systems_authorities(tmp_path, monkeypatch):
     certificate = _certificate(tmp_path / "broker.pem")
     with device_broker(tls=certificate) as broker:
