@@ -49,10 +49,12 @@ coverage: $(VENV)/.dev-installed ## that no branch of edge/core goes untested
 mutation: $(VENV)/.dev-installed ## whether the core's tests notice a changed core, in a quarter of an hour
 	@.ci/mutation $(RUN)
 
-lint: $(VENV)/.dev-installed ## style, format, and who may import whom
+lint: $(VENV)/.dev-installed ## style, format, who may import whom, and the device types with their page
 	$(RUN) -m ruff check
 	$(RUN) -m ruff format --check
 	$(VENV)/bin/lint-imports --no-cache
+	$(RUN) -m edge profiles check
+	$(RUN) -m edge profiles document --check
 
 types: $(VENV)/.dev-installed ## mypy, strict, tests included
 	SGM_SECRET_KEY=only-for-checks $(RUN) -m mypy .

@@ -5,19 +5,22 @@ Host, port and unit; a serial port of the node and a unit; a URL; or nothing, fo
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from edge.profiles import address
 from edge.profiles.errors import ProfileError
 from edge.profiles.model import Parity, Profile
+from edge.profiles.parameters import Parameter, parameters_of
 from edge.profiles.points import Protocol
 from edge.profiles.reading import profile_from_builtins
 from smartgrid.errors import Invalid
 
 if TYPE_CHECKING:
-    from devices_app.models import Device
+    from devices_app.models import Device, DeviceType
 
 NETWORK = ("modbus_server_host", "modbus_server_port")
 SERIAL = ("serial_port", "baud_rate", "parity", "stop_bits")
@@ -43,9 +46,28 @@ def device_profile(device: Device) -> Profile | None:
         ) from error
 
 
+def type_profile(kind: DeviceType) -> Profile | None:
+    """A type's profile, its parameters by default or example; None without a body, or with one of no use."""
+    if not kind.profile_body:
+        return None
+    try:
+        return _profile(msgspec.json.encode(kind.profile_body), None)
+    except ProfileError:
+        return None
+
+
+def type_parameters(kind: DeviceType) -> dict[str, Parameter]:
+    """What a type's profile leaves open to each device, in the profile's order."""
+    try:
+        return parameters_of(kind.profile_body)
+    except ProfileError:
+        return {}
+
+
 @lru_cache(maxsize=256)
-def _profile(body: bytes, parameters: bytes) -> Profile:
-    return profile_from_builtins(msgspec.json.decode(body), msgspec.json.decode(parameters))
+def _profile(body: bytes, parameters: bytes | None) -> Profile:
+    given = None if parameters is None else msgspec.json.decode(parameters)
+    return profile_from_builtins(msgspec.json.decode(body), given)
 
 
 def device_protocol(device: Device) -> Protocol | None:
@@ -59,7 +81,10 @@ def device_protocol(device: Device) -> Protocol | None:
 
 
 def address_check(device: Device) -> None:
-    """Refuse an address that is not whole, in the terms of its protocol; empty what belongs to others'."""
+    """Refuse an address that is not whole, in the terms of its protocol; empty what belongs to others'.
+
+    What is there gets the one spelling by which its node knows it (`edge.profiles.address`).
+    """
     kind = device.device_type
     allowed = [kind.protocol, *kind.profile_body.get("also", [])]
     if device.protocol and device.protocol not in allowed:
@@ -67,9 +92,9 @@ def address_check(device: Device) -> None:
     protocol = device_protocol(device)
     if protocol is None:
         return
-    device.modbus_server_host = (device.modbus_server_host or "").strip().lower() or None
+    device.modbus_server_host = (device.modbus_server_host or "").strip() or None
     device.serial_port = (device.serial_port or "").strip() or None
-    device.url = (device.url or "").strip().rstrip("/") or None
+    device.url = (device.url or "").strip() or None
     needed = _needed(device, protocol)
     # What a type of another protocol left behind.
     for field in FIELDS:
@@ -82,6 +107,25 @@ def address_check(device: Device) -> None:
             f"A {what} device needs {_listed(needed)}.",
             errors={field: [f"This field is required for a {what} device."] for field in missing},
         )
+    if "modbus_server_host" in needed:
+        device.modbus_server_host = _checked(
+            "modbus_server_host", address.host_spelled, device.modbus_server_host
+        )
+    if "modbus_id" in needed:
+        _checked("modbus_id", address.unit_check, device.modbus_id, protocol)
+    if "serial_port" in needed:
+        _checked("serial_port", address.serial_port_check, device.serial_port)
+        if device.baud_rate is not None:
+            _checked("baud_rate", address.baud_rate_check, device.baud_rate)
+    if "url" in needed:
+        device.url = _checked("url", address.url_spelled, device.url, protocol)
+
+
+def _checked(field: str, check: Callable[..., Any], *arguments: Any) -> Any:
+    try:
+        return check(*arguments)
+    except ValueError as error:
+        raise Invalid.field(field, str(error)) from error
 
 
 def _needed(device: Device, protocol: Protocol) -> tuple[str, ...]:

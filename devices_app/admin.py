@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from django import forms
 from django.contrib import admin
+from django.core.exceptions import ValidationError
 from django.db.models import Model, QuerySet
 from django.forms import ModelForm
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse
+from django.template.response import TemplateResponse
 
 from devices_app import services
+from devices_app.address import type_profile
+from devices_app.forms import DeviceForm, KindForm, device_fieldsets, device_form, device_initial
 from devices_app.models import Device, DeviceBound, DeviceType, RetiringDevice, TelemetrySeries
 from devices_app.retirement import device_abandon
-from devices_app.selectors import retiring_kept_by, series_with_newest
+from devices_app.selectors import device_node_says, retiring_kept_by, series_with_newest
 from smartgrid.admin import AnyModelAdmin, ServiceAdmin
 
 if TYPE_CHECKING:
@@ -46,6 +51,30 @@ class DeviceBoundInline(AnyTabularInline):
     extra = 0
 
 
+# For those who may only look.
+SEEN_OF_A_DEVICE = [
+    "device_type",
+    "node",
+    "device_tag",
+    "category",
+    "peak_power_kw",
+    "min_value",
+    "max_value",
+    "default_value",
+    "include_in_curtailment",
+    "measured_only",
+    "controlled_by",
+    "modbus_server_host",
+    "modbus_server_port",
+    "modbus_id",
+    "serial_port",
+    "url",
+    "username",
+    "parameters",
+]
+SHOWN_OF_A_DEVICE = ["id", "created_at", "config_id", "control_point", "value", "value_sequence", "node_says"]
+
+
 @admin.register(Device)
 class DeviceAdmin(ServiceAdmin):
     list_display = [
@@ -69,14 +98,79 @@ class DeviceAdmin(ServiceAdmin):
     ]
     search_fields = ["device_tag", "id", "site__site_tag", "node__name", "modbus_server_host"]
     list_select_related = ["site", "node", "device_type", "controlled_by"]
-    readonly_fields = ["id", "created_at", "config_id", "control_point", "value", "value_sequence"]
-    autocomplete_fields = ["controlled_by"]
+    readonly_fields = SHOWN_OF_A_DEVICE
     inlines = [DeviceBoundInline]
     may_delete = True
 
+    # --- a form for each type -------------------------------------------------------------------------
+
+    def add_view(
+        self, request: HttpRequest, form_url: str = "", extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        """First of which type it is: what to ask for depends on that."""
+        if self._kind(request, None) is None and self.has_add_permission(request):
+            context = {
+                **self.admin_site.each_context(request),
+                "opts": self.opts,
+                "title": "Add device: of which type?",
+                "form": KindForm(request.GET if "device_type" in request.GET else None),
+                # What the way here has already settled.
+                "settled": [(key, value) for key, value in request.GET.items() if key != "device_type"],
+            }
+            return TemplateResponse(request, "admin/devices_app/device/choose_type.html", context)
+        return super().add_view(request, form_url, extra_context)
+
+    def _kind(self, request: HttpRequest, obj: Device | None) -> DeviceType | None:
+        """The type whose fields the form has: the one chosen in it, else the device's own."""
+        chosen = request.POST.get("device_type") or request.GET.get("device_type")
+        try:
+            found = DeviceType.objects.filter(pk=chosen).first() if chosen else None
+        except ValidationError:
+            found = None
+        return found or (obj.device_type if obj is not None else None)
+
+    def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
+        kind = self._kind(request, obj)
+        if kind is None:
+            return [(None, {"fields": ["device_type", "node", "device_tag"]})]
+        if obj is not None and not self.has_change_permission(request, obj):
+            return [(None, {"fields": [*SEEN_OF_A_DEVICE, *SHOWN_OF_A_DEVICE]})]
+        shown = [("As it is", {"fields": SHOWN_OF_A_DEVICE})] if obj is not None else []
+        return [*device_fieldsets(kind, device=obj), *shown]
+
+    def get_form(self, request: HttpRequest, obj: Any = None, change: bool = False, **kwargs: Any) -> Any:
+        kind = self._kind(request, obj)
+        if kind is not None:
+            node = request.POST.get("node") or request.GET.get("node") or (obj.node_id if obj else None)
+            kwargs["form"] = device_form(kind, device=obj, node=_key(node))
+        return super().get_form(request, obj, change, **kwargs)
+
+    def get_changeform_initial_data(self, request: HttpRequest) -> dict[str, Any]:
+        kind = self._kind(request, None)
+        settled = super().get_changeform_initial_data(request)
+        return {**(device_initial(kind) if kind is not None else {}), **settled}
+
+    def get_inline_instances(self, request: HttpRequest, obj: Any = None) -> Any:
+        """Nobody bounds what is only measured."""
+        kind = self._kind(request, obj)
+        profile = type_profile(kind) if kind is not None else None
+        is_measured = (obj is not None and obj.measured_only) or (
+            profile is not None and profile.limit is None
+        )
+        return [] if is_measured else super().get_inline_instances(request, obj)
+
+    @admin.display(description="what its node says")
+    def node_says(self, row: Device) -> str:
+        return device_node_says(row)
+
+    # --- changes go through services --------------------------------------------------------------------
+
     def save_model(self, request: HttpRequest, obj: Any, form: ModelForm[Any], change: bool) -> None:
-        form.cleaned_data["by"] = request.user.get_username()
-        super().save_model(request, obj, form, change)
+        assert isinstance(form, DeviceForm)
+        values = {**form.service_values(), "by": request.user.get_username()}
+        saved = self.save_by_service(row=obj, values=values, is_new=not change)
+        # The admin goes on with the row as the service stored it.
+        obj.__dict__.update(saved.__dict__)
 
     def save_by_service(self, *, row: Any, values: dict[str, Any], is_new: bool) -> Model:
         if is_new:
@@ -101,6 +195,13 @@ class DeviceAdmin(ServiceAdmin):
 
     def delete_model(self, request: HttpRequest, obj: Any) -> None:
         services.device_delete(device=obj, by=request.user.get_username())
+
+
+def _key(text: Any) -> UUID | None:
+    try:
+        return UUID(str(text)) if text else None
+    except ValueError:
+        return None
 
 
 def _origin_stored(bound: DeviceBound) -> str:

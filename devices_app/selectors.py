@@ -10,9 +10,11 @@ from uuid import UUID
 
 from django.db.models import Exists, OuterRef, QuerySet, Subquery
 
+from devices_app.address import device_profile
 from devices_app.choices import category_rank
 from devices_app.models import (
     Device,
+    DeviceType,
     Quality,
     RetiringDevice,
     TelemetryMean,
@@ -22,7 +24,7 @@ from devices_app.models import (
 from sites_app.models import Node, Site
 from sites_app.selectors import sites_visible_to
 from smartgrid.api.principal import Principal
-from smartgrid.errors import NotFound
+from smartgrid.errors import Invalid, NotFound
 
 
 def devices_visible_to(principal: Principal) -> QuerySet[Device]:
@@ -75,6 +77,40 @@ def retiring_kept_by(row: RetiringDevice) -> str:
         )
         return f"{row.node.name} has not applied the configuration without it: {why}"
     return f"{row.node.name} has yet to report anew"
+
+
+def device_unfit(device: Device) -> str:
+    """Why what a device says does not fit its type's profile; empty where it does. Needs its type loaded."""
+    try:
+        device_profile(device)
+    except Invalid as error:
+        return error.detail
+    return ""
+
+
+def devices_unfit(device_type: DeviceType) -> list[tuple[Device, str]]:
+    """The devices of a type whose parameters do not fit its profile, as it is now, and why."""
+    devices = device_type.devices.select_related("device_type", "node").order_by("device_tag")
+    return [(device, why) for device in devices if (why := device_unfit(device))]
+
+
+def device_node_says(device: Device) -> str:
+    """What the node last said of a device of its configuration, for people; needs `node` loaded."""
+    reported = device.node.last_reported
+    if reported is None:
+        return f"{device.node.name} has never reported"
+    refused = reported.get("devices_refused", {}).get(device.device_tag)
+    if refused is not None:
+        return f"cannot be used as it is configured: {refused}"
+    told = [
+        f"{alarm['code']}: {alarm['detail']}"
+        for alarm in reported.get("alarms", [])
+        if alarm.get("device") == device.device_tag
+    ]
+    value = reported.get("values", {}).get(device.device_tag)
+    if value is not None:
+        told.insert(0, f"holds {value:g}")
+    return "; ".join(told) or "nothing"
 
 
 def waits_for_control_point() -> Exists:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import uuid
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -11,17 +12,18 @@ from typing import Any, TypedDict, Unpack
 import structlog
 from django.db import transaction
 
-from devices_app.address import address_check, control_point_of
+from devices_app.address import address_check, control_point_of, device_profile
 from devices_app.choices import BoundOrigin, ValueKind
 from devices_app.config import CONFIG
 from devices_app.models import Device, DeviceBound, DeviceType
 from devices_app.retirement import Place, place_free_check, places_lock, retirement_begin, waits_at
+from devices_app.selectors import device_unfit, devices_unfit
 from edge.wire.messages import Reported
 from sites_app.documents import node_documents_render, nodes_documents_render, nodes_render_later
 from sites_app.models import Node
 from sites_app.tokens import encrypt
 from smartgrid.errors import Conflict, Invalid, NotFound
-from smartgrid.integrity import store
+from smartgrid.integrity import check, store
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -92,7 +94,9 @@ def device_type_update(
 ) -> DeviceType:
     """Change a type; nodes with devices of it get the new profile soon after, and devices keep their bounds.
 
-    Devices that are controlled through another register from now on are retired from the former one.
+    Devices that are controlled through another register from now on are retired from the former one. One
+    whose parameters no longer fit stays as it is, and so it does at its node, which refuses what it cannot
+    use: `devices_unfit` tells of it.
     """
     with transaction.atomic():
         # Without the key: a device that is just changed to this type holds its site already.
@@ -113,6 +117,9 @@ def device_type_update(
         replaced: set[uuid.UUID] = set()
         for device in devices:
             device.device_type = device_type
+            if unfit := device_unfit(device):
+                log.warning("device_does_not_fit_its_type", device=device.device_tag, reason=unfit)
+                continue
             _control_point_set(device)
             place, measured_only = before[device.pk]
             reason = _config_id_renew(device, place)
@@ -140,22 +147,10 @@ def device_create(
     of the site is controlled through the same register (rule 22). So it is while one that had them is still
     being retired: code `retiring` (rule 20).
     """
-    defaults: DeviceFields = {
-        "category": device_type.category,
-        "min_value": device_type.min_value,
-        "max_value": device_type.max_value,
-        "default_value": device_type.default_value,
-    }
     with transaction.atomic():
         places_lock([node.site_id])
         _node_check(node)
-        device = Device(
-            site_id=node.site_id,
-            node=node,
-            device_type=device_type,
-            device_tag=device_tag,
-            **{**defaults, **_stored(fields)},
-        )
+        device = _device_new(node=node, device_type=device_type, device_tag=device_tag, fields=fields)
         _wear_acceptance_audit(device, accepted_before=False, by=by)
         _device_store(device)
         node_documents_render(node=node, only=[CONFIG])
@@ -192,17 +187,65 @@ def device_move(*, device: Device, node: Node) -> Device:
     """
     with transaction.atomic():
         device = _device_lock(device)
-        if node.site_id != device.site_id:
-            raise Invalid.field("node", "a device stays at its site; delete it here and create it there")
         if node.pk == device.node_id:
             return device
-        _node_check(node)
-        _controls_none_check(device, "cannot move")
+        _move_check(device, node)
         before = Place.of(device)
         device.node = node
         _device_change(device, before)
     log.info("device_moved", device=device.device_tag, node=node.name, before=before.node.name)
     return device
+
+
+def device_draft(
+    *,
+    node: Node,
+    device_type: DeviceType,
+    device_tag: str,
+    device: Device | None = None,
+    **fields: Unpack[DeviceFields],
+) -> Device:
+    """A device as it would be created, or as `device` would be changed to; nothing of it is stored.
+
+    Errors as for `device_create`, `device_update` and `device_move`: whoever asks before he saves is told the
+    same, unless somebody else is quicker.
+    """
+    if device is None:
+        drafted = _device_new(node=node, device_type=device_type, device_tag=device_tag, fields=fields)
+    else:
+        stored = Device.objects.select_related("device_type", "node").get(pk=device.pk)
+        drafted = copy.copy(stored)
+        if node.pk != stored.node_id:
+            _move_check(stored, node)
+        drafted.node, drafted.device_type, drafted.device_tag = node, device_type, device_tag
+        for field, value in _stored(fields).items():
+            setattr(drafted, field, value)
+    _device_check(drafted)
+    check(drafted)
+    return drafted
+
+
+def _device_new(*, node: Node, device_type: DeviceType, device_tag: str, fields: Mapping[str, Any]) -> Device:
+    defaults: DeviceFields = {
+        "category": device_type.category,
+        "min_value": device_type.min_value,
+        "max_value": device_type.max_value,
+        "default_value": device_type.default_value,
+    }
+    return Device(
+        site_id=node.site_id,
+        node=node,
+        device_type=device_type,
+        device_tag=device_tag,
+        **{**defaults, **_stored(fields)},
+    )
+
+
+def _move_check(device: Device, node: Node) -> None:
+    if node.site_id != device.site_id:
+        raise Invalid.field("node", "a device stays at its site; delete it here and create it there")
+    _node_check(node)
+    _controls_none_check(device, "cannot move")
 
 
 def device_delete(*, device: Device, by: str = "") -> None:
@@ -413,18 +456,25 @@ def _default_check(device: Device) -> None:
 
 def _device_store(device: Device, *, before: Place | None = None) -> str:
     """Check and store a device; why it has left `before`, or empty where it has not."""
+    _device_check(device)
+    reason = _config_id_renew(device, before) if before is not None else ""
+    device.waits = waits_at(device)
+    store(device)
+    return reason
+
+
+def _device_check(device: Device) -> None:
+    """Refuse a device that could not be what it says, or whose place is taken; complete what follows."""
     device.lifetime = device.lifetime or None
     address_check(device)
+    # Also of one that is only measured: its node reads it by them.
+    device_profile(device)
     _owner_check(device)
     _default_check(device)
     _control_point_set(device)
     if device.measured_only:
         _controls_none_check(device, "cannot be measured only")
     place_free_check(device)
-    reason = _config_id_renew(device, before) if before is not None else ""
-    device.waits = waits_at(device)
-    store(device)
-    return reason
 
 
 def _control_point_set(device: Device) -> None:
@@ -442,6 +492,8 @@ class DeviceTypeSync(TypedDict):
     updated: list[str]
     unchanged: list[str]
     without_profile: list[str]
+    # Devices that say what their type's profile does not take: tag, node, and why.
+    unfit: list[str]
 
 
 def device_types_sync(profiles: dict[str, tuple[str, DeviceTypeFields]]) -> DeviceTypeSync:
@@ -450,7 +502,13 @@ def device_types_sync(profiles: dict[str, tuple[str, DeviceTypeFields]]) -> Devi
     A profile without a type gets one under its title. Types keep their id, name and lifetime; a type whose
     profile is gone stays, since devices may use it, and is reported.
     """
-    done: DeviceTypeSync = {"created": [], "updated": [], "unchanged": [], "without_profile": []}
+    done: DeviceTypeSync = {
+        "created": [],
+        "updated": [],
+        "unchanged": [],
+        "without_profile": [],
+        "unfit": [],
+    }
     with transaction.atomic():
         for profile, (title, fields) in sorted(profiles.items()):
             rows = list(DeviceType.objects.filter(profile=profile).order_by("name"))
@@ -460,6 +518,9 @@ def device_types_sync(profiles: dict[str, tuple[str, DeviceTypeFields]]) -> Devi
                 same = all(getattr(row, field) == value for field, value in fields.items())
                 device_type_update(device_type=row, **fields)
                 done["unchanged" if same else "updated"].append(row.name)
+                done["unfit"] += [
+                    f"{device.device_tag} of {device.node.name}: {why}" for device, why in devices_unfit(row)
+                ]
         orphans = DeviceType.objects.exclude(profile__in=profiles).order_by("name")
         done["without_profile"] = list(orphans.values_list("name", flat=True))
     for name in done["without_profile"]:

@@ -18,6 +18,7 @@ SUBCOMMANDS = {
         "edge.runtime.explain",
         "say why a device was held where it was, at any time of the last 24 h",
     ),
+    "profiles": ("edge.profiles.command", "check, list, show and document device types"),
     "probe": ("edge.runtime.probe", "look at a device without writing to it, before it is controlled"),
     "simulate": ("edge.simulators.fleet", "simulate devices on real sockets"),
 }

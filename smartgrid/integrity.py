@@ -14,11 +14,10 @@ from smartgrid.errors import Conflict, Invalid
 _DUPLICATES = frozenset({"unique", "unique_together"})
 
 
-def store(row: models.Model) -> None:
-    """Validate a row whole and save it.
+def check(row: models.Model) -> None:
+    """Validate a row whole, and save nothing.
 
-    `Invalid` names the fields which are wrong, `Conflict` says what it duplicates. A duplicate which another
-    transaction stored in between is a `Conflict` too.
+    `Invalid` names the fields which are wrong, `Conflict` says what it duplicates.
     """
     _refuse_rounding(row)
     try:
@@ -30,6 +29,14 @@ def store(row: models.Model) -> None:
         row.validate_constraints()
     except ValidationError as error:
         raise refusal_from(error, row=row) from error
+
+
+def store(row: models.Model) -> None:
+    """Validate a row whole (`check`) and save it.
+
+    A duplicate which another transaction stored in between is a `Conflict` too.
+    """
+    check(row)
     with conflicts(_name(row)):
         row.save()
 

@@ -103,6 +103,28 @@ def meter_type_make() -> DeviceType:
     )
 
 
+def rtu_type_make(**changes: Any) -> DeviceType:
+    """Registers over TCP that can be reached over a line too."""
+    body = {**profile_body_make(name="both_ways"), "also": ["modbus_rtu"], **changes}
+    return device_type_make(profile="both_ways", profile_body=body)
+
+
+def url_type_make(protocol: str) -> DeviceType:
+    fact = {"source": "test", "confidence": "unverified"}
+    points: dict[str, Any] = {
+        "mqtt": {"name": "power", "topic": "power", "unit": "kW", **fact},
+        "http": {"name": "power", "read_path": "/power", "unit": "kW", **fact},
+    }
+    body = {
+        **profile_body_make(name=protocol, limit=None),
+        "protocol": protocol,
+        "points": {"power": points[protocol]},
+    }
+    return device_type_make(
+        profile=protocol, protocol=protocol, category="meter", value_kind=None, profile_body=body
+    )
+
+
 def device_make(
     *,
     node: Node | None = None,

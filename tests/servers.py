@@ -341,6 +341,97 @@ def mosquitto_tls_broker() -> Iterator[TlsBroker]:
             )
 
 
+@dataclass(kw_only=True)
+class DeviceBroker:
+    """A mosquitto as a site has one for its devices: anybody comes in, or these users with these rights.
+
+    `start` and `stop` may be repeated: it comes back on its port, and has forgotten what it kept. `freeze`
+    leaves its connections open and answers nothing.
+    """
+
+    directory: Path
+    port: int = field(default_factory=free_port)
+    host: str = "127.0.0.1"
+    users: Mapping[str, str] = field(default_factory=dict)
+    rights: tuple[str, ...] = ()
+    tls: Path | None = None
+    _process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        scheme, host = ("mqtt", self.host) if self.tls is None else ("mqtts", "localhost")
+        return f"{scheme}://{host}:{self.port}"
+
+    @property
+    def log(self) -> str:
+        return (self.directory / "log").read_text(errors="replace")
+
+    def start(self) -> None:
+        """Start it, unless it runs."""
+        if self._process is not None:
+            return
+        program = on_path("mosquitto")
+        if program is None:
+            raise ServiceMissingError(f"mosquitto is not installed. {INSTALL}")
+        lines = [
+            f"listener {self.port} {self.host}",
+            f"allow_anonymous {'false' if self.users else 'true'}",
+            "set_tcp_nodelay true",
+            "persistence false",
+        ]
+        if os.geteuid() == 0:
+            lines.append("user root")
+        if self.users:
+            write_passwords(directory=self.directory, passwords=self.users)
+            lines.append(f"password_file {self.directory / 'passwords'}")
+        if self.rights:
+            (self.directory / "acl").write_text("\n".join(self.rights) + "\n")
+            lines.append(f"acl_file {self.directory / 'acl'}")
+        if self.tls is not None:
+            lines += [f"certfile {self.tls}", f"keyfile {self.tls}"]
+        config = self.directory / "mosquitto.conf"
+        config.write_text("\n".join(lines) + "\n")
+        with (self.directory / "log").open("ab") as output:
+            self._process = subprocess.Popen(
+                [program, "-c", str(config)],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        until(lambda: _accepts(self.port), what=f"mosquitto did not answer ({_tail(self.directory / 'log')})")
+
+    def stop(self) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        # A frozen one hears nothing else.
+        process.kill()
+        process.wait()
+
+    def freeze(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
+
+@contextmanager
+def device_broker(
+    *, users: Mapping[str, str] | None = None, rights: tuple[str, ...] = (), tls: Path | None = None
+) -> Iterator[DeviceBroker]:
+    """A running broker for devices. `rights`: mosquitto's access list; `tls`: key and certificate in a file."""
+    with tempfile.TemporaryDirectory(prefix="sgm-devices-") as name:
+        broker = DeviceBroker(directory=Path(name), users=users or {}, rights=rights, tls=tls)
+        broker.start()
+        try:
+            yield broker
+        finally:
+            broker.stop()
+
+
 def _accepts(port: int) -> bool:
     try:
         socket.create_connection(("127.0.0.1", port), timeout=1).close()

@@ -26,8 +26,15 @@ class DeviceOutput(serializers.Serializer[Device]):
     peak_power_kw = NumberField(allow_null=True)
 
 
+MODBUS_PLACE = ("modbus_server_host", "modbus_server_port")
+
+
 class DeviceDetailOutput(DeviceOutput):
-    """With the address, where the device's protocol is Modbus."""
+    """With the address, as far as the device has what these keys are called for.
+
+    None of them but where its protocol is Modbus; without host and port where it is on a serial line of its
+    node, which leaves its unit. Serial ports, URLs and user names are the console's to show, not the API's.
+    """
 
     modbus_server_host = serializers.CharField()
     modbus_server_port = serializers.IntegerField()
@@ -35,7 +42,11 @@ class DeviceDetailOutput(DeviceOutput):
 
     def to_representation(self, instance: Device) -> dict[str, Any]:
         shown = super().to_representation(instance)
+        absent: tuple[str, ...] = ()
         if not instance.device_type.speaks_modbus:
-            for key in ("modbus_server_host", "modbus_server_port", "modbus_id"):
-                del shown[key]
+            absent = (*MODBUS_PLACE, "modbus_id")
+        elif instance.serial_port:
+            absent = MODBUS_PLACE
+        for key in absent:
+            del shown[key]
         return shown

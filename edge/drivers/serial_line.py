@@ -10,9 +10,6 @@ from dataclasses import dataclass
 from edge.drivers.errors import DeviceUnreachable
 from edge.profiles.model import Parity
 
-BAUD_RATES = (1200, 2400, 4800, 9600, 19200, 38400, 57600, 115200, 230400)
-STOP_BITS = (1, 2)
-
 # Frames are told apart by this much silence; above 19200 baud it is fixed, or serving it would take the
 # whole processor (Modbus over Serial Line V1.02, 2.5.1.1).
 SILENT_CHARACTERS = 3.5
@@ -28,7 +25,7 @@ _IFLAG, _OFLAG, _CFLAG, _LFLAG, _ISPEED, _OSPEED, _CC = range(7)
 
 @dataclass(frozen=True, slots=True)
 class SerialSettings:
-    """A port and how the line behind it is set: one of `BAUD_RATES`, eight data bits."""
+    """A port and how the line behind it is set: a rate of `edge.profiles.address`, eight data bits."""
 
     port: str
     baud_rate: int = 9600

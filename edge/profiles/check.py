@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from edge.profiles.errors import ProfileError
+from edge.profiles.fit import fit_check
 from edge.profiles.model import (
     COUNT,
     FALLBACK,
@@ -10,7 +11,6 @@ from edge.profiles.model import (
     VALUE,
     Limit,
     LimitUnit,
-    OwnFallback,
     Profile,
     Step,
 )
@@ -64,6 +64,7 @@ def profile_check(profile: Profile) -> None:
         _check_limit(profile, profile.limit)
     for key, name in profile.telemetry.items():
         _check_telemetry(profile, key, name)
+    fit_check(profile)
 
 
 def _check_protocols(profile: Profile) -> None:
@@ -73,6 +74,10 @@ def _check_protocols(profile: Profile) -> None:
                 key=f"also[{index}]",
                 expectation=f"{other.value} reaches no points of {profile.protocol.value}",
             )
+    if profile.line_timeout_ms is not None and Protocol.MODBUS_RTU not in profile.also:
+        raise ProfileError(key="line_timeout_ms", expectation="expected with modbus_rtu among `also`")
+    if profile.connect_delay_ms and not profile.protocol.is_modbus:
+        raise ProfileError(key="connect_delay_ms", expectation="expected with Modbus only")
     if profile.sunspec and not profile.protocol.is_modbus:
         raise ProfileError(key="sunspec", expectation="expected with Modbus only")
     if profile.availability is not None:
@@ -277,7 +282,7 @@ def _check_limit(profile: Profile, limit: Limit) -> None:
             )
         if own.preset is not None:
             _number(profile, own.preset, key="limit.fallback.preset")
-        _check_validity(profile, own)
+    _check_validity(profile, limit)
     for part, steps in (
         ("once", limit.once),
         ("set", limit.set),
@@ -303,16 +308,20 @@ def _check_limit(profile: Profile, limit: Limit) -> None:
         _number(profile, limit.readback_switch.point, key="limit.readback_switch.point")
 
 
-def _check_validity(profile: Profile, own: OwnFallback) -> None:
-    """A setpoint that lapses by itself must not do so before its keep-alive comes."""
-    for index, step in enumerate(own.keep_alive):
+def _check_validity(profile: Profile, limit: Limit) -> None:
+    """A setpoint that lapses by itself has a keep-alive, and one that comes in time."""
+    own = limit.fallback
+    kept = {name for step in own.keep_alive for name in step.writes} if own is not None else set()
+    timeout_s = own.timeout_s if own is not None else 0.0
+    for index, step in enumerate(limit.set):
         for name in step.writes:
             point = profile.points.get(name)
             valid_s = point.valid_s if isinstance(point, Message | Resource) else None
-            if valid_s is not None and valid_s < own.timeout_s:
+            if valid_s is not None and (name not in kept or valid_s < timeout_s):
                 raise ProfileError(
-                    key=f"limit.fallback.keep_alive[{index}].point",
-                    expectation=f"{name!r} is valid for {valid_s:g} s only, expected timeout_s or more",
+                    key=f"limit.set[{index}].point",
+                    expectation=f"{name!r} is valid for {valid_s:g} s only, expected a fallback of that time"
+                    " whose keep_alive writes it",
                 )
 
 

@@ -20,7 +20,10 @@ def load_profile(path: Path) -> Profile:
     data = load_body(path)
     try:
         profile = profile_from_builtins(data)
-        unused = sorted(profile.parameters.keys() - parameters_named(data))
+        named = parameters_named(data) | parameters_named(
+            [one.default for one in profile.parameters.values()]
+        )
+        unused = sorted(profile.parameters.keys() - named)
         if unused:
             raise ProfileError(key=f"parameters.{unused[0]}", expectation="nothing in the profile names it")  # noqa: TRY301
         _check_without_optional_parts(profile, data)

@@ -151,11 +151,16 @@ def parameters_needed(parameters: Mapping[str, Parameter]) -> dict[str, Paramete
 def parameters_bound(body: Mapping[str, Any], values: Mapping[str, ParameterValue]) -> dict[str, Any]:
     """A profile's body with the parameters' values where it names them; they themselves stay as they are.
 
-    What needs an optional one that has no value is left out.
+    What needs an optional one that has no value is left out. A parameter's value may name others, which do
+    not name any: a topic that begins as all of a site's do.
     """
+    known = {name: _bound(value, values, key=f"parameters.{name}") for name, value in values.items()}
+    for name, value in known.items():
+        if isinstance(value, str) and _PLACE.search(value):
+            raise ProfileError(key=f"parameters.{name}", expectation="it names one that names another")
     absent = body.get("parameters", {}).keys() - values.keys()
     return {
-        key: one if key == "parameters" else _bound(one, values, key=str(key))
+        key: one if key == "parameters" else _bound(one, known, key=str(key))
         for key, one in (_left_out(body, absent) if absent else body).items()
     }
 

@@ -306,7 +306,8 @@ class Resource(Point, frozen=True, kw_only=True):
 class Share(Point, frozen=True, kw_only=True):
     """A value of a proxy: what its children have of `reading`, as a sum or a mean weighted by nameplate.
 
-    Without `reading` it is their setpoint, the one point of a proxy that is written.
+    There is none unless each child whose profile has the reading has a value now. Without `reading` it is
+    their setpoint, the one point of a proxy that is written.
     """
 
     reading: str = ""

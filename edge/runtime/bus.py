@@ -30,6 +30,12 @@ T = TypeVar("T")
 # Over all lines: an outcome of a line that was taken down is never taken for one of its successor's.
 _tickets = itertools.count(1)
 
+
+def next_ticket() -> int:
+    """A number that no other write of this process has."""
+    return next(_tickets)
+
+
 # While a write is owed, or for this long after the loss, a bare connect is tried every second.
 RECONNECT_EAGERLY_FOR_S = 600.0
 RECONNECT_S = 1.0
@@ -263,7 +269,7 @@ class Bus:
         first, and write only if it does not.
         """
         member = self._members[tag]
-        write = member.write = _Write(next(_tickets), value, verify)
+        write = member.write = _Write(next_ticket(), value, verify)
         member.written = None
         now = self._clock.boottime_s()
         member.contact_due = 0.0

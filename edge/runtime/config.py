@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import ipaddress
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import date
-from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -20,7 +18,8 @@ from edge.core.schedule import Schedule
 from edge.core.watchdog import MAX_TIME_LIMIT_S, MIN_TIME_LIMIT_S, is_time_limit
 from edge.core.wear import PERSISTENT_WRITES_PER_DAY
 from edge.drivers.registry import DRIVERS
-from edge.drivers.serial_line import BAUD_RATES, STOP_BITS, SerialSettings
+from edge.drivers.serial_line import SerialSettings
+from edge.profiles import address
 from edge.profiles.errors import ProfileError
 from edge.profiles.model import Limit, Parity, Profile
 from edge.profiles.points import Point, Protocol
@@ -28,20 +27,10 @@ from edge.profiles.reading import profile_from_builtins
 from edge.runtime.documents import CONFIG, SCHEDULES, DocumentRefused
 from edge.wire.messages import BoundConfig, DeviceConfig, Document, NodeConfig, ScheduleBody, SiteConfig
 
+T = TypeVar("T")
+
 DEFAULT_TOLERANCE = 0.5
-MAX_PORT = 65535
-MAX_UNIT = 255
-# On a line, 0 is everybody, whom nobody answers for; above 247 is reserved (Modbus over Serial Line, 2.2).
-MIN_LINE_UNIT, MAX_LINE_UNIT = 1, 247
-URL_SCHEMES = {
-    Protocol.MQTT: ("mqtt", "mqtts"),
-    Protocol.XML_DA: ("http", "https"),
-    Protocol.HTTP: ("http", "https"),
-}
-DEFAULT_PORTS = {"mqtt": 1883, "mqtts": 8883, "http": 80, "https": 443}
-MAX_URL = 500
 MAX_TAG = 64
-MAX_HOST = 253
 # What the lines and the store call a device that left begins with this: no other device may be called so.
 LEAVING = "leaving:"
 # A reading older than 15 min is never served as current.
@@ -107,10 +96,19 @@ class Planned:
     site: str
 
     @property
+    def is_proxy(self) -> bool:
+        return self.endpoint.protocol is Protocol.PROXY
+
+    @property
+    def is_settable(self) -> bool:
+        """Tell whether it has a setpoint that anybody may have written."""
+        return self.profile.limit is not None and not self.config.measured_only
+
+    @property
     def control_point(self) -> ControlPoint | None:
-        """The register this device is controlled by; None where there is none."""
+        """The register this device is controlled by; None where there is none, as a proxy has none."""
         register = _register(self.profile)
-        if register is None:
+        if register is None or self.is_proxy:
             return None
         # What has no hardware of its own is nobody else's either.
         key = self.config.tag if self.endpoint.protocol.is_inside else register.key
@@ -129,6 +127,43 @@ class Planned:
 
 def _register(profile: Profile) -> Point | None:
     return None if profile.limit is None else profile.points[profile.limit.register]
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """The pauses and the patience of a line, and who asks there; a line with others is another line.
+
+    Devices that share a line share the strictest of each. `endpoint` is that of one of them: it has the
+    password as it is now, by which endpoints do not differ.
+    """
+
+    endpoint: Endpoint
+    gap_s: float
+    timeout_s: float
+    connect_delay_s: float
+    password: str = field(repr=False)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What the session's constructor takes, but for clock and sleep."""
+        timing = {"timeout_s": self.timeout_s, "min_gap_s": self.gap_s}
+        if self.endpoint.protocol.is_modbus and self.endpoint.serial is None:
+            timing["connect_delay_s"] = self.connect_delay_s
+        return self.endpoint.arguments | timing
+
+
+def pace_of(devices: Iterable[Planned]) -> Pace:
+    """The pace of a line with these devices on it."""
+    planned = list(devices)
+    endpoint = planned[0].endpoint
+    profiles = [one.profile for one in planned]
+    return Pace(
+        endpoint=endpoint,
+        gap_s=max(profile.min_gap_ms for profile in profiles) / 1000,
+        timeout_s=max(profile.timeout_s(endpoint.protocol) for profile in profiles),
+        connect_delay_s=max(profile.connect_delay_ms for profile in profiles) / 1000,
+        password=endpoint.password,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +198,6 @@ def plan(body: Mapping[str, object]) -> Plan:
         )
     devices: dict[str, Planned] = {}
     refused: dict[str, str] = {}
-    owners: dict[ControlPoint, str] = {}
     profiles = Profiles(config.profiles)
     for number, raw in enumerate(config.devices):
         name = str(raw.get("tag") or f"device {number}")[:MAX_TAG]
@@ -172,14 +206,80 @@ def plan(body: Mapping[str, object]) -> Plan:
             if planned.config.tag in devices:
                 raise DocumentRefused("a second device has this tag")  # noqa: TRY301
             _check_line(planned, devices)
-            point = planned.control_point if planned.settings.is_controlled else None
-            if point is not None and owners.setdefault(point, planned.config.tag) != planned.config.tag:
-                raise DocumentRefused(f"its control point is that of {owners[point]}")  # noqa: TRY301
         except DocumentRefused as error:
             refused[name] = str(error)
         else:
             devices[planned.config.tag] = planned
-    return Plan(site, devices, refused, frozenset(config.abandoned))
+    devices, unlinked = linked(devices)
+    devices, disowned = _owners(devices)
+    return Plan(site, devices, refused | unlinked | disowned, frozenset(config.abandoned))
+
+
+def _owners(devices: Mapping[str, Planned]) -> tuple[dict[str, Planned], dict[str, str]]:
+    """Let the first device of each control point have it; and why the others cannot be used."""
+    owners: dict[ControlPoint, str] = {}
+    refused = {}
+    for tag, planned in devices.items():
+        point = planned.control_point if planned.settings.is_controlled else None
+        if point is not None and owners.setdefault(point, tag) != tag:
+            refused[tag] = f"its control point is that of {owners[point]}"
+    return {tag: planned for tag, planned in devices.items() if tag not in refused}, refused
+
+
+def linked(devices: Mapping[str, Planned]) -> tuple[dict[str, Planned], dict[str, str]]:
+    """Let each child of a proxy take its value from it; and why others cannot be used.
+
+    A child is a device with a setpoint whose owner is a proxy. Behind any other owner, behind a proxy that
+    cannot be used, or one that nobody may write, it is not written at all. What was linked before is linked
+    anew.
+    """
+    refused: dict[str, str] = {}
+    for tag, planned in devices.items():
+        ring = _ring(tag, devices)
+        owner = devices.get(planned.config.owned_by or "")
+        if ring:
+            refused[tag] = f"it is among its own children: {' < '.join(ring)}"
+        elif owner is not None and owner.is_proxy and planned.is_settable and owner.is_settable:
+            kind, asked = planned.profile.value_kind, owner.profile.value_kind
+            assert kind is not None
+            assert asked is not None
+            if not kind.can_take(asked):
+                refused[tag] = f"its {kind.value} cannot follow the {asked.value} of {owner.config.tag}"
+    usable = {tag: planned for tag, planned in devices.items() if tag not in refused}
+    return {tag: _linked(planned, usable) for tag, planned in usable.items()}, refused
+
+
+def _ring(tag: str, devices: Mapping[str, Planned]) -> list[str]:
+    """The chain of proxies that leads from this device back to itself, or empty."""
+    chain = [tag]
+    while (owner := devices.get(devices[chain[-1]].config.owned_by or "")) is not None and owner.is_proxy:
+        chain.append(owner.config.tag)
+        if owner.config.tag == tag:
+            return chain
+        if owner.config.tag in chain[1:-1]:
+            # It leads into a ring that others are in.
+            return []
+    return []
+
+
+def _linked(planned: Planned, devices: Mapping[str, Planned]) -> Planned:
+    owner, config = devices.get(planned.config.owned_by or ""), planned.config
+    excluded = config.excluded or not planned.is_settable
+    if owner is None or not owner.is_proxy or excluded or not _is_commanded(owner, devices):
+        settings = replace(planned.settings, owned_by=config.owned_by, proxy=None, excluded=excluded)
+    else:
+        settings = replace(planned.settings, owned_by=None, proxy=owner.config.tag, excluded=False)
+    return planned if settings == planned.settings else replace(planned, settings=settings)
+
+
+def _is_commanded(planned: Planned, devices: Mapping[str, Planned]) -> bool:
+    """Tell whether this proxy has a value to pass on, its own or another proxy's."""
+    if planned.config.excluded or not planned.is_settable:
+        return False
+    if planned.config.owned_by is None:
+        return True
+    owner = devices.get(planned.config.owned_by)
+    return owner is not None and owner.is_proxy and _is_commanded(owner, devices)
 
 
 class Profiles:
@@ -208,7 +308,7 @@ def planned_device(raw: Mapping[str, object], site: SiteConfig, profiles: Profil
         raise DocumentRefused(str(error)) from error
     _check_tag(device.tag)
     protocol = _protocol(device, profile)
-    if protocol not in DRIVERS:
+    if protocol not in DRIVERS and protocol is not Protocol.PROXY:
         raise DocumentRefused(f"this node's software does not speak {protocol.value}")
     endpoint = _endpoint(device, profile, protocol)
     if not device.min_value <= device.default_value <= device.max_value:
@@ -219,6 +319,9 @@ def planned_device(raw: Mapping[str, object], site: SiteConfig, profiles: Profil
         settings = _settings(device, site, limit, excluded=device.excluded or measured_only)
     except ValueError as error:
         raise DocumentRefused(str(error)) from error
+    if protocol is Protocol.PROXY:
+        # What it repeats it would only repeat to its children, which have lifetimes of their own.
+        settings = replace(settings, lifetime=Lifetime.SINGULAR)
     return Planned(device, profile, settings, endpoint, site.id)
 
 
@@ -253,60 +356,23 @@ def _endpoint(device: DeviceConfig, profile: Profile, protocol: Protocol) -> End
     if protocol.is_inside:
         return Endpoint(protocol)
     if protocol.has_url:
-        return Endpoint(
-            protocol, url=_url(device.url, protocol), username=device.username, password=device.password
-        )
-    on_a_line = protocol is Protocol.MODBUS_RTU
-    lowest, highest = (MIN_LINE_UNIT, MAX_LINE_UNIT) if on_a_line else (0, MAX_UNIT)
-    if not lowest <= device.unit <= highest:
-        raise DocumentRefused(f"unit {device.unit}: expected {lowest} to {highest}")
+        url = _expected("url", address.url_spelled, device.url, protocol)
+        return Endpoint(protocol, url=url, username=device.username, password=device.password)
+    _expected("unit", address.unit_check, device.unit, protocol)
     if device.serial_port:
         return Endpoint(protocol, serial=_serial(device, profile, protocol))
-    host = _host(device.host)
-    if host is None:
-        raise DocumentRefused(f"host {device.host[:MAX_HOST]!r}: expected a name or an address")
-    if not 1 <= device.port <= MAX_PORT:
-        raise DocumentRefused(f"port {device.port}: expected 1 to {MAX_PORT}")
+    host = _expected("host", address.host_spelled, device.host)
+    if not 1 <= device.port <= address.MAX_PORT:
+        raise DocumentRefused(f"port {device.port}: expected 1 to {address.MAX_PORT}")
     return Endpoint(protocol, host, device.port)
 
 
-def _url(text: str, protocol: Protocol) -> str:
-    """The one spelling of a URL, without credentials."""
-    schemes = URL_SCHEMES[protocol]
-    wanted = f"expected {' or '.join(f'{scheme}://HOST[:PORT]' for scheme in schemes)}"
+def _expected(field: str, check: Callable[..., T], *arguments: Any) -> T:
+    """What a check of an address gives; `DocumentRefused` names the field."""
     try:
-        parts = urlsplit(text)
-        host, port = _host(parts.hostname or ""), parts.port
-    except ValueError:
-        host = port = None
-    if host is None or parts.scheme not in schemes or len(text) > MAX_URL or not text.isprintable():
-        raise DocumentRefused(f"url {text[:MAX_HOST]!r}: {wanted}")
-    if parts.username is not None or parts.fragment:
-        raise DocumentRefused(f"url: {wanted}, without user, password or fragment in it")
-    if protocol is Protocol.MQTT and (parts.path.strip("/") or parts.query):
-        raise DocumentRefused(f"url: {wanted}, and nothing behind it: topics are the profile's")
-    if port == 0:
-        raise DocumentRefused(f"url: {wanted}, a port of 1 to {MAX_PORT}")
-    if ":" in host:
-        host = f"[{host}]"
-    # A port that goes without saying is not said, or a broker would be two endpoints.
-    place = host if port in (None, DEFAULT_PORTS[parts.scheme]) else f"{host}:{port}"
-    return urlunsplit((parts.scheme, place, parts.path.rstrip("/"), parts.query, ""))
-
-
-def _host(text: str) -> str | None:
-    """The one spelling of a name or an address, or two devices could own one control point; None: neither."""
-    try:
-        return str(ipaddress.ip_address(text))
-    except ValueError:
-        pass
-    if not text.isprintable() or any(letter.isspace() or letter in "/\\@:" for letter in text):
-        return None
-    try:
-        name = text.encode("idna").decode("ascii")
-    except UnicodeError:
-        return None
-    return name.lower().removesuffix(".") or None if len(name) <= MAX_HOST else None
+        return check(*arguments)
+    except ValueError as error:
+        raise DocumentRefused(f"{field} {error}") from error
 
 
 def _serial(device: DeviceConfig, profile: Profile, protocol: Protocol) -> SerialSettings:
@@ -315,15 +381,11 @@ def _serial(device: DeviceConfig, profile: Profile, protocol: Protocol) -> Seria
         raise DocumentRefused(f"serial_port {path!r}: {protocol.value} has no serial lines")
     if device.host:
         raise DocumentRefused(f"serial_port {path!r}: expected no host beside it")
-    # The node opens it for writing: it must not lead to just any file.
-    if not path.startswith("/dev/") or "\0" in path or ".." in path.split("/"):
-        raise DocumentRefused(f"serial_port {path!r}: expected a path below /dev")
+    _expected("serial_port", address.serial_port_check, path)
     baud_rate = profile.default_baud_rate if device.baud_rate is None else device.baud_rate
-    if baud_rate not in BAUD_RATES:
-        rates = ", ".join(map(str, BAUD_RATES))
-        raise DocumentRefused(f"baud_rate {baud_rate}: expected one of {rates}")
+    _expected("baud_rate", address.baud_rate_check, baud_rate)
     stop_bits = profile.default_stop_bits if device.stop_bits is None else device.stop_bits
-    if stop_bits not in STOP_BITS:
+    if stop_bits not in address.STOP_BITS:
         raise DocumentRefused(f"stop_bits {stop_bits}: expected 1 or 2")
     try:
         parity = profile.default_parity if device.parity is None else Parity(device.parity)

@@ -29,6 +29,7 @@ from edge.runtime.alarms import Alarms
 from edge.runtime.bus import Bus, KeepAliveJob, WriteOutcome
 from edge.runtime.clock import Clock, wall
 from edge.runtime.database import StoreFailed
+from edge.runtime.proxies import Line, Proxies, ProxyLine
 from edge.runtime.reasons import Outcome, Reasons
 from edge.runtime.store import Kept, Store
 from edge.wire.messages import Code, DeviceResult, LogEntry, ReleaseCommand, SetpointCommand, Stream, Writes
@@ -78,7 +79,7 @@ class Unit:
     """
 
     state: DeviceState
-    bus: Bus
+    bus: Line
     can_write: bool
     key: str
     image: ProcessImage = EMPTY
@@ -100,6 +101,10 @@ class Unit:
     @property
     def settings(self) -> DeviceSettings:
         return self.state.settings
+
+    @property
+    def is_proxy(self) -> bool:
+        return isinstance(self.bus, ProxyLine)
 
 
 @dataclass(slots=True)
@@ -140,6 +145,7 @@ class Cycle:
         self.units: dict[str, Unit] = {}
         self.leaving: dict[str, Unit] = {}
         self.waiting: Mapping[str, DeviceResult] = {}
+        self.proxies = Proxies(self.units)
         self.left: Callable[[list[Unit]], None] = lambda _: None
         self.alarms = alarms
         self._alive = alive
@@ -173,6 +179,9 @@ class Cycle:
         """Evaluate every device once."""
         self.evaluate(self._everyone())
         self._next_look = min((unit.look_at for unit in self._everyone()), default=math.inf)
+        for proxy, readings, reachable in self.proxies.sum_up(self._clock.now()):
+            proxy.readings = {key: Reading(value, at) for key, (value, at) in readings.items()}
+            proxy.reachable = reachable
         if self._reasons is not None:
             self._reasons.turned({self._noted_as(unit) for unit in self._everyone()}, now=self._clock.now())
 
@@ -189,16 +198,21 @@ class Cycle:
         return self.units.get(key) or self.leaving.get(key)
 
     def evaluate(self, units: Iterable[Unit]) -> None:
-        """Decide for these devices, keep what must be kept, then ask the lines for what is to be written."""
+        """Decide for these devices, keep what must be kept, then ask the lines for what is to be written.
+
+        With a proxy go those that take their value from it.
+        """
         now = self._clock.now()
         quality = self._clock.quality()
         fallbacks: list[tuple[Unit, FallbackEntered]] = []
         reached: list[tuple[Unit, FallbackReached]] = []
         retired: list[tuple[Unit, Retired]] = []
         decided: list[Unit] = []
-        for unit in units:
+        for unit in self.proxies.downwards(units) if self.proxies else units:
             if unit.image.clock is not quality:
                 unit.image = replace(unit.image, clock=quality)
+            if (passed_on := self.proxies.passed_on(unit)) != unit.image.passed_on:
+                unit.image = replace(unit.image, passed_on=passed_on)
             day = unit.state.ledger.day
             unit.state, unit.decision = arbitration.decide(unit.state, unit.image, now)
             if unit.state.ledger.day != day:
@@ -237,6 +251,7 @@ class Cycle:
                     )
         if retired:
             self.left([unit for unit, _ in retired])
+        self._hear_children(decided)
         self._wake.set()
 
     def _ask_line(self, unit: Unit, now: Instant) -> None:
@@ -259,12 +274,12 @@ class Cycle:
                     # To begin anew would be three more writes, for each who asks.
                     self._answer_waiters(unit, self._result(unit, unit.ticket_told, now))
                 else:
-                    self._submit(unit, decision.value, verify=False)
+                    self._ask_anew(unit, decision.value, verify=False)
         elif decision.write is not None:
             self._submit(unit, decision.value, verify=False)
         elif unit.waiters:
             # The same value again: the hold is renewed, and the device is asked rather than believed.
-            self._submit(unit, decision.value, verify=True)
+            self._ask_anew(unit, decision.value, verify=True)
         unit.bus.reserve(unit.key, self._known_write_at(unit, decision, now))
         self._ask_for_sign_of_life(unit, decision, now)
 
@@ -278,13 +293,37 @@ class Cycle:
         arm = due is KeepAliveDue.ARM
         unit.bus.keep_alive(unit.key, KeepAliveJob(fallback=own.value, setpoint=decision.value, arm=arm))
 
+    def _ask_anew(self, unit: Unit, value: float, *, verify: bool) -> None:
+        """Have the device confirm a value it was asked for before; a proxy, all that are behind it."""
+        self._submit(unit, value, verify=verify)
+        for child in self.proxies.commanded(unit) if unit.is_proxy else ():
+            decision = child.decision
+            if decision is None or decision.value is None:
+                continue
+            if child.ticket is None:
+                if decision.write is None:
+                    self._ask_anew(child, decision.value, verify=True)
+            elif child.ticket_told is not None and not child.settings.wears:
+                self._ask_anew(child, decision.value, verify=False)
+
+    def _hear_children(self, units: Iterable[Unit]) -> None:
+        """Tell of each proxy, once all behind it have said, what became of what was written to it."""
+        if not self.proxies and not any(unit.is_proxy for unit in units):
+            return
+        for proxy in [*self.proxies.upwards(), *(unit for unit in self.leaving.values() if unit.is_proxy)]:
+            outcome = self.proxies.outcome(proxy) if proxy.ticket is not None else None
+            if outcome is not None and (outcome.code is None or proxy.ticket_told is None):
+                self.wrote(proxy.key, outcome)
+
     def _submit(self, unit: Unit, value: float, *, verify: bool) -> None:
         unit.ticket_value, unit.ticket_told = value, None
         unit.ticket = unit.bus.write(unit.key, value, verify=verify)
 
-    @staticmethod
-    def _known_write_at(unit: Unit, decision: Decision, now: Instant) -> float | None:
+    def _known_write_at(self, unit: Unit, decision: Decision, now: Instant) -> float | None:
         """When the array will change by itself to another value, on the boot-time clock."""
+        if decision.through is not None:
+            proxy = self.units[decision.through]
+            return None if proxy.decision is None else self._known_write_at(proxy, proxy.decision, now)
         if decision.until_boottime_s is not None:
             return decision.until_boottime_s
         if decision.until_utc is None:
@@ -351,24 +390,29 @@ class Cycle:
         """Arbitrate a command over its devices. The caller persists its answer in the same transaction."""
         now = self._clock.now()
 
-        def admit(unit: Unit, tag: str) -> Refusal | None:
+        def admit(unit: Unit, tag: str) -> DeviceResult | None:
             request = DirectRequest(
                 order=(command.epoch, command.sequence),
                 request_id=command.request_id,
                 value=command.values[tag],
                 hold_s=command.hold_s,
             )
-            unit.state, refusal = arbitration.admit(unit.state, request, now)
-            return refusal
+            state, refusal = arbitration.admit(unit.state, request, now)
+            if refusal is not None:
+                return _refused(refusal, unit)
+            if unit.is_proxy and (told := self._why_children_refuse(unit, request.value)) is not None:
+                return told
+            unit.state = state
+            return None
 
         return self._accept(command.values, (command.epoch, command.sequence), admit)
 
     def accept_release(self, command: ReleaseCommand) -> Accepted:
         order = (command.epoch, command.sequence)
 
-        def release(unit: Unit, _tag: str) -> Refusal | None:
+        def release(unit: Unit, _tag: str) -> DeviceResult | None:
             unit.state, refusal = arbitration.release(unit.state, order)
-            return refusal
+            return None if refusal is None else _refused(refusal, unit)
 
         return self._accept(command.devices, order, release)
 
@@ -384,13 +428,26 @@ class Cycle:
                 unit.state, hold=before.hold, last_order=before.last_order, lapse=before.lapse
             )
             unit.waiters.clear()
-            unit.ticket = None
-            unit.bus.withdraw(tag)
+            for each in self.proxies.downwards([unit]):
+                each.ticket = None
+                each.bus.withdraw(each.key)
             taken.append(unit)
         self.evaluate(taken)
 
+    def _why_children_refuse(self, proxy: Unit, value: float) -> DeviceResult | None:
+        """Why a proxy cannot be held at this value although it takes requests itself; None where it can."""
+        hold = proxy.state.hold
+        refusal = self.proxies.refusal(proxy, value, held=None if hold is None else hold.value)
+        if refusal is None:
+            return None
+        child, result = refusal
+        if child is None:
+            return result
+        why = _why_refused(Refusal.WEAR, child)
+        return msgspec.structs.replace(result, detail=f"{child.settings.tag}: {why}")
+
     def _accept(
-        self, tags: Iterable[str], order: Order, apply: Callable[[Unit, str], Refusal | None]
+        self, tags: Iterable[str], order: Order, apply: Callable[[Unit, str], DeviceResult | None]
     ) -> Accepted:
         accepted = Accepted({}, {})
         taken: list[Unit] = []
@@ -402,7 +459,7 @@ class Cycle:
             before = unit.state
             refusal = apply(unit, tag)
             if refusal is not None:
-                accepted.refused[tag] = DeviceResult(code=refusal.value, detail=_why_refused(refusal, unit))
+                accepted.refused[tag] = refusal
                 continue
             self._supersede(unit)
             if unit.state.hold is not None:
@@ -567,6 +624,8 @@ class Cycle:
             self._keep([unit])
         if unit.state.retirement is Retirement.OWED:
             self.evaluate([unit])
+        if not unit.is_proxy:
+            self._hear_children([unit])
 
     def polled(self, tag: str, result: PollResult) -> None:
         unit = self.unit(tag)
@@ -691,6 +750,12 @@ class Cycle:
     def reconfigure(self, unit: Unit, settings: DeviceSettings) -> None:
         """Take new settings; a device that leaves control by them is retired in place."""
         was, was_controlled = unit.state.retirement, unit.settings.is_controlled
+        if settings.proxy is not None and settings.proxy != unit.settings.proxy:
+            detail = f"{settings.proxy} controls this device from now on"
+            self._let_go(unit, DeviceResult(code=Code.OWNED_BY, detail=detail))
+        if settings.keep_alive != unit.settings.keep_alive:
+            # It is armed anew at once, whatever time its last sign of life was for.
+            unit.keep_alive_from = 0.0
         unit.state = arbitration.reconfigure(unit.state, settings)
         leaves = unit.state.retirement is Retirement.OWED and was is not Retirement.OWED
         if leaves or (settings.is_controlled and (was is not None or not was_controlled)):
@@ -820,6 +885,10 @@ def _changes_at(decision: Decision | None, now: Instant) -> float:
     return math.inf
 
 
+def _refused(refusal: Refusal, unit: Unit) -> DeviceResult:
+    return DeviceResult(code=refusal.value, detail=_why_refused(refusal, unit))
+
+
 def _why_refused(refusal: Refusal, unit: Unit) -> str:
     settings = unit.settings
     match refusal:
@@ -828,7 +897,7 @@ def _why_refused(refusal: Refusal, unit: Unit) -> str:
         case Refusal.EXCLUDED:
             return "include_in_curtailment is off for this device"
         case Refusal.OWNED_BY:
-            return f"{settings.owned_by} controls this device"
+            return f"{settings.proxy or settings.owned_by} controls this device"
         case Refusal.WEAR:
             return (
                 f"{unit.state.spent_today} of {settings.writes_per_day} writes of today are spent, the rest"

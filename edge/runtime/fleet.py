@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import Callable, Iterable, Set as AbstractSet
+from collections.abc import Callable, Iterable, Mapping, Set as AbstractSet
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -25,14 +25,18 @@ from edge.runtime.config import (
     LEAVING,
     ControlPoint,
     Endpoint,
+    Pace,
     Plan,
     Planned,
     Profiles,
+    linked,
+    pace_of,
     planned_device,
 )
 from edge.runtime.cycle import Cycle, Unit
 from edge.runtime.database import StoreFailed
 from edge.runtime.documents import DocumentRefused
+from edge.runtime.proxies import Child, Family, Line, ProxyLine
 from edge.runtime.store import Kept, Leaving, Store
 from edge.wire.messages import Code, DeviceResult, SiteConfig
 
@@ -55,8 +59,7 @@ class _Line:
     bus: Bus
     session: Session
     task: asyncio.Task[None]
-    gap_s: float
-    timeout_s: float
+    pace: Pace
     planned: dict[str, Planned] = field(default_factory=dict)
 
 
@@ -125,7 +128,9 @@ class Fleet:
             self._load_leaving()
         known = self._as_before | self._active
         before = {tag: known[tag] for tag in plan.refused.keys() & known.keys()}
-        self.plan = plan = replace(plan, devices=before | plan.devices)
+        # A proxy that goes on as before does so over its children.
+        devices, unlinked = linked(before | plan.devices)
+        self.plan = plan = replace(plan, devices=devices, refused=plan.refused | unlinked)
         keep: list[Callable[[], None]] = []
         # First who leaves: whoever comes back may find another one under its tag.
         self._part(plan, keep)
@@ -342,12 +347,16 @@ class Fleet:
             tag: planned for tag, planned in plan.devices.items() if tag not in self.waiting
         } | before
         for key, planned in chain(self._active.items(), self._leaving.items()):
-            if at is None or planned.endpoint in at:
+            if planned.is_proxy:
+                # It has no line, and never waits for one.
+                if at is None:
+                    self._put_unit(key, planned, ProxyLine(), kept)
+            elif at is None or planned.endpoint in at:
                 wanted.setdefault(planned.endpoint, {})[key] = planned
         self._ending = [line for line in self._ending if not line.task.done()]
         for endpoint in list(self._lines) if at is None else self._lines.keys() & at:
             line = self._lines[endpoint]
-            if endpoint not in wanted or _pace(wanted[endpoint]) != (line.gap_s, line.timeout_s):
+            if endpoint not in wanted or pace_of(wanted[endpoint].values()) != line.pace:
                 line.task.cancel()
                 self._ending.append(line)
                 del self._lines[endpoint]
@@ -359,6 +368,7 @@ class Fleet:
             line = self._lines[endpoint]
             for key, planned in devices.items():
                 self._put(line, key, planned, kept)
+        self.cycle.proxies.set(_families(plan.devices | self._active), waiting=self.waiting)
 
     def _kept(self, plan: Plan) -> dict[str, Kept]:
         """What is on disk of the devices that are not under control yet."""
@@ -411,28 +421,20 @@ class Fleet:
         return arbitration.resume(state, same_boot=found.boot == self.clock.boot_id)
 
     def _open(self, endpoint: Endpoint, devices: dict[str, Planned], *, connect_in_s: float) -> _Line:
-        gap_s, timeout_s = _pace(devices)
-        bus = Bus(name=str(endpoint), clock=self.clock, listener=self.cycle, min_gap_s=gap_s)
+        pace = pace_of(devices.values())
+        bus = Bus(name=str(endpoint), clock=self.clock, listener=self.cycle, min_gap_s=pace.gap_s)
         constructors = self.drivers[endpoint.protocol]
-        # Only those of a device that is on it have the password as it is now.
-        endpoint = next(iter(devices.values())).endpoint
         open_session = constructors.session if endpoint.serial is None else constructors.serial_session
         assert open_session is not None
-        session = open_session(
-            **endpoint.arguments,
-            timeout_s=timeout_s,
-            min_gap_s=gap_s,
-            clock=self.clock.boottime_s,
-            sleep=bus.gap,
-        )
+        session = open_session(**pace.arguments, clock=self.clock.boottime_s, sleep=bus.gap)
         bus.attach(session, connect_in_s=connect_in_s)
         # By name: a serial port whose settings changed is another endpoint on the same line.
         for ending in self._ending:
             if ending.bus.name == bus.name:
                 bus.follow(ending.task)
         task = self.tasks.create_task(bus.run(), name=f"bus {bus.name}")
-        line = self._lines[endpoint] = _Line(bus, session, task, gap_s, timeout_s)
-        log.info("line opened", endpoint=bus.name, devices=sorted(devices), gap_s=gap_s)
+        line = self._lines[endpoint] = _Line(bus, session, task, pace)
+        log.info("line opened", endpoint=bus.name, devices=sorted(devices), gap_s=pace.gap_s)
         return line
 
     def _put(self, line: _Line, key: str, planned: Planned, kept: dict[str, Kept]) -> None:
@@ -458,13 +460,18 @@ class Fleet:
             )
             if unit is not None:
                 self.cycle.moved(unit, line.bus)
+        self._put_unit(key, planned, line.bus, kept)
+
+    def _put_unit(self, key: str, planned: Planned, line: Line, kept: dict[str, Kept]) -> None:
+        """Put a device under control, or give it its new settings where it is there already."""
+        unit = self.cycle.unit(key)
         if unit is None:
             found = kept.get(key) or self._kept_of(key)
             state = self._resumed(planned, found)
             if key in self._leaving and state.retirement is not Retirement.OWED:
                 # The process ended before it had written down more than that the device leaves.
                 state = arbitration.retire(state)
-            unit = Unit(state, line.bus, can_write=planned.profile.controllable, key=key, kept=found)
+            unit = Unit(state, line, can_write=planned.profile.controllable, key=key, kept=found)
             self.cycle.add(unit, leaving=key in self._leaving)
         if key not in self._leaving:
             self.cycle.reconfigure(unit, planned.settings)
@@ -483,17 +490,21 @@ def _retiring(tag: str) -> DeviceResult:
     )
 
 
+def _families(devices: Mapping[str, Planned]) -> dict[str, Family]:
+    """Who is behind which proxy, by its tag."""
+    children: dict[str, list[Child]] = {tag: [] for tag, planned in devices.items() if planned.is_proxy}
+    for tag, planned in devices.items():
+        family = children.get(planned.config.owned_by or "")
+        if family is not None and planned.is_settable:
+            keys = frozenset(planned.profile.telemetry)
+            family.append(Child(tag, planned.config.nameplate_kw, keys))
+    return {tag: Family(devices[tag].profile, tuple(family)) for tag, family in children.items()}
+
+
 def _leaving(planned: Planned, site: SiteConfig) -> Leaving:
     # Of the site which it belonged to, or it would be taken for one that never left.
     site = msgspec.structs.replace(site, id=planned.site)
     return Leaving(device=planned.config, site=site, profile=profile_to_builtins(planned.profile))
-
-
-def _pace(devices: dict[str, Planned]) -> tuple[float, float]:
-    """The pause and the patience of a line: devices that share it share the strictest of each."""
-    profiles = [planned.profile for planned in devices.values()]
-    gap_ms = max(profile.min_gap_ms for profile in profiles)
-    return gap_ms / 1000, max(profile.timeout_ms for profile in profiles) / 1000
 
 
 def _same_driver(before: Planned, after: Planned) -> bool:

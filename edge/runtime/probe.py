@@ -30,7 +30,7 @@ from edge.profiles.loader import load_bodies, load_body, load_profile
 from edge.profiles.parameters import ParameterType, parameters_of
 from edge.profiles.points import Value
 from edge.runtime.clock import Clock, HostClock, wall
-from edge.runtime.config import Planned, Profiles, planned_device
+from edge.runtime.config import Planned, Profiles, pace_of, planned_device
 from edge.runtime.documents import DocumentRefused
 from edge.runtime.fleet import Fleet, LineTaken, Reader
 from edge.wire.messages import (
@@ -54,6 +54,7 @@ MODBUS_PORT = 502
 
 # Of a device that belongs to no site yet: nothing of it reaches the device.
 NO_SITE = SiteConfig(id="", tag="", curtailment_time_limit_s=60, cyclic_write_timeout_s=300)
+ONLY_CHILDREN = "a proxy is nothing but the devices behind it: probe those"
 
 
 # --- a session of its own -------------------------------------------------------------------------
@@ -64,16 +65,12 @@ def _opened(planned: Planned, *, clock: Clock, drivers: Drivers) -> tuple[Sessio
     constructors = drivers[planned.endpoint.protocol]
     open_session = constructors.session if planned.endpoint.serial is None else constructors.serial_session
     assert open_session is not None
-    profile = planned.profile
-    session = open_session(
-        **planned.endpoint.arguments,
-        timeout_s=profile.timeout_ms / 1000,
-        min_gap_s=profile.min_gap_ms / 1000,
-        clock=clock.boottime_s,
-        sleep=clock.sleep,
-    )
+    session = open_session(**pace_of([planned]).arguments, clock=clock.boottime_s, sleep=clock.sleep)
     driver = constructors.driver(
-        session=session, profile=profile, unit=planned.config.unit, nameplate_kw=planned.config.nameplate_kw
+        session=session,
+        profile=planned.profile,
+        unit=planned.config.unit,
+        nameplate_kw=planned.config.nameplate_kw,
     )
     return session, driver
 
@@ -196,12 +193,14 @@ class Prober:
                     Code.UNKNOWN_DEVICE,
                     "it is not in the configuration that this node runs, or cannot be used as it is there",
                 )
-            return planned
+            return _with_hardware(planned)
         if command.candidate is None or command.profile is None:
             raise Unusable(Code.UNUSABLE, "neither a device nor a candidate with its profile")
         name = str(command.candidate.get("profile"))
         try:
-            return planned_device(command.candidate, plan.site, Profiles({name: command.profile}))
+            return _with_hardware(
+                planned_device(command.candidate, plan.site, Profiles({name: command.profile}))
+            )
         except DocumentRefused as error:
             raise Unusable(Code.UNUSABLE, str(error)) from error
 
@@ -221,6 +220,13 @@ class Prober:
         return answer
 
 
+def _with_hardware(planned: Planned) -> Planned:
+    """`Unusable` for a proxy: there is nothing to look at."""
+    if planned.is_proxy:
+        raise Unusable(Code.UNUSABLE, ONLY_CHILDREN)
+    return planned
+
+
 # --- on the command line --------------------------------------------------------------------------
 
 
@@ -231,8 +237,8 @@ def main(argv: Sequence[str]) -> int:
     try:
         body = _body(options.profile)
         device = _device(options, body)
-        planned = planned_device(device, NO_SITE, Profiles({device["profile"]: body}))
-    except (ProfileError, DocumentRefused, OSError, ValueError) as error:
+        planned = _with_hardware(planned_device(device, NO_SITE, Profiles({device["profile"]: body})))
+    except (ProfileError, DocumentRefused, Unusable, OSError, ValueError) as error:
         parser.error(str(error))
     report = asyncio.run(probed(planned, clock=HostClock(trust_host=True)))
     if options.json:

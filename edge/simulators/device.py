@@ -11,16 +11,15 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Set as AbstractSet
 from enum import StrEnum
+from functools import cached_property
 from typing import Any, ClassVar
 
-from edge.plant import KIND_BY_CATEGORY, Kind, Machine, Site, Takes
-from edge.profiles.model import FALLBACK, TIMEOUT, VALUE, LimitUnit, Profile, ValueKind
+from edge.plant import KIND_BY_CATEGORY, QUANTITIES, TAKES, Kind, Machine, Quantity, Site, Takes
+from edge.profiles.model import FALLBACK, TIMEOUT, VALUE, LimitUnit, Profile
 from edge.profiles.points import Value
 
-TAKES: dict[ValueKind | None, Takes] = {
-    ValueKind.SIGNED_SETPOINT_PCT: Takes.SIGNED,
-    ValueKind.OPERATING_MODE: Takes.MODE,
-}
+# Readings that only rise, and are known at night.
+COUNTERS = ("_kWh", "_h")
 
 
 class Fault(StrEnum):
@@ -86,11 +85,16 @@ class Simulated(ABC):
         self.stale: dict[str, Value] = {}
         self._stored = _stored_points(profile)
         self._slept = False
-        self._energy_base_kwh = {
-            name: base
-            for key, name in profile.telemetry.items()
-            if key.endswith("_kWh") and isinstance(base := profile.points[name].example, float | int)
-        }
+        # What there is to measure, point by point: counters begin with what the point's example has counted.
+        # A controller's own word stays as it was said.
+        self._measured: list[tuple[str, Quantity, float, bool]] = []
+        readback = profile.limit.readback if profile.limit is not None else None
+        for key, name in profile.telemetry.items():
+            quantity, point = QUANTITIES.get(key), profile.points[name]
+            if quantity is not None and not point.writable and name != readback:
+                is_counter = key.endswith(COUNTERS)
+                base = float(point.example) if is_counter and isinstance(point.example, float | int) else 0.0
+                self._measured.append((name, quantity, base, is_counter))
 
     # --- the protocol's part
 
@@ -189,9 +193,9 @@ class Simulated(ABC):
         value = self.get(self.target)
         if not isinstance(value, float | int) or value == limit.readback_no_limit:
             return highest
-        return max(self.profile.min_value, min(highest, self._in_percent(value)))
+        return max(self.profile.min_value, min(highest, self.limit_in_percent(value)))
 
-    @property
+    @cached_property
     def target(self) -> str:
         """The point that the setpoint is written to."""
         assert self.profile.limit is not None
@@ -227,11 +231,11 @@ class Simulated(ABC):
         """Let the limit act, and show what is in force where the device has a point of its own for that."""
         # The machine first moves under the old limit up to now.
         self.machine.advance(self.clock())
-        self.machine.limit_pct = self.limit_in_force
+        in_force = self.machine.limit_pct = self.limit_in_force
         limit = self.profile.limit
         if limit is None or limit.readback is None or self.profile.points[limit.readback].writable:
             return
-        self.put(limit.readback, self._in_theirs(self.limit_in_force))
+        self.put(limit.readback, self._in_theirs(in_force))
 
     def let_own_fallback_act(self) -> None:
         """Take what the device was armed with, once its own time has passed without a sign of life."""
@@ -277,6 +281,7 @@ class Simulated(ABC):
             "delay_s": self.delay_s,
             "limit_in_force": limit_in_force if self.profile.controllable else None,
             "power_kw": round(self.machine.power_kw, 4),
+            "night": self.machine.site.night,
             "shown": dict(self.shown),
             "commands": self.commands,
             "writes": dict(self.writes),
@@ -293,13 +298,19 @@ class Simulated(ABC):
         now = self.clock()
         machine.advance(now)
         dark = machine.is_dark
-        for key, name in self.profile.telemetry.items():
-            if name in self.shown:
-                self.put(name, self.shown[name])
-            elif (value := machine.value(key, now)) is not None and not (
-                dark and not key.endswith("_kWh") and self._say_nothing(name)
-            ):
-                self.put(name, value + self._energy_base_kwh.get(name, 0.0))
+        shown = self.shown
+        for name, quantity, base, is_counter in self._measured:
+            if name not in shown and (not dark or is_counter or not self._say_nothing(name)):
+                self._show(name, quantity(machine, now) + base)
+        for name, value in shown.items():
+            self.put(name, value)
+
+    def _show(self, name: str, value: float) -> None:
+        """Let a point of telemetry have this value; what does not fit into it, it does not say."""
+        try:
+            self.put(name, value)
+        except ValueError:
+            self._say_nothing(name)
 
     def _say_nothing(self, name: str) -> bool:
         """Let a point have no value; False where it cannot say so."""
@@ -322,6 +333,8 @@ class Simulated(ABC):
         if limit is not None and limit.fallback is not None:
             # Whoever looks at the machine by another way, its site's meter say, finds it as it is.
             self.machine.governor = self.let_own_fallback_act
+        # It was so before anybody looked: a battery that is told to stand still does not begin at full power.
+        self.machine.limit_pct = self.limit_in_force
         self.take_limit()
 
     def _hear_sign_of_life(self, names: set[str]) -> None:
@@ -330,12 +343,15 @@ class Simulated(ABC):
             return
         armed = {name for step in own.arm for name in step.writes}
         kept = {name for step in own.keep_alive for name in step.writes}
-        if names & armed or (names & kept and (self.alive_at is not None or not own.arm)):
+        if names & armed or (names & kept and (self.alive_at is not None or own.always_armed)):
+            self.alive_at = self.clock()
+        elif own.always_armed and self.alive_at is None and self.target in names:
+            # A setpoint of which nobody ever says that it is still wanted lapses, too.
             self.alive_at = self.clock()
 
     # --- units
 
-    def _in_percent(self, value: float) -> float:
+    def limit_in_percent(self, value: float) -> float:
         """What is written to the device, in the unit of its value kind."""
         limit = self.profile.limit
         assert limit is not None

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -28,8 +29,11 @@ from edge.profiles.reading import profile_from_builtins
 from edge.simulators.device import Simulated
 from edge.simulators.modbus import SimulatedDevice
 from edge.simulators.modbus_rtu import SimulatedLine
+from edge.simulators.mqtt import SimulatedMqttDevice
+from edge.simulators.sunspec import BASES
 from edge.simulators.switchboard import Observer, Switchboard
 from edge.simulators.xml_da import SimulatedXmlDa
+from edge.wire.session import PORTS
 
 
 class FleetDevice(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,6 +43,7 @@ class FleetDevice(msgspec.Struct, frozen=True, kw_only=True):
     broker, for devices that are clients of one. `username` and `password`: what it wants to be told, or tells
     the broker. `parameters`: what the profile leaves open; else its defaults and examples. Devices of one
     `line` share a serial line, which is served as RTU over TCP on their common `port`. Ports of 0 are drawn.
+    `endurance` and `sunspec_base`: see `SimulatedDevice`.
     """
 
     tag: str
@@ -56,6 +61,8 @@ class FleetDevice(msgspec.Struct, frozen=True, kw_only=True):
     line: str = ""
     behaves_as: Kind | None = None
     site: str = ""
+    endurance: int | None = None
+    sunspec_base: int = BASES[0]
 
 
 class Fleet(msgspec.Struct, frozen=True):
@@ -91,6 +98,25 @@ def _modbus(entry: FleetDevice, setting: Setting) -> Simulated:
         site=setting.site,
         clock=setting.clock,
         on_line=bool(entry.line),
+        endurance=entry.endurance,
+        sunspec_base=entry.sunspec_base,
+    )
+
+
+def _mqtt(entry: FleetDevice, setting: Setting) -> Simulated:
+    if urlsplit(entry.url).scheme not in PORTS:
+        raise FleetError(
+            f"{entry.tag}: expected the url of its broker, mqtt://HOST[:PORT], not {entry.url!r}"
+        )
+    return SimulatedMqttDevice(
+        profile=setting.profile,
+        nameplate_kw=entry.nameplate_kw,
+        url=entry.url,
+        username=entry.username,
+        password=entry.password,
+        behaves_as=setting.kind,
+        site=setting.site,
+        clock=setting.clock,
     )
 
 
@@ -112,6 +138,7 @@ def _xml_da(entry: FleetDevice, setting: Setting) -> Simulated:
 BUILDERS: dict[Protocol, Callable[[FleetDevice, Setting], Simulated]] = {
     Protocol.MODBUS_TCP: _modbus,
     Protocol.MODBUS_RTU: _modbus,
+    Protocol.MQTT: _mqtt,
     Protocol.XML_DA: _xml_da,
 }
 

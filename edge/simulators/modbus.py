@@ -8,9 +8,11 @@ many.
 from __future__ import annotations
 
 import asyncio
+import struct
 import time
 from collections.abc import Callable, Iterable, Sequence, Set as AbstractSet
 from itertools import pairwise
+from typing import NamedTuple
 
 from pymodbus.exceptions import ModbusException
 from pymodbus.framer import FramerSocket
@@ -31,7 +33,7 @@ from pymodbus.pdu.register_message import (
 from edge.plant import Kind, Site
 from edge.profiles.model import Profile
 from edge.profiles.points import MAX_READ, Register, RegisterType, Table, Value, WriteFunction
-from edge.profiles.registers import decode, encode
+from edge.profiles.registers import Decoder, decoder, encode
 from edge.simulators.device import Fault, Simulated
 from edge.simulators.sunspec import BASES, lay_out
 
@@ -53,6 +55,8 @@ READS = {
     READ_HOLDING: (Table.HOLDING, ReadHoldingRegistersResponse),
     READ_INPUT: (Table.INPUT, ReadInputRegistersResponse),
 }
+# Functions whose values are bits; asked of numbers, because this is on the path of every command.
+OF_BITS = frozenset((READ_COILS, READ_DISCRETE, WRITE_COIL, WRITE_COILS))
 SINGLE_WRITES = (WRITE_COIL, WRITE_SINGLE)
 WRITES = {
     WRITE_COIL: Table.COIL,
@@ -60,6 +64,14 @@ WRITES = {
     WRITE_SINGLE: Table.HOLDING,
     WRITE_MULTIPLE: Table.HOLDING,
 }
+
+
+class Touched(NamedTuple):
+    """The points that one write changes, the functions they ask for, and how many words they have."""
+
+    names: tuple[str, ...]
+    functions: frozenset[WriteFunction | None]
+    words: int
 
 
 class SimulatedRegisters:
@@ -76,6 +88,9 @@ class SimulatedRegisters:
         self._writable: dict[Table, dict[int, str]] = {Table.HOLDING: {}, Table.COIL: {}}
         self._write_only: dict[Table, set[int]] = {table: set() for table in Table}
         self._absent: set[str] = set()
+        self._decoders: dict[str, Decoder] = {}
+        # What has been asked for before; there are as many as ways to write the points.
+        self._touched: dict[tuple[Table, int, int], Touched] = {}
         if profile.sunspec:
             self._points, chain = lay_out(profile.registers, base=sunspec_base, blank=blank_models)
             self.words[Table.HOLDING].update(chain)
@@ -119,12 +134,16 @@ class SimulatedRegisters:
         point = self._points[name]
         words = self.words[point.table]
         registers = [words[address] for address in range(point.address, point.end)]
-        return decode(point, registers, exponent=self._exponent(point))
+        decode = self._decoders.get(name)
+        if decode is None:
+            decode = self._decoders[name] = decoder(point)
+        return decode(struct.pack(f">{len(registers)}H", *registers), 0, self._exponent(point))
 
     def remove(self, name: str) -> None:
         """Be a model that lacks this point."""
         point = self._points[name]
         self._absent.add(name)
+        self._touched.clear()
         for address in range(point.address, point.end):
             self.words[point.table].pop(address, None)
             if point.writable:
@@ -151,29 +170,41 @@ class SimulatedRegisters:
         """Read words; None where one of them cannot be read."""
         words = self.words[table]
         addresses = range(address, address + count)
-        if not all(one in words for one in addresses):
+        hidden = self._write_only[table]
+        if hidden and not hidden.isdisjoint(addresses):
             return None
-        if not self._write_only[table].isdisjoint(addresses):
+        try:
+            return [words[one] for one in addresses]
+        except KeyError:
             return None
-        return [words[one] for one in addresses]
 
-    def touched(self, table: Table, address: int, count: int) -> dict[str, Register] | None:
+    def touched(self, table: Table, address: int, count: int) -> Touched | None:
         """The points which a write to these addresses changes; None where one cannot be written."""
-        writable = self._writable[table]
-        addresses = range(address, address + count)
-        if not all(one in writable for one in addresses):
-            return None
-        return {name: self._points[name] for name in dict.fromkeys(writable[one] for one in addresses)}
+        place = (table, address, count)
+        touched = self._touched.get(place)
+        if touched is None:
+            writable = self._writable[table]
+            addresses = range(address, address + count)
+            if not all(one in writable for one in addresses):
+                return None
+            names = tuple(dict.fromkeys(writable[one] for one in addresses))
+            points = [self._points[name] for name in names]
+            touched = self._touched[place] = Touched(
+                names=names,
+                functions=frozenset(point.write_function for point in points),
+                words=sum(point.count for point in points),
+            )
+        return touched
 
     def write(
         self, table: Table, address: int, words: Sequence[int], *, worn: AbstractSet[str] = frozenset()
     ) -> None:
         """Write words to points which can be written, but for those `worn` out: they keep what they have."""
-        writable = self._writable[table]
-        addresses = range(address, address + len(words))
-        self.words[table].update(
-            (one, word) for one, word in zip(addresses, words, strict=True) if writable[one] not in worn
-        )
+        new = dict(zip(range(address, address + len(words)), words, strict=True))
+        if worn:
+            writable = self._writable[table]
+            new = {one: word for one, word in new.items() if writable[one] not in worn}
+        self.words[table].update(new)
 
     def _exponent(self, point: Register) -> int:
         if point.scale_point is None:
@@ -330,9 +361,9 @@ class SimulatedDevice(Simulated):
         function = request.function_code
         table, response = READS[function]
         address, count = request.address, request.count
-        if not 1 <= count <= (MAX_BITS if table.is_bits else MAX_READ):
+        if not 1 <= count <= (MAX_BITS if function in OF_BITS else MAX_READ):
             return ExceptionResponse(function, ILLEGAL_VALUE)
-        if table.is_bits and not self.registers.words[table]:
+        if function in OF_BITS and not self.registers.words[table]:
             return ExceptionResponse(function, ILLEGAL_FUNCTION)
         self.measure()
         words = self.registers.read(table, address, count)
@@ -341,33 +372,33 @@ class SimulatedDevice(Simulated):
         if self._stale_words and not observing:
             stale = self._stale_words
             words = [stale.get((table, address + place), word) for place, word in enumerate(words)]
-        if table.is_bits:
+        if function in OF_BITS:
             return response(bits=[bool(word) for word in words])
         return response(registers=words)
 
     def _write(self, request: ModbusPDU) -> ModbusPDU:
         function = request.function_code
         table = WRITES[function]
-        words = [int(bit) for bit in request.bits] if table.is_bits else list(request.registers)
+        words = [int(bit) for bit in request.bits] if function in OF_BITS else list(request.registers)
         if self.fault is Fault.WRITE_EXCEPTION:
             return ExceptionResponse(function, DEVICE_FAILURE)
         if not words or (function not in SINGLE_WRITES and len(words) != request.count):
             return ExceptionResponse(function, ILLEGAL_VALUE)
         if self.fault is not Fault.IGNORE_WRITES:
-            if table.is_bits and not self.registers.words[table]:
+            if function in OF_BITS and not self.registers.words[table]:
                 return ExceptionResponse(function, ILLEGAL_FUNCTION)
-            points = self.registers.touched(table, request.address, len(words))
-            if points is None:
+            touched = self.registers.touched(table, request.address, len(words))
+            if touched is None:
                 return ExceptionResponse(function, ILLEGAL_ADDRESS)
             wanted = WriteFunction.MULTIPLE if function in SINGLE_WRITES else WriteFunction.SINGLE
-            if any(point.write_function is wanted for point in points.values()):
+            if wanted in touched.functions:
                 return ExceptionResponse(function, ILLEGAL_FUNCTION)
-            if sum(point.count for point in points.values()) != len(words) and not table.is_bits:
+            if touched.words != len(words) and function not in OF_BITS:
                 # Half a number is no number.
                 return ExceptionResponse(function, ILLEGAL_VALUE)
             self.let_own_fallback_act()
-            self.registers.write(table, request.address, words, worn=self.wear_out(points))
-            self.wrote(points)
+            self.registers.write(table, request.address, words, worn=self.wear_out(touched.names))
+            self.wrote(touched.names)
         return self._acknowledged(request, words)
 
     @staticmethod

@@ -17,8 +17,8 @@ MARKER = (0x5375, 0x6E53)
 COMMON = 1
 END = 0xFFFF
 BASES = (40000, 50000, 0)
-# Unsigned numbers, signed ones and scale factors, and counters that only rise.
-UNSIGNED, SIGNED, COUNTER = 0xFFFF, 0x8000, 0
+# What is not implemented: unsigned numbers; signed ones and scale factors; counters and texts.
+UNSIGNED, SIGNED, EMPTY = 0xFFFF, 0x8000, 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,26 +27,30 @@ class ModelLayout:
 
     length: int
     signed: tuple[int, ...] = ()
-    counters: tuple[int, ...] = ()
+    empty: tuple[int, ...] = ()
 
 
 _INVERTER = ModelLayout(50, (6, *range(13, 16), *range(17, 24), 26, 28, *range(30, 38)), (24, 25))
 _METER = ModelLayout(105, (*range(2, 38), 54, 71, 104), (*range(38, 54), *range(55, 71), *range(72, 104)))
 _FLOATS, _FLOAT_METER = ModelLayout(60), ModelLayout(124)
 MODELS: dict[int, ModelLayout] = {
-    COMMON: ModelLayout(66),
+    COMMON: ModelLayout(66, (), tuple(range(2, 66))),
     **dict.fromkeys((101, 102, 103), _INVERTER),
     **dict.fromkeys((111, 112, 113), _FLOATS),
     120: ModelLayout(26, (4, *range(6, 12), *range(13, 19), 20, 22, 24, 26)),
     121: ModelLayout(30, (4, *range(8, 12), *range(13, 17), *range(22, 32))),
-    122: ModelLayout(44, (29, 30, 32, 45), tuple(range(5, 29))),
+    122: ModelLayout(44, (29, 30, 32, 45), (*range(5, 29), *range(37, 41))),
     123: ModelLayout(24, (10, *range(15, 18), *range(23, 26))),
     124: ModelLayout(24, (12, 13, *range(18, 26))),
     127: ModelLayout(10, (3, 4, *range(8, 11))),
     128: ModelLayout(14, (13, 14)),
     **dict.fromkeys((201, 202, 203, 204), _METER),
     **dict.fromkeys((211, 212, 213, 214), _FLOAT_METER),
-    701: ModelLayout(153, (*range(10, 15), *range(35, 46), *range(64, 69), *range(87, 92), *range(113, 123))),
+    701: ModelLayout(
+        153,
+        (*range(10, 15), *range(35, 46), *range(64, 69), *range(87, 92), *range(113, 123)),
+        tuple(range(123, 155)),
+    ),
     702: ModelLayout(50, tuple(range(45, 52))),
     703: ModelLayout(17, (17, 18)),
     704: ModelLayout(65, (28, 29, 42, 43, *range(53, 59))),
@@ -85,7 +89,7 @@ def lay_out(
         ids[model] = at
         words.update(dict.fromkeys(range(at + 2, at + 2 + layout.length), UNSIGNED))
         words.update(dict.fromkeys((at + offset for offset in layout.signed), SIGNED))
-        words.update(dict.fromkeys((at + offset for offset in layout.counters), COUNTER))
+        words.update(dict.fromkeys((at + offset for offset in layout.empty), EMPTY))
         words.update({at: model, at + 1: layout.length})
         at += 2 + layout.length
     words.update({at: END, at + 1: 0})

@@ -5,6 +5,7 @@ GET    /devices/TAG             one of them
 PUT    /devices/TAG/fault       {"fault": "drop", "delay_s": 0}; "none" mends it
 PUT    /devices/TAG/shown       {"power": 3.5}: what points of telemetry show, null for "no value"
 DELETE /devices/TAG/shown       shows again what the machine does
+PUT    /devices/TAG/site        {"night": true}: takes the sun from all devices of its site
 POST   /devices/TAG/restart     takes its power away and gives it back
 
 Each answers with the device as it is then; what cannot be done is a 4xx with {"error": ...}.
@@ -30,6 +31,12 @@ class FaultOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     fault: Fault
     delay_s: float = 0.0
+
+
+class SiteOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How it is to be at a site."""
+
+    night: bool
 
 
 class _Page:
@@ -94,6 +101,7 @@ class Switchboard(_Page):
                 web.put("/devices/{tag}/fault", self._fault),
                 web.put("/devices/{tag}/shown", self._show),
                 web.delete("/devices/{tag}/shown", self._show_nothing),
+                web.put("/devices/{tag}/site", self._site),
                 web.post("/devices/{tag}/restart", self._restart),
             ]
         )
@@ -135,6 +143,11 @@ class Switchboard(_Page):
     async def _show_nothing(self, request: web.Request) -> web.Response:
         tag, device = self._asked(request)
         device.shown.clear()
+        return web.json_response(_described(tag, device))
+
+    async def _site(self, request: web.Request) -> web.Response:
+        tag, device = self._asked(request)
+        device.machine.site.night = (await _body(request, SiteOrder)).night
         return web.json_response(_described(tag, device))
 
     async def _restart(self, request: web.Request) -> web.Response:

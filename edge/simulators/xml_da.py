@@ -79,7 +79,7 @@ class SimulatedXmlDa(SimulatedServer):
     For tests it can be strict or sloppy, as servers are: `clamps` what is out of range rather than refuse it;
     `omits` optional parts of answers (`quality`, `names`, `handles`, `times`); `prefixes` by which it calls
     the namespaces; `server_state`; `qualities`, `ages_s` and `bounds` of items by point; `codes` with which
-    items are refused; a `fault_code` for all calls but GetStatus; `clock_off_s`, by which its own clock is off.
+    items are refused; a `fault_code` for all calls but GetStatus; `clock_off_s`, by which its clock is off.
     """
 
     path = "/XmlDa/Service.asmx"

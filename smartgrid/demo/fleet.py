@@ -219,9 +219,10 @@ NAMEPLATES_KW = {
 def _one_of_each(by_hand: tuple[DemoDevice, ...]) -> tuple[DemoDevice, ...]:
     """A device at site C of every profile that has none yet."""
     there = {device.profile for device in by_hand}
+    tags = {device.tag for device in by_hand}
     return tuple(
         DemoDevice(
-            tag=f"{profile.name.upper()}_01",
+            tag=f"{profile.name.upper()}_{'02' if f'{profile.name.upper()}_01' in tags else '01'}",
             site=SITE_C,
             profile=profile.name,
             category=str(profile.category),

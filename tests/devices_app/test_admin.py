@@ -11,8 +11,8 @@ from django.contrib.admin.models import LogEntry
 from django.test import Client
 from django.utils import timezone
 
-from devices_app.models import Device, DeviceBound, RetiringDevice, TelemetrySeries
-from devices_app.services import device_bound_set, device_delete
+from devices_app.models import Device, DeviceBound, DeviceType, RetiringDevice, TelemetrySeries
+from devices_app.services import device_bound_set, device_delete, device_type_update
 from devices_app.telemetry import ReceivedReadings, readings_record
 from edge.wire.messages import NodeConfig, TelemetryPoint
 from tests.factories import device_error_make, device_make, node_make, story_make
@@ -72,7 +72,16 @@ def config_of(device: Device) -> dict[str, Any]:
     return next(entry for entry in config.devices if entry["tag"] == device.device_tag)
 
 
+def of_unknown_endurance(kind: DeviceType) -> None:
+    """What is documented as volatile needs nobody's acceptance, and is not asked for it."""
+    body = kind.profile_body
+    device_type_update(
+        device_type=kind, profile_body={**body, "limit": {**body["limit"], "write_class": "unknown"}}
+    )
+
+
 def test_wear_is_accepted_under_the_name_of_the_operator(admin_client, story, caplog):
+    of_unknown_endurance(story.device_a.device_type)
     change(admin_client, story.device_a, accept_wear="on")
     assert config_of(story.device_a)["accept_wear"] is True
     line = next(record for record in caplog.records if "device_wear_accepted" in record.getMessage())

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import pytest
 
 from devices_app.models import Device
-from tests.factories import device_make, device_type_make, node_make, story_make
+from tests.factories import device_make, device_type_make, node_make, profile_body_make, story_make
 
 pytestmark = pytest.mark.django_db
 
@@ -90,6 +90,21 @@ def test_device_of_another_protocol_has_no_modbus_keys(story):
         url="mqtt://127.0.0.1",
     )
     assert list(json.loads(story.holder_a.get(f"/v1/devices/{device.pk}").content)) == LIST_KEYS
+
+
+def test_device_on_a_serial_line_has_its_unit_and_no_host(story):
+    body = {**profile_body_make(name="on_a_line"), "protocol": "modbus_rtu"}
+    device = device_make(
+        node=story.node_a,
+        device_type=device_type_make(protocol="modbus_rtu", profile="on_a_line", profile_body=body),
+        modbus_server_host=None,
+        modbus_server_port=None,
+        modbus_id=7,
+        serial_port="/dev/ttyUSB0",
+    )
+    shown = json.loads(story.holder_a.get(f"/v1/devices/{device.pk}").content)
+    assert list(shown) == [*LIST_KEYS, "modbus_id"]
+    assert shown["modbus_id"] == 7
 
 
 def test_value_is_null_until_the_edge_confirms_one(story):

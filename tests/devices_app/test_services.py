@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import pytest
 from django.core.management import call_command
 
 from devices_app.models import Device, DeviceType, RetiringDevice
 from devices_app.retirement import device_abandon
+from devices_app.selectors import devices_unfit
 from devices_app.services import (
     device_bound_drop,
     device_bound_set,
@@ -30,7 +33,9 @@ from tests.factories import (
     meter_type_make,
     node_make,
     profile_body_make,
+    rtu_type_make,
     site_make,
+    url_type_make,
 )
 
 pytestmark = pytest.mark.django_db
@@ -418,3 +423,83 @@ def test_node_can_use_what_is_rendered_here():
     assert planned.devices["IM20_01"].settings.is_controlled
     assert not planned.devices["STP60_02"].settings.is_controlled
     assert str(left.config_id) in planned.abandoned
+
+
+def with_parameters(**parameters: Any) -> dict[str, Any]:
+    """A profile that leaves the register of its limit to each device."""
+    body = profile_body_make()
+    body["points"]["limit"]["address"] = "${address}"
+    return {
+        **body,
+        "parameters": {"address": {"title": "Register", "type": "integer", "example": 32, **parameters}},
+    }
+
+
+def test_device_that_no_longer_fits_its_type_is_reported_and_stays_as_it_is(caplog):
+    kind = device_type_make(profile_body=with_parameters())
+    fits = device_make(device_type=kind, parameters={"address": 40})
+    device = device_make(device_type=kind, parameters={"address": 5000}, node=fits.node)
+    before = (device.config_id, device.control_point)
+
+    device_type_update(device_type=kind, profile_body=with_parameters(minimum=1, maximum=1000))
+
+    device.refresh_from_db()
+    assert (device.config_id, device.control_point) == before
+    assert "device_does_not_fit_its_type" in caplog.text
+    [(unfit, why)] = devices_unfit(kind)
+    assert (unfit, why) == (device, "parameters: address: expected 1 to 1000")
+    assert not RetiringDevice.objects.exists()
+    # Its node refuses it alone, and says so.
+    nodes_due_render(nodes=[device.node_id])
+    planned = plan(device.node.documents.get(name="config").body)
+    assert list(planned.refused) == [device.device_tag]
+    assert list(planned.devices) == [fits.device_tag]
+    with pytest.raises(Invalid):
+        device_update(device=device, default_value=50)
+    device_update(device=device, parameters={"address": 50})
+    assert devices_unfit(kind) == []
+
+
+def test_synchronisation_names_the_devices_that_do_not_fit_and_goes_on(capsys):
+    call_command("sync_device_types", verbosity=0)
+    kind = DeviceType.objects.get(profile="generic_modbus")
+    device = device_make(device_type=kind)
+    Device.objects.filter(pk=device.pk).update(parameters={"gone": 1})
+    call_command("sync_device_types")
+    said = capsys.readouterr()
+    assert "unchanged" in said.out
+    assert f"{device.device_tag} of {device.node.name}: parameters: gone: no such parameter" in said.err
+
+
+def test_parameters_of_a_device_that_is_only_measured_are_judged_too():
+    with pytest.raises(Invalid):
+        device_make(device_type=device_type_make(profile_body=with_parameters()), measured_only=True)
+
+
+def test_address_is_kept_in_the_spelling_of_its_node():
+    device = device_make(modbus_server_host="Inverter-7.Example.")
+    assert device.modbus_server_host == "inverter-7.example"
+    mqtt = device_make(device_type=url_type_make("mqtt"), url="MQTT://Broker:1883/")
+    assert mqtt.url == "mqtt://broker"
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"modbus_server_host": "two words"}, "modbus_server_host"),
+        ({"serial_port": "/etc/passwd"}, "serial_port"),
+        ({"serial_port": "/dev/ttyUSB0", "baud_rate": 9601}, "baud_rate"),
+        ({"serial_port": "/dev/ttyUSB0", "modbus_id": 248}, "modbus_id"),
+    ],
+)
+def test_modbus_address_that_no_node_could_use_is_refused_at_its_field(fields, field):
+    with pytest.raises(Invalid) as refusal:
+        device_make(device_type=rtu_type_make(), **fields)
+    assert list(refusal.value.errors) == [field]
+
+
+@pytest.mark.parametrize("url", ["http://broker", "mqtt://me:secret@broker", "broker"])
+def test_url_that_no_node_could_use_is_refused_at_its_field(url):
+    with pytest.raises(Invalid) as refusal:
+        device_make(device_type=url_type_make("mqtt"), url=url)
+    assert list(refusal.value.errors) == ["url"]

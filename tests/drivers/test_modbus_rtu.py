@@ -20,7 +20,8 @@ from msgspec.structs import replace
 from edge.drivers.errors import DeviceRefused, DeviceUnreachable
 from edge.drivers.modbus import ModbusDriver
 from edge.drivers.modbus_rtu import RtuOverTcpSession, RtuSession, SerialSession, checksum
-from edge.drivers.serial_line import BAUD_RATES, SerialSettings, control_flags, open_port
+from edge.drivers.serial_line import SerialSettings, control_flags, open_port
+from edge.profiles.address import BAUD_RATES
 from edge.profiles.loader import load_all
 from edge.profiles.model import Parity, Profile
 from edge.profiles.points import Protocol, Table

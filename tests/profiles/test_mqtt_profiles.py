@@ -74,6 +74,21 @@ def test_a_devices_own_parameters_are_in_its_topics():
     assert profile.availability.topic == "site/cube-7/availability"
 
 
+def test_a_parameter_may_name_others_that_name_none():
+    body = copy.deepcopy(SOUND)
+    body["parameters"]["state"] = {"title": "Topic of its state", "default": "site/${device}/state"}
+    body["points"]["power"]["topic"] = "${state}"
+
+    assert (
+        profile_from_builtins(body, {"device": "cube-7"}).points["power"].key == "site/cube-7/state power_w"
+    )
+    assert profile_from_builtins(body, {"state": "s"}).points["power"].key == "s power_w"
+    with pytest.raises(ProfileError, match=r"parameters\.device: it names one that names another"):
+        profile_from_builtins(body, {"device": "${state}"})
+    with pytest.raises(ProfileError, match=r"parameters\.state: there is no parameter 'plant'"):
+        profile_from_builtins(body, {"state": "${plant}"})
+
+
 @pytest.mark.parametrize("wildcard", ["#", "+", "a/+/b"])
 def test_a_device_whose_name_makes_a_wildcard_of_a_topic_is_refused(wildcard):
     with pytest.raises(ProfileError, match="expected a topic without wildcards"):
@@ -99,7 +114,8 @@ def test_a_device_whose_name_makes_a_wildcard_of_a_topic_is_refused(wildcard):
         ("points.cap.payload", {"id": "$id", "c": "$setpoint"}, "points.cap.payload", r"no \$setpoint"),
         ("points.cap.payload", {"id": "$id"}, "limit.set[0].value", r"does not say \$value"),
         ("points.cap.valid_s", None, "points.cap.payload", "expected valid_s beside it"),
-        ("points.cap.valid_s", 30, "limit.fallback.keep_alive[0].point", "is valid for 30 s"),
+        ("limit.fallback", None, "limit.set[0].point", "is valid for 60 s only, expected a fallback"),
+        ("points.cap.valid_s", 30, "limit.set[0].point", "is valid for 30 s"),
         ("points.cap.qos", 2, "points.cap.qos", "Invalid enum value 2"),
     ],
 )

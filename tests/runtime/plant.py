@@ -242,7 +242,7 @@ class Plant:
 
     def _tasks(self) -> int:
         units = [*self.cycle.units.values(), *self.cycle.leaving.values()]
-        return 1 + len({unit.bus.name for unit in units})
+        return 1 + len({unit.bus.name for unit in units if not unit.is_proxy})
 
 
 @dataclass

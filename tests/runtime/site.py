@@ -27,7 +27,7 @@ from edge.runtime.store import Kept, Store
 from edge.simulators.modbus import SimulatedDevice
 from edge.wire.codec import document
 from edge.wire.messages import Document, LogEntry, Manifest, ManifestEntry
-from tests.runtime.plant import NAMEPLATE_KW, SITE, profile
+from tests.runtime.plant import NAMEPLATE_KW, PROFILES, SITE, profile
 
 A, B = "INVERTER_01", "INVERTER_02"
 PROJECT = Path(__file__).parents[2]
@@ -43,12 +43,14 @@ class Site:
     node: str
     kind: Profile
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    # The tag of a proxy over all devices; without it each is controlled by itself.
+    proxy: str | None = None
     # Each write that took effect: when, on which device, and what is in force since.
     writes: list[tuple[float, str, float]] = field(default_factory=list)
 
     @property
     def body(self) -> dict[str, Any]:
-        devices = [
+        devices: list[dict[str, Any]] = [
             {
                 "id": tag,
                 "tag": tag,
@@ -58,13 +60,19 @@ class Site:
                 "port": device.port,
                 "unit": 1,
                 "nameplate_kw": NAMEPLATE_KW,
+                "owned_by": self.proxy,
             }
             for tag, device in self.devices.items()
         ]
+        kinds = [self.kind]
+        if self.proxy is not None:
+            kinds.append(PROFILES["proxy_device"])
+            park = {"id": self.proxy, "tag": self.proxy, "category": "park", "profile": "proxy_device"}
+            devices.append(park)
         return {
             "site": SITE,
             "devices": devices,
-            "profiles": {self.kind.name: profile_to_builtins(self.kind)},
+            "profiles": {kind.name: profile_to_builtins(kind) for kind in kinds},
         }
 
     # --- the disk -----------------------------------------------------------------------------------

@@ -779,6 +779,7 @@ async def test_line_that_is_finished_reads_back_what_it_wrote_and_begins_nothing
         plant.apply()
         await plant.run(5, until=lambda: plant.cycle.units[A].reachable)
         bus = plant.cycle.units[A].bus
+        assert isinstance(bus, Bus)
         written = asyncio.Event()
 
         def finish() -> None:

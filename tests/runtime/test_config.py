@@ -19,9 +19,9 @@ from edge.wire.messages import Document
 from tests.runtime.plant import SITE, profile
 
 PROFILES = {
-    "generic_modbus": profile_to_builtins(profile()),
+    "generic_modbus": profile_to_builtins(profile(also=())),
     "on_line": profile_to_builtins(
-        profile(protocol=Protocol.MODBUS_RTU, default_baud_rate=19200, default_parity=Parity.EVEN)
+        profile(protocol=Protocol.MODBUS_RTU, also=(), default_baud_rate=19200, default_parity=Parity.EVEN)
     ),
 }
 

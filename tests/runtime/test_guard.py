@@ -22,7 +22,7 @@ from edge.simulators.device import Fault
 from edge.simulators.modbus import SimulatedDevice
 from edge.wire.codec import document
 from tests.runtime.plant import profile
-from tests.runtime.site import PROJECT, A, Site, running_site, until
+from tests.runtime.site import PROJECT, A, B, Site, running_site, until
 
 pytestmark = pytest.mark.services
 
@@ -30,6 +30,7 @@ pytestmark = pytest.mark.services
 SINGLE_SESSION = profile(max_sessions=1, timeout_ms=3000)
 # What a loaded machine may add to any of the figures below.
 SLACK_S = 1.5
+PARK = "PARK_01"
 STALLED_S = 3.0
 
 
@@ -95,6 +96,26 @@ async def said_by(process: subprocess.Popen[bytes]) -> str:
     """The log of a process that has ended."""
     assert process.stderr is not None
     return (await asyncio.to_thread(process.stderr.read)).decode()
+
+
+async def test_hold_of_a_proxy_outlives_its_killed_node_on_every_child_and_ends_on_time(tmp_path, soon):
+    async with running_site(tmp_path, kind=SINGLE_SESSION) as site:
+        site.proxy = PARK
+        site.put_on_disk()
+        ends = site.hold(30, for_s=3 * soon, tag=PARK)
+        # Nobody answers there: the node is killed with the one child written and the other not.
+        await site.devices[B].set_fault(Fault.SILENT)
+        node, guard = site.start(), site.guard()
+        await until(lambda: site.holds(node) and at(site, 30, A), within_s=20)
+        node.kill()
+        assert at(site, 100, B)
+        await site.devices[B].set_fault(Fault.NONE)
+
+        await until(lambda: site.holds(guard) and at(site, 30, B), within_s=20)
+        assert time.monotonic() < ends - 0.5, "the machine is too slow for this test"
+        await until(lambda: at(site, 100, A) and at(site, 100, B), within_s=3 * soon + SLACK_S)
+        assert abs(time.monotonic() - ends) < SLACK_S
+        assert (site.values(A), site.values(B)) == ([30, 100], [30, 100])
 
 
 # --- dead, stopped, starved -----------------------------------------------------------------------

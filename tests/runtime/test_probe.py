@@ -24,6 +24,8 @@ from tests.runtime.plant import NAMEPLATE_KW, profile
 from tests.runtime.test_link import LIMIT, A, Rig, rigged
 from tests.servers import Broker
 
+PARK = {"id": "park", "tag": "PARK_01", "category": "park", "profile": "proxy_device"}
+
 # --- on the command line --------------------------------------------------------------------------
 
 
@@ -152,6 +154,7 @@ async def test_profile_from_a_file_takes_parameters(adjustable, capsys):
         (["--profile", "generic_modbus", "host", "--set", "x"], "expected NAME=VALUE"),
         (["--profile", "generic_modbus", "host", "--protocol", "mqtt"], "expected one of modbus_tcp"),
         (["--profile", "generic_modbus", "host", "--password-file", "/no/such/file"], "No such file"),
+        (["--profile", "proxy_device"], "nothing but the devices behind it"),
     ],
 )
 def test_question_that_cannot_be_put_is_told_with_what_is_expected(arguments, said, capsys):
@@ -282,6 +285,7 @@ async def test_same_probe_again_repeats_its_answer_and_asks_the_device_nothing(r
         ({"candidate": {"tag": 7}, "profile": {}}, Code.UNUSABLE),
         ({"candidate": {}, "profile": {"name": "x"}}, Code.UNUSABLE),
         ({"device": A, "epoch": 0}, Code.OLD_EPOCH),
+        ({"candidate": PARK, "profile": load_bodies()["proxy_device"]}, Code.UNUSABLE),
     ],
 )
 async def test_probe_that_cannot_be_is_refused_and_the_node_goes_on(rig, fields, code):

@@ -6,6 +6,8 @@ from collections.abc import AsyncIterator
 
 import httpx
 import pytest
+from pymodbus import FramerType
+from pymodbus.client import AsyncModbusTcpClient
 
 from edge.profiles.loader import load_all
 from edge.simulators.device import Fault
@@ -73,6 +75,15 @@ async def test_a_point_shows_what_it_is_told_to_until_it_is_not(pv, board):
     assert pv.get("power") == pytest.approx(60)
 
 
+async def test_a_night_falls_on_a_whole_site(pv, board):
+    assert (await board.put("/devices/PV/site", json={"night": True})).json()["night"] is True
+    pv.measure()
+    assert pv.get("power") is None
+
+    await board.put("/devices/PV/site", json={"night": False})
+    assert pv.machine.site.night is False
+
+
 async def test_a_restart_forgets_a_volatile_limit(pv, board):
     pv.registers.set("limit_target", 40)
     pv.wrote(["limit_target"])
@@ -91,6 +102,7 @@ async def test_a_restart_forgets_a_volatile_limit(pv, board):
         ("PUT /devices/PV/fault", "drop", "400 JSON is malformed: invalid character (byte 0)"),
         ("PUT /devices/PV/fault", '{"fault": "delay", "delay_s": -1}', "400 delay_s: expected 0 to 3600 seconds"),
         ("PUT /devices/PV/shown", '{"limit_target": 1}', "400 'limit_target' is not telemetry of PV: power"),
+        ("PUT /devices/PV/site", '{"night": "yes"}', "400 Expected `bool`, got `str` - at `$.night`"),
         ("PUT /devices/PV/shown", '{"power": 1e9}', "400 power: raw value 1000000000000 is outside"),
     ],
 )  # fmt: skip
@@ -116,6 +128,10 @@ def entry(tag: str, **fields) -> FleetDevice:
     return FleetDevice(**{"tag": tag, "profile": "generic_modbus", "nameplate_kw": 60, **fields})
 
 
+def sungrow(tag: str, **fields) -> FleetDevice:
+    return entry(tag, profile="sungrow_sg110cx", **fields)
+
+
 def fleet(*devices: FleetDevice) -> SimulatedFleet:
     return build_fleet(Fleet(devices=list(devices)))
 
@@ -124,8 +140,18 @@ def fleet(*devices: FleetDevice) -> SimulatedFleet:
     ("devices", "reason"),
     [
         ([entry("A"), entry("A")], "A: there are two of this tag"),
-        ([entry("A", protocol="mqtt")], "A: generic_modbus is reached by modbus_tcp, not by 'mqtt'"),
+        (
+            [entry("A", protocol="mqtt")],
+            "A: generic_modbus is reached by modbus_tcp, modbus_rtu, not by 'mqtt'",
+        ),
         ([entry("A", parameters={"x": 1})], "A: .*parameters.x"),
+        (
+            [entry("A", line="w", profile="sma_stp60_im20")],
+            "A: sma_stp60_im20 is reached by modbus_tcp, not by 'modbus_rtu'",
+        ),
+        ([sungrow("A", protocol="modbus_rtu")], "A: a line and modbus_rtu go together"),
+        ([sungrow("A", line="w"), sungrow("B", line="w")], "B: unit 1 of line 'w' is taken"),
+        ([sungrow("A", line="w", port=1), sungrow("B", line="w", port=2)], "B: line 'w' is at 127.0.0.1:1"),
     ],
 )
 def test_devices_that_do_not_fit_are_named(devices, reason):
@@ -138,6 +164,26 @@ async def test_a_fleet_says_whose_port_is_taken_and_can_still_be_stopped(pv):
     try:
         with pytest.raises(FleetError, match=r"SECOND: .*address already in use"):
             await simulated.start()
+    finally:
+        await simulated.stop()
+
+
+async def test_devices_of_a_line_answer_rtu_on_its_port():
+    simulated = fleet(sungrow("A", line="west"), sungrow("B", line="west", unit=2))
+    await simulated.start()
+    try:
+        line = simulated.lines["west"]
+        assert {device.address for device in simulated.devices.values()} == {
+            f"127.0.0.1:{line.port} unit 1", f"127.0.0.1:{line.port} unit 2",
+        }  # fmt: skip
+        client = AsyncModbusTcpClient(
+            "127.0.0.1", port=line.port, framer=FramerType.RTU, timeout=5, retries=0
+        )
+        assert await client.connect()
+        for unit in (1, 2):
+            power = await client.read_input_registers(5030, count=2, device_id=unit)
+            assert power.registers[0] > 0
+        client.close()
     finally:
         await simulated.stop()
 

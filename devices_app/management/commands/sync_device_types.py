@@ -35,3 +35,5 @@ class Command(BaseCommand):
             f"{len(done['created'])} device types created, {len(done['updated'])} updated, "
             f"{len(done['unchanged'])} unchanged, {len(done['without_profile'])} without a profile"
         )
+        for unfit in done["unfit"]:
+            self.stderr.write(f"does not fit its type any longer, and goes on as it was: {unfit}")

@@ -1,0 +1,90 @@
+"""The MQTT library's client, mended where connections end; devices are spoken to and simulated by it.
+
+aiomqtt 2.5.1 waits for its whole timeout where a broker hangs up on a greeting, leaves the socket of one that
+failed open, and registers sockets with the event loop that have been closed meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from typing import Any
+
+import aiomqtt
+from paho.mqtt import client as paho
+from paho.mqtt.reasoncodes import ReasonCode
+
+# `struct linger`: on, and no time for it.
+_DISCARD = struct.pack("ii", 1, 0)
+
+
+class HungUp(aiomqtt.MqttError):
+    """The broker ended the connection in place of an answer to our greeting."""
+
+
+class Client(aiomqtt.Client):
+    """The library's client, which can be ended at once, and says when it has ended."""
+
+    @property
+    def end(self) -> asyncio.Future[None]:
+        """Done once the connection is gone. To be waited for with others, and never cancelled."""
+        return self._disconnected
+
+    @property
+    def is_gone(self) -> bool:
+        return self._disconnected.done()
+
+    @property
+    def why_gone(self) -> str:
+        """The reason, where the connection ended and somebody gave one."""
+        if not self._disconnected.done() or self._disconnected.cancelled():
+            return ""
+        return str(self._disconnected.exception() or "")
+
+    @property
+    def connection(self) -> socket.socket | None:
+        connection = self._client.socket()
+        return connection if isinstance(connection, socket.socket) else None
+
+    def abort(self, *, discard: bool = False) -> None:
+        """End the connection now, without a good-bye. `discard`: what has not left yet never does."""
+        connection = self.connection
+        if connection is not None and discard:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _DISCARD)
+        self._client._sock_close()  # noqa: SLF001 - there is no other way to end what does not answer
+        if not self._disconnected.done():
+            self._disconnected.set_result(None)
+
+    # --- the library's callbacks
+
+    def _on_disconnect(
+        self,
+        client: paho.Client,
+        userdata: Any,
+        flags: paho.DisconnectFlags,
+        reason_code: ReasonCode,
+        properties: Any = None,
+    ) -> None:
+        if not self._connected.done():
+            self._connected.set_exception(HungUp("the broker ended the connection without an answer"))
+            return
+        super()._on_disconnect(client, userdata, flags, reason_code, properties)
+        # It is asked here, or asyncio complains of an error that nobody has looked at.
+        _ = self.why_gone
+
+    def _on_socket_register_write(self, client: paho.Client, userdata: Any, sock: Any) -> None:  # noqa: ARG002
+        # Perhaps from the thread that connects.
+        self._loop.call_soon_threadsafe(self._watch, sock)
+
+    def _watch(self, sock: Any) -> None:
+        if sock.fileno() >= 0:
+            self._loop.add_writer(sock.fileno(), self._write)
+
+    def _write(self) -> None:
+        try:
+            self._client.loop_write()
+        except OSError as error:
+            if not self._disconnected.done():
+                self._disconnected.set_exception(error)
+                _ = self.why_gone
