@@ -218,8 +218,9 @@ class Proxies:
                 if child.ticket_told is None:
                     return None
                 failed.append((child.settings.tag, child.ticket_told))
-            elif proxy.state.lapse is not None and not _has_arrived(child):
-                # (A step of its own ramp: what it falls back to is still ahead.)
+            elif not _stands(child) or (proxy.state.lapse is not None and not _has_arrived(child)):
+                # (It has yet to be asked; or has taken a step of its own ramp, and what it falls back to is
+                # still ahead.)
                 return None
         readback = self._readback(proxy, children)
         skipped = self.passed_over(proxy)
@@ -283,6 +284,14 @@ class Proxies:
 def _follows(unit: Unit, proxy: Unit) -> bool:
     """Tell whether this device takes its value from this proxy now."""
     return unit.settings.proxy == proxy.key and unit.settings.is_controlled and unit.state.retirement is None
+
+
+def _stands(child: Unit) -> bool:
+    """Tell whether a device has confirmed what it was decided to be held at."""
+    decision, in_force = child.decision, child.state.in_force
+    if decision is None or in_force is None:
+        return False
+    return in_force.confirmed and in_force.value == decision.value
 
 
 def _has_arrived(child: Unit) -> bool:
