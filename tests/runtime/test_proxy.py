@@ -306,6 +306,19 @@ async def test_child_that_drifts_is_written_again_by_its_own_cyclic_writer(tmp_p
         assert limits(plant) == [40, 40]
 
 
+async def test_new_limit_and_new_bounds_act_on_a_proxys_running_hold(tmp_path):
+    async with running_plant(tmp_path) as plant:
+        await park(plant)
+        await held(plant, 40)
+        plant.raw[A]["bounds"] = [{"origin": "grid_operator", "maximum": 20.0}]
+        plant.site = {**plant.site, "curtailment_time_limit_s": 20.0}
+        plant.apply()
+        await plant.run(1)
+        assert limits(plant) == [20, 40]
+        assert 17 < await plant.run(21, lambda: plant.limit(B) == 100) < 20
+        assert limits(plant) == [20, 100]
+
+
 # --- excluded, joining, leaving ---------------------------------------------------------------------
 
 
@@ -490,13 +503,13 @@ async def test_device_behind_a_logger_that_is_no_proxy_is_never_written(tmp_path
 # --- chains -----------------------------------------------------------------------------------------
 
 
-async def chain(plant: Plant) -> None:
+async def chain(plant: Plant, *, poll_s: float = 1.0) -> None:
     """PARK over A and ROOF, ROOF over B and C."""
     proxy(plant)
     proxy(plant, ROOF, owned_by=PARK, max_value=80.0, default_value=80.0)
-    await plant.add(A, owned_by=PARK)
-    await plant.add(B, owned_by=ROOF)
-    await plant.add(C, owned_by=ROOF)
+    await plant.add(A, owned_by=PARK, poll_s=poll_s)
+    await plant.add(B, owned_by=ROOF, poll_s=poll_s)
+    await plant.add(C, owned_by=ROOF, poll_s=poll_s)
     plant.apply()
     await plant.run(3)
 
@@ -794,11 +807,11 @@ class Life:
         plant.apply()
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(6))
 async def test_whatever_happens_children_end_where_their_proxy_stands_and_then_at_its_default(tmp_path, seed):
     life, clock = Life(seed), TurnedClock()
     async with running_plant(tmp_path, clock=clock) as plant:
-        await chain(plant)
+        await chain(plant, poll_s=20.0)
         for _ in range(12):
             await life.happens(plant)
         site = plant.outlive()
