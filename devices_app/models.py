@@ -327,6 +327,68 @@ class RetiringDevice(models.Model):
         return self.abandoned_at is not None
 
 
+class ProbeState(models.TextChoices):
+    """Where a probe is; all but the first two are final."""
+
+    QUEUED = "queued", "waits to be sent"
+    SENT = "sent", "under way"
+    DONE = "done", "done"
+    REFUSED = "refused", "refused by the node"
+    NOT_SENT = "not_sent", "not sent"
+    NO_ANSWER = "no_answer", "not answered"
+
+
+PROBE_UNDER_WAY = (ProbeState.QUEUED, ProbeState.SENT)
+
+
+class Probe(models.Model):
+    """One look at a device by its node, which writes nothing: who asked for it, and what was found.
+
+    They are kept, each as it was: what a device said on the day it was commissioned is asked for years later.
+    """
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    node = models.ForeignKey(Node, on_delete=models.CASCADE, related_name="probes")
+    # Null where it was not configured yet, or is gone since.
+    device = models.ForeignKey(Device, on_delete=models.SET_NULL, null=True, related_name="probes")
+    device_tag = models.CharField(max_length=64)
+    device_type = models.ForeignKey(DeviceType, on_delete=models.SET_NULL, null=True, related_name="+")
+    # As a device of `desired/config`, without its password; null: as the node has it configured.
+    candidate = models.JSONField(null=True)
+    # The candidate's, as `sites_app.tokens.encrypt` makes it; emptied when the probe is over.
+    password_encrypted = models.TextField(blank=True, default="", editable=False)
+    asked_at = models.DateTimeField(default=timezone.now)
+    asked_by = models.CharField(max_length=200)
+    deadline = models.DateTimeField()
+    state = models.CharField(max_length=16, choices=ProbeState, default=ProbeState.QUEUED)
+    # Why there is no report.
+    detail = models.TextField(blank=True, default="")
+    # A `ProbeReport` of the wire.
+    report = models.JSONField(null=True)
+
+    class Meta:
+        constraints = [
+            models.CheckConstraint(condition=Q(state__in=ProbeState.values), name="probe_state_known"),
+            models.CheckConstraint(
+                condition=Q(state=ProbeState.DONE, report__isnull=False)
+                | (~Q(state=ProbeState.DONE) & Q(report__isnull=True)),
+                name="probe_report_when_done",
+            ),
+            # Nodes probe one device at a time.
+            models.UniqueConstraint(
+                fields=["node"], condition=Q(state__in=PROBE_UNDER_WAY), name="probe_one_at_a_time"
+            ),
+        ]
+        indexes = [models.Index(fields=["device", "-asked_at"], name="probe_newest_of_device")]
+
+    def __str__(self) -> str:
+        return f"probe of {self.device_tag} at {self.asked_at:%Y-%m-%d %H:%M}Z"
+
+    @property
+    def is_under_way(self) -> bool:
+        return self.state in PROBE_UNDER_WAY
+
+
 class Quality(models.IntegerChoices):
     """How far a reading can be believed; the words are the wire's."""
 
