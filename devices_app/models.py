@@ -11,6 +11,7 @@ from django.utils import timezone
 
 from devices_app.address import PARITIES
 from devices_app.choices import CATEGORY_PATTERN, BoundOrigin, Lifetime, ValueKind
+from edge.profiles.points import Protocol
 from sites_app.models import Node, Site
 
 PORTS = (1, 65535)
@@ -143,7 +144,8 @@ class Device(models.Model):
         null=True,
         blank=True,
         related_name="controls",
-        help_text="The device of the same node whose control point also commands this one.",
+        help_text="The device of the same node that commands this one too: by its own control point, or as a"
+        " proxy.",
     )
     ramp_pct_per_min = models.FloatField(
         null=True,
@@ -210,9 +212,12 @@ class Device(models.Model):
                 condition=Q(measured_only=False) | Q(control_point__isnull=True),
                 name="device_measured_only_owns_no_control_point",
             ),
+            # (A proxy's children have control points of their own.)
             models.CheckConstraint(
-                condition=Q(controlled_by__isnull=True) | Q(measured_only=True),
-                name="device_controlled_by_another_is_measured_only",
+                condition=Q(controlled_by__isnull=True)
+                | Q(measured_only=True)
+                | Q(control_point__isnull=False),
+                name="device_controlled_by_another_is_measured_or_a_proxys",
             ),
             models.CheckConstraint(
                 condition=Q(controlled_by__isnull=True) | ~Q(controlled_by=F("id")),
@@ -229,6 +234,11 @@ class Device(models.Model):
 
     def __str__(self) -> str:
         return self.device_tag
+
+    @property
+    def is_proxy(self) -> bool:
+        """Tell whether it is nothing but the devices it controls; needs `device_type` loaded."""
+        return self.device_type.protocol == Protocol.PROXY
 
     @property
     def effective_lifetime(self) -> str:

@@ -607,7 +607,10 @@ def written(state: DeviceState, value: float, now: Instant, *, confirmed: bool) 
 
 def kept_alive(state: DeviceState, value: float, now: Instant) -> DeviceState:
     """The device's own fallback was armed with this value, or had its sign of life."""
-    return replace(state, armed=Armed(value, now.boottime_s))
+    own = state.settings.keep_alive
+    if own is None:
+        return replace(state, armed=None)
+    return replace(state, armed=Armed(replace(own, value=value), now.boottime_s))
 
 
 def spend(state: DeviceState, writes: Mapping[str, int]) -> DeviceState:

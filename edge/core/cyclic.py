@@ -35,9 +35,9 @@ class KeepAlive:
 
 @dataclass(frozen=True, slots=True)
 class Armed:
-    """The value a device's own fallback was armed with, and when it had its last sign of life."""
+    """What a device's own fallback was armed with, and when it had its last sign of life."""
 
-    value: float
+    keep_alive: KeepAlive
     at_boottime_s: float
 
 
@@ -51,11 +51,12 @@ def keep_alive_due(
 ) -> KeepAliveDue | None:
     """Tell whether a device's own fallback is to be armed, or to be kept from acting: at a third of its time.
 
-    Apart from the cyclic writer and from the lifetime of values (rule 14).
+    One that was armed with another value or another time is armed anew. Apart from the cyclic writer and from
+    the lifetime of values (rule 14).
     """
     if keep_alive is None:
         return None
-    if armed is None or armed.value != keep_alive.value:
+    if armed is None or armed.keep_alive != keep_alive:
         return KeepAliveDue.ARM
     if now_boottime_s - armed.at_boottime_s >= keep_alive.timeout_s / 3:
         return KeepAliveDue.REFRESH

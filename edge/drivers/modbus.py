@@ -59,6 +59,10 @@ FUNCTIONS = {
     WRITE_COILS: "write coils",
     WRITE_MULTIPLE: "write registers",
 }
+# A connection that ends this soon after an answer ends because of it.
+ENDS_WITHIN_S = 1.0
+# So many connections in a row that ended with their first answer, and the next ones are for one command each.
+ENDED_EARLY = 2
 # `struct linger`: on, and no time for it.
 DISCARD = struct.pack("ii", 1, 0)
 # More than a frame: what is left of one goes aside, so that all connections of the loop share this.
@@ -68,10 +72,12 @@ _RECEIVED = bytearray(1024)
 class _Connection(asyncio.BufferedProtocol):
     """One TCP connection with at most one request under way. Answers to anything else are not heard."""
 
-    __slots__ = ("_answer", "_given_up", "_lost", "_rest", "_transaction", "_transport")
+    __slots__ = ("_answer", "_given_up", "_lost", "_rest", "_transaction", "_transport", "answers")
 
     def __init__(self, lost: Callable[[_Connection], None]) -> None:
         self._lost = lost
+        # So many requests it has carried.
+        self.answers = 0
         self._transport: asyncio.Transport | None = None
         self._rest = b""
         self._transaction = -1
@@ -100,6 +106,7 @@ class _Connection(asyncio.BufferedProtocol):
         if isinstance(answer, OSError):
             raise answer
         self._given_up = False
+        self.answers += 1
         return answer
 
     def close(self) -> None:
@@ -174,18 +181,26 @@ class ModbusSession:
     """One TCP connection to one endpoint, used by one task at a time.
 
     Each command is one request, never repeated from here. Between the end of a command and the start of the
-    next lie at least `min_gap_s`, also over a reconnect. After a timeout or a broken frame the connection is
-    closed, so that a late answer is never taken for the next one's. `clock` gives boot-time seconds.
+    next lie at least `min_gap_s`, also over a reconnect; between a connection and its first command at least
+    `connect_delay_s`. After a timeout or a broken frame the connection is closed, so that a late answer is
+    never taken for the next one's. `clock` gives boot-time seconds.
+
+    Some devices close each connection with their first answer. For those, once it is noticed, each command
+    has a connection of its own, and the session counts as connected until one fails.
 
     The client is our own rather than pymodbus': see docs/adr/0007-modbus-client.md.
     """
 
     __slots__ = (
+        "_answered_at",
         "_clock",
+        "_connect_delay_s",
         "_connection",
+        "_ended_early",
         "_host",
         "_min_gap_s",
         "_next_command_at",
+        "_one_each",
         "_port",
         "_sleep",
         "_timeout_s",
@@ -202,17 +217,23 @@ class ModbusSession:
         min_gap_s: float,
         clock: Callable[[], float],
         sleep: Callable[[float], Awaitable[None]],
+        connect_delay_s: float = 0.0,
     ) -> None:
         self._host = host
         self._port = port
         self._timeout_s = timeout_s
         self._min_gap_s = min_gap_s
+        self._connect_delay_s = connect_delay_s
         self._clock = clock
         self._sleep = sleep
         self._connection: _Connection | None = None
         # Counts on over reconnects, and around.
         self._transaction = 0
         self._next_command_at = 0.0
+        self._answered_at = 0.0
+        # Connections in a row that ended with their first answer, and whether each command has its own.
+        self._ended_early = 0
+        self._one_each = False
         self.generation = 0
 
     @property
@@ -221,16 +242,21 @@ class ModbusSession:
 
     @property
     def connected(self) -> bool:
-        return self._connection is not None
+        return self._connection is not None or self._one_each
 
     @property
     def next_command_at(self) -> float:
-        """Boot-time seconds before which no command may start; 0 where no gap is kept."""
+        """Boot-time seconds before which no command may start; 0 where no pause is kept."""
         return self._next_command_at
 
     async def connect(self) -> None:
         """Connect, dropping a connection that is there; `DeviceUnreachable` says why it cannot."""
         self._drop()
+        self._connection = await self._open()
+        self._one_each = self._ended_early >= ENDED_EARLY
+        self.generation += 1
+
+    async def _open(self) -> _Connection:
         # asyncio closes a socket in its next turn. Until then a device with one session would see two.
         await asyncio.sleep(0)
         connection = _Connection(self._lost)
@@ -245,8 +271,9 @@ class ModbusSession:
         except OSError as error:
             reason = os.strerror(error.errno) if error.errno else str(error)
             raise DeviceUnreachable(f"no connection to {self.endpoint}: {reason}") from error
-        self._connection = connection
-        self.generation += 1
+        if self._connect_delay_s:
+            self._next_command_at = max(self._next_command_at, self._clock() + self._connect_delay_s)
+        return connection
 
     async def aclose(self) -> None:
         self._drop()
@@ -279,14 +306,25 @@ class ModbusSession:
             raise self._something_else(unit, function, address)
 
     async def _ready(self) -> _Connection:
-        if self._min_gap_s:
-            # In a loop: a timer may fire a little early, and the device does not forgive that.
-            while (wait_s := self._next_command_at - self._clock()) > 0:
-                await self._sleep(wait_s)
+        await self._wait_for_turn()
+        if self._connection is None and self._one_each:
+            try:
+                self._connection = await self._open()
+            except DeviceUnreachable:
+                self._drop()
+                raise
+            await self._wait_for_turn()
         if self._connection is None:
             raise DeviceUnreachable(f"not connected to {self.endpoint}")
         self._transaction = (self._transaction + 1) & 0xFFFF
         return self._connection
+
+    async def _wait_for_turn(self) -> None:
+        if not self._next_command_at:
+            return
+        # In a loop: a timer may fire a little early, and the device does not forgive that.
+        while (wait_s := self._next_command_at - self._clock()) > 0:
+            await self._sleep(wait_s)
 
     async def _ask(
         self, connection: _Connection, request: bytes, *, unit: int, function: int, address: int
@@ -310,8 +348,13 @@ class ModbusSession:
             self._drop()
             raise
         finally:
+            self._answered_at = self._clock()
             if self._min_gap_s:
-                self._next_command_at = self._clock() + self._min_gap_s
+                self._next_command_at = self._answered_at + self._min_gap_s
+        if self._one_each:
+            # Before it does: a command that meets its end is a command that may have been carried out.
+            self._connection = None
+            connection.close()
         if answer.unit == unit and answer.function == function | mbap.REFUSED:
             code = answer.data[0]
             reason = EXCEPTIONS.get(code, "for a reason of its own")
@@ -335,8 +378,15 @@ class ModbusSession:
     def _lost(self, connection: _Connection) -> None:
         if connection is self._connection:
             self._connection = None
+            self._note_end(connection)
+
+    def _note_end(self, connection: _Connection) -> None:
+        """The device ended this connection: see whether that is its way."""
+        at_once = self._clock() - self._answered_at < ENDS_WITHIN_S
+        self._ended_early = self._ended_early + 1 if connection.answers == 1 and at_once else 0
 
     def _drop(self) -> None:
+        self._one_each = False
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()

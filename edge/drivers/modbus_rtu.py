@@ -320,7 +320,8 @@ class RtuOverTcpSession(RtuSession):
     """A line behind a serial device server that passes bytes on, without the header of Modbus TCP.
 
     How its line is set is not known here: 9600 baud and 11 bits a character are assumed, so that faster ones
-    are waited for a little longer than they need.
+    are waited for a little longer than they need. Between a connection and its first command lie at least
+    `connect_delay_s`.
     """
 
     def __init__(
@@ -332,6 +333,7 @@ class RtuOverTcpSession(RtuSession):
         min_gap_s: float,
         clock: Callable[[], float],
         sleep: Callable[[float], Awaitable[None]],
+        connect_delay_s: float = 0.0,
     ) -> None:
         super().__init__(
             endpoint=f"{host}:{port}",
@@ -344,6 +346,7 @@ class RtuOverTcpSession(RtuSession):
         self._host = host
         self._port = port
         self._connect_timeout_s = timeout_s + NETWORK_S
+        self._connect_delay_s = connect_delay_s
         self._stream: _Stream | None = None
 
     @property
@@ -374,6 +377,7 @@ class RtuOverTcpSession(RtuSession):
         if stream.transport is None:
             raise DeviceUnreachable(f"{self.endpoint} closed the connection at once")
         self._stream = stream
+        self._next_command_at = max(self._next_command_at, self._clock() + self._connect_delay_s)
         self.generation += 1
 
     async def aclose(self) -> None:

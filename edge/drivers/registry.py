@@ -10,6 +10,7 @@ from edge.drivers.demo import DemoDriver, DemoSession
 from edge.drivers.modbus import ModbusDriver, ModbusSession
 from edge.drivers.modbus_rtu import RtuOverTcpSession, SerialSession
 from edge.drivers.mqtt import MqttDriver, MqttSession
+from edge.drivers.xml_da import XmlDaDriver, XmlDaSession
 from edge.profiles.points import Protocol
 
 
@@ -18,9 +19,10 @@ class Constructors:
     """How to build both ends of a protocol.
 
     `session` takes what `Endpoint.arguments` has (host and port; url, username and password; or nothing where
-    the device lives in the node), and timeout_s, min_gap_s, clock and sleep. `serial_session` takes line in
-    place of host and port; None where the protocol has no serial lines. `driver` takes session, profile, unit
-    and nameplate_kw. All by keyword, as `ModbusSession` and `ModbusDriver` do.
+    the device lives in the node), and timeout_s, min_gap_s, clock and sleep; over Modbus also
+    connect_delay_s. `serial_session` takes line in place of host and port, and no delay; None where the
+    protocol has no serial lines. `driver` takes session, profile, unit and nameplate_kw. All by keyword, as
+    `ModbusSession` and `ModbusDriver` do.
     """
 
     session: Callable[..., Session]
@@ -38,4 +40,5 @@ DRIVERS: Drivers = {
     ),
     Protocol.MQTT: Constructors(session=MqttSession, driver=MqttDriver),
     Protocol.DEMO: Constructors(session=DemoSession, driver=DemoDriver),
+    Protocol.XML_DA: Constructors(session=XmlDaSession, driver=XmlDaDriver),
 }

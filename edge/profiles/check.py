@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from edge.profiles.errors import ProfileError
+from edge.profiles.fit import fit_check
 from edge.profiles.model import (
     COUNT,
     FALLBACK,
@@ -63,6 +64,7 @@ def profile_check(profile: Profile) -> None:
         _check_limit(profile, profile.limit)
     for key, name in profile.telemetry.items():
         _check_telemetry(profile, key, name)
+    fit_check(profile)
 
 
 def _check_protocols(profile: Profile) -> None:
@@ -72,6 +74,10 @@ def _check_protocols(profile: Profile) -> None:
                 key=f"also[{index}]",
                 expectation=f"{other.value} reaches no points of {profile.protocol.value}",
             )
+    if profile.line_timeout_ms is not None and Protocol.MODBUS_RTU not in profile.also:
+        raise ProfileError(key="line_timeout_ms", expectation="expected with modbus_rtu among `also`")
+    if profile.connect_delay_ms and not profile.protocol.is_modbus:
+        raise ProfileError(key="connect_delay_ms", expectation="expected with Modbus only")
     if profile.sunspec and not profile.protocol.is_modbus:
         raise ProfileError(key="sunspec", expectation="expected with Modbus only")
     if profile.availability is not None:

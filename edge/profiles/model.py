@@ -23,6 +23,9 @@ FALLBACK = "$fallback"
 TIMEOUT = "$timeout"
 COUNT = "$count"
 
+# What devices on a line take to answer, when nothing else is known of them.
+LINE_TIMEOUT_MS = 500
+
 
 class Parity(StrEnum):
     NONE = "none"
@@ -174,11 +177,13 @@ class Profile(Data, frozen=True, kw_only=True):
     """One device type. Bounds and default are in the unit of `value_kind`; no `limit`: only read.
 
     `timeout_ms` is how long the device may think before it answers; on a serial line the time of the frames
-    themselves comes on top. The serial defaults are the maker's, and a device may be set otherwise. `also`:
-    other protocols that the same points are reached by. `sunspec`: the points' addresses are found by a walk
-    over the device's models. `address_offset` is added to every address, for devices whose makers and users
-    count differently; a parameter where they disagree. `connect_delay_ms`: the pause between connecting and
-    the first command. `stale_after_s`: how old the newest message of a device that speaks unasked may be.
+    themselves comes on top. `line_timeout_ms` is how long it may think there, where the profile's own
+    protocol is another; None: as long, but half a second at most, because a silent device keeps its line
+    waiting. The serial defaults are the maker's, and a device may be set otherwise. `also`: other protocols
+    that the same points are reached by. `sunspec`: the points' addresses are found by a walk over the
+    device's models. `address_offset` is added to every address, for devices whose makers and users count
+    differently; a parameter where they disagree. `connect_delay_ms`: the pause between connecting and the
+    first command. `stale_after_s`: how old the newest message of a device that speaks unasked may be.
     `headers` go with each HTTP request; `$username` and `$password` in them are the device's.
     `subscribe`: an XML-DA server collects what changes, and is asked for that in place of everything.
     `sleeps_at_night`: no answer, or no values, without power before it, is no fault. `parameters` are what
@@ -207,6 +212,7 @@ class Profile(Data, frozen=True, kw_only=True):
     min_gap_ms: Annotated[int, Meta(ge=0, le=60_000)] = 0
     max_sessions: Annotated[int, Meta(ge=1)] | None = None
     timeout_ms: Annotated[int, Meta(ge=50, le=30_000)] = 1000
+    line_timeout_ms: Annotated[int, Meta(ge=50, le=30_000)] | None = None
     max_block: Annotated[int, Meta(ge=1, le=MAX_READ)] = MAX_READ
     max_read_gap: Annotated[int, Meta(ge=0, le=MAX_READ)] = 0
     default_port: Annotated[int, Meta(ge=1, le=65535)] = 502
@@ -232,6 +238,13 @@ class Profile(Data, frozen=True, kw_only=True):
     def protocols(self) -> tuple[Protocol, ...]:
         """All that it can be reached by, its own first."""
         return (self.protocol, *self.also)
+
+    def timeout_s(self, protocol: Protocol) -> float:
+        """How long a device that is reached by this protocol may think before it answers."""
+        if protocol is Protocol.MODBUS_RTU and self.protocol is not Protocol.MODBUS_RTU:
+            own_ms = min(self.timeout_ms, LINE_TIMEOUT_MS)
+            return (own_ms if self.line_timeout_ms is None else self.line_timeout_ms) / 1000
+        return self.timeout_ms / 1000
 
     @property
     def registers(self) -> Mapping[str, Register]:

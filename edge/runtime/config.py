@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import date
 from typing import Any, TypeVar
@@ -127,6 +127,43 @@ class Planned:
 
 def _register(profile: Profile) -> Point | None:
     return None if profile.limit is None else profile.points[profile.limit.register]
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """The pauses and the patience of a line, and who asks there; a line with others is another line.
+
+    Devices that share a line share the strictest of each. `endpoint` is that of one of them: it has the
+    password as it is now, by which endpoints do not differ.
+    """
+
+    endpoint: Endpoint
+    gap_s: float
+    timeout_s: float
+    connect_delay_s: float
+    password: str = field(repr=False)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What the session's constructor takes, but for clock and sleep."""
+        timing = {"timeout_s": self.timeout_s, "min_gap_s": self.gap_s}
+        if self.endpoint.protocol.is_modbus and self.endpoint.serial is None:
+            timing["connect_delay_s"] = self.connect_delay_s
+        return self.endpoint.arguments | timing
+
+
+def pace_of(devices: Iterable[Planned]) -> Pace:
+    """The pace of a line with these devices on it."""
+    planned = list(devices)
+    endpoint = planned[0].endpoint
+    profiles = [one.profile for one in planned]
+    return Pace(
+        endpoint=endpoint,
+        gap_s=max(profile.min_gap_ms for profile in profiles) / 1000,
+        timeout_s=max(profile.timeout_s(endpoint.protocol) for profile in profiles),
+        connect_delay_s=max(profile.connect_delay_ms for profile in profiles) / 1000,
+        password=endpoint.password,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,10 +25,12 @@ from edge.runtime.config import (
     LEAVING,
     ControlPoint,
     Endpoint,
+    Pace,
     Plan,
     Planned,
     Profiles,
     linked,
+    pace_of,
     planned_device,
 )
 from edge.runtime.cycle import Cycle, Unit
@@ -57,8 +59,7 @@ class _Line:
     bus: Bus
     session: Session
     task: asyncio.Task[None]
-    gap_s: float
-    timeout_s: float
+    pace: Pace
     planned: dict[str, Planned] = field(default_factory=dict)
 
 
@@ -355,7 +356,7 @@ class Fleet:
         self._ending = [line for line in self._ending if not line.task.done()]
         for endpoint in list(self._lines) if at is None else self._lines.keys() & at:
             line = self._lines[endpoint]
-            if endpoint not in wanted or _pace(wanted[endpoint]) != (line.gap_s, line.timeout_s):
+            if endpoint not in wanted or pace_of(wanted[endpoint].values()) != line.pace:
                 line.task.cancel()
                 self._ending.append(line)
                 del self._lines[endpoint]
@@ -420,28 +421,20 @@ class Fleet:
         return arbitration.resume(state, same_boot=found.boot == self.clock.boot_id)
 
     def _open(self, endpoint: Endpoint, devices: dict[str, Planned], *, connect_in_s: float) -> _Line:
-        gap_s, timeout_s = _pace(devices)
-        bus = Bus(name=str(endpoint), clock=self.clock, listener=self.cycle, min_gap_s=gap_s)
+        pace = pace_of(devices.values())
+        bus = Bus(name=str(endpoint), clock=self.clock, listener=self.cycle, min_gap_s=pace.gap_s)
         constructors = self.drivers[endpoint.protocol]
-        # Only those of a device that is on it have the password as it is now.
-        endpoint = next(iter(devices.values())).endpoint
         open_session = constructors.session if endpoint.serial is None else constructors.serial_session
         assert open_session is not None
-        session = open_session(
-            **endpoint.arguments,
-            timeout_s=timeout_s,
-            min_gap_s=gap_s,
-            clock=self.clock.boottime_s,
-            sleep=bus.gap,
-        )
+        session = open_session(**pace.arguments, clock=self.clock.boottime_s, sleep=bus.gap)
         bus.attach(session, connect_in_s=connect_in_s)
         # By name: a serial port whose settings changed is another endpoint on the same line.
         for ending in self._ending:
             if ending.bus.name == bus.name:
                 bus.follow(ending.task)
         task = self.tasks.create_task(bus.run(), name=f"bus {bus.name}")
-        line = self._lines[endpoint] = _Line(bus, session, task, gap_s, timeout_s)
-        log.info("line opened", endpoint=bus.name, devices=sorted(devices), gap_s=gap_s)
+        line = self._lines[endpoint] = _Line(bus, session, task, pace)
+        log.info("line opened", endpoint=bus.name, devices=sorted(devices), gap_s=pace.gap_s)
         return line
 
     def _put(self, line: _Line, key: str, planned: Planned, kept: dict[str, Kept]) -> None:
@@ -512,13 +505,6 @@ def _leaving(planned: Planned, site: SiteConfig) -> Leaving:
     # Of the site which it belonged to, or it would be taken for one that never left.
     site = msgspec.structs.replace(site, id=planned.site)
     return Leaving(device=planned.config, site=site, profile=profile_to_builtins(planned.profile))
-
-
-def _pace(devices: dict[str, Planned]) -> tuple[float, float]:
-    """The pause and the patience of a line: devices that share it share the strictest of each."""
-    profiles = [planned.profile for planned in devices.values()]
-    gap_ms = max(profile.min_gap_ms for profile in profiles)
-    return gap_ms / 1000, max(profile.timeout_ms for profile in profiles) / 1000
 
 
 def _same_driver(before: Planned, after: Planned) -> bool:

@@ -30,7 +30,7 @@ from edge.profiles.loader import load_bodies, load_body, load_profile
 from edge.profiles.parameters import ParameterType, parameters_of
 from edge.profiles.points import Value
 from edge.runtime.clock import Clock, HostClock, wall
-from edge.runtime.config import Planned, Profiles, planned_device
+from edge.runtime.config import Planned, Profiles, pace_of, planned_device
 from edge.runtime.documents import DocumentRefused
 from edge.runtime.fleet import Fleet, LineTaken, Reader
 from edge.wire.messages import (
@@ -65,16 +65,12 @@ def _opened(planned: Planned, *, clock: Clock, drivers: Drivers) -> tuple[Sessio
     constructors = drivers[planned.endpoint.protocol]
     open_session = constructors.session if planned.endpoint.serial is None else constructors.serial_session
     assert open_session is not None
-    profile = planned.profile
-    session = open_session(
-        **planned.endpoint.arguments,
-        timeout_s=profile.timeout_ms / 1000,
-        min_gap_s=profile.min_gap_ms / 1000,
-        clock=clock.boottime_s,
-        sleep=clock.sleep,
-    )
+    session = open_session(**pace_of([planned]).arguments, clock=clock.boottime_s, sleep=clock.sleep)
     driver = constructors.driver(
-        session=session, profile=profile, unit=planned.config.unit, nameplate_kw=planned.config.nameplate_kw
+        session=session,
+        profile=planned.profile,
+        unit=planned.config.unit,
+        nameplate_kw=planned.config.nameplate_kw,
     )
     return session, driver
 

@@ -201,6 +201,30 @@ BY_HAND = (
         nameplate_kw=250,
         measured_only=True,
     ),
+    # Two that follow one.
+    DemoDevice(
+        tag="PROXY_DEVICE_01",
+        site=SITE_C,
+        profile="proxy_device",
+        category="inverter",
+        nameplate_kw=90,
+    ),
+    DemoDevice(
+        tag="DEMO_INVERTER_01",
+        site=SITE_C,
+        profile="demo_inverter",
+        category="inverter",
+        nameplate_kw=60,
+        controlled_by="PROXY_DEVICE_01",
+    ),
+    DemoDevice(
+        tag="DEMO_INVERTER_02",
+        site=SITE_C,
+        profile="demo_inverter",
+        category="inverter",
+        nameplate_kw=30,
+        controlled_by="PROXY_DEVICE_01",
+    ),
 )
 
 # What a device of a category is rated in the demo, in kW; a meter sees all of the site.

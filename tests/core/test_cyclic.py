@@ -92,22 +92,25 @@ def test_singular_value_is_not_written_again(write_class, readback):
     )
 
 
+FALLBACK = KeepAlive(100.0, timeout_s=60.0)
+
+
 @pytest.mark.parametrize(
     ("armed", "reason"),
     [
         (None, KeepAliveDue.ARM),
-        (Armed(100.0, at_boottime_s=1000.0), None),
-        (Armed(100.0, at_boottime_s=980.1), None),
-        (Armed(100.0, at_boottime_s=980.0), KeepAliveDue.REFRESH),
-        (Armed(50.0, at_boottime_s=1000.0), KeepAliveDue.ARM),
+        (Armed(FALLBACK, at_boottime_s=1000.0), None),
+        (Armed(FALLBACK, at_boottime_s=980.1), None),
+        (Armed(FALLBACK, at_boottime_s=980.0), KeepAliveDue.REFRESH),
+        (Armed(KeepAlive(50.0, 60.0), at_boottime_s=1000.0), KeepAliveDue.ARM),
+        (Armed(KeepAlive(100.0, 600.0), at_boottime_s=1000.0), KeepAliveDue.ARM),
     ],
 )
 def test_own_fallback_is_armed_once_and_refreshed_at_a_third_of_its_timeout(armed, reason):
-    fallback = KeepAlive(100.0, timeout_s=60.0)
-    assert keep_alive_due(fallback, armed=armed, now_boottime_s=1000.0) is reason
+    assert keep_alive_due(FALLBACK, armed=armed, now_boottime_s=1000.0) is reason
 
 
-@pytest.mark.parametrize("armed", [None, Armed(100.0, at_boottime_s=0.0)])
+@pytest.mark.parametrize("armed", [None, Armed(FALLBACK, at_boottime_s=0.0)])
 def test_device_without_a_fallback_of_its_own_is_never_armed(armed):
     assert keep_alive_due(None, armed=armed, now_boottime_s=1000.0) is None
 

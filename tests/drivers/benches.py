@@ -19,6 +19,7 @@ from edge.drivers.modbus import ModbusDriver, ModbusSession
 from edge.drivers.modbus_rtu import RtuOverTcpSession, SerialSession
 from edge.drivers.mqtt import MqttDriver, MqttSession
 from edge.drivers.serial_line import SerialSettings
+from edge.drivers.xml_da import XmlDaDriver, XmlDaSession
 from edge.plant import Machine, Site
 from edge.profiles.loader import load_all
 from edge.profiles.model import VALUE, Profile
@@ -27,6 +28,7 @@ from edge.simulators.device import Fault
 from edge.simulators.modbus import SimulatedDevice
 from edge.simulators.modbus_rtu import SimulatedLine
 from edge.simulators.mqtt import SimulatedMqttDevice
+from edge.simulators.xml_da import SimulatedXmlDa
 from tests.servers import DeviceBroker, device_broker
 from tests.simulation.devices import bench_for
 
@@ -113,6 +115,10 @@ class Order(NamedTuple):
             "sleep": self.clock.sleep,
         }
 
+    def tcp_timing(self) -> dict[str, Any]:
+        """What those take that connect to a Modbus device."""
+        return {**self.timing(), "connect_delay_s": self.profile.connect_delay_ms / 1000}
+
     def driven(self, build: Callable[..., Driver], session: Session) -> Driver:
         return build(session=session, profile=self.profile, unit=self.asked, nameplate_kw=NAMEPLATE_KW)
 
@@ -147,7 +153,7 @@ async def modbus_tcp(stack: AsyncExitStack, order: Order) -> Bench:
     )
     await device.start()
     stack.push_async_callback(device.stop)
-    session = ModbusSession(host=device.host, port=device.port, **order.timing())
+    session = ModbusSession(host=device.host, port=device.port, **order.tcp_timing())
     stack.push_async_callback(session.aclose)
     return Bench(order.clock, device, session, order.driven(ModbusDriver, session))
 
@@ -161,7 +167,7 @@ async def serial_line(stack: AsyncExitStack, order: Order) -> Bench:
 
 async def rtu_over_tcp(stack: AsyncExitStack, order: Order) -> Bench:
     device, line = await _line(stack, order, tcp=True)
-    session = RtuOverTcpSession(host=line.host, port=line.port, **order.timing())
+    session = RtuOverTcpSession(host=line.host, port=line.port, **order.tcp_timing())
     stack.push_async_callback(session.aclose)
     return Bench(order.clock, device, session, order.driven(ModbusDriver, session))
 
@@ -311,6 +317,26 @@ class _DemoDevice:
         assert (fault, delay_s) == (Fault.NONE, 0.0)
 
 
+ON_THE_WEB = ON_TCP | {
+    Fault.DROP,
+    Fault.GARBAGE,
+    Fault.WRONG_UNIT,
+    Fault.HALF_FRAME,
+    Fault.STALE_READBACK,
+}
+
+
+async def xml_da(stack: AsyncExitStack, order: Order) -> Bench:
+    device = SimulatedXmlDa(
+        profile=order.profile, nameplate_kw=NAMEPLATE_KW, site=order.site, clock=order.clock
+    )
+    await device.start()
+    stack.push_async_callback(device.stop)
+    session = XmlDaSession(url=device.url, **order.timing())
+    stack.push_async_callback(session.aclose)
+    return Bench(order.clock, device, session, order.driven(XmlDaDriver, session))
+
+
 async def memory(stack: AsyncExitStack, order: Order) -> Bench:
     """No socket at all: the simulated site keeps the same contract, or its tests would prove nothing."""
     made = bench_for(order.profile, clock=order.clock, timeout_s=order.timeout_s, nameplate_kw=NAMEPLATE_KW)
@@ -343,6 +369,7 @@ BENCHES: dict[str, Way] = {
     "rtu_over_tcp": Way(Protocol.MODBUS_RTU, rtu_over_tcp, ON_A_LINE),
     "mqtt": Way(Protocol.MQTT, mqtt, BY_MESSAGE, services=True),
     "inside": Way(Protocol.DEMO, inside, frozenset()),
+    "xml_da": Way(Protocol.XML_DA, xml_da, ON_THE_WEB),
     "memory": Way(Protocol.MODBUS_TCP, memory, IN_MEMORY_FAULTS),
 }
 # The simulated site is built of such devices.
@@ -359,14 +386,18 @@ class Case(NamedTuple):
         return f"{self.profile.name}-{self.way}"
 
 
-def cases() -> list[Case]:
-    """Every profile by every way that it allows and that there is a bench for."""
+def ways_of(profile: Profile) -> list[str]:
+    """All ways that a profile allows and that there is a bench for."""
     return [
-        Case(profile, way)
-        for profile in PROFILES.values()
+        way
         for way, (protocol, *_) in BENCHES.items()
         if protocol in profile.protocols and (way != "memory" or profile.name in IN_MEMORY)
     ]
+
+
+def cases() -> list[Case]:
+    """Every profile by every way."""
+    return [Case(profile, way) for profile in PROFILES.values() for way in ways_of(profile)]
 
 
 @asynccontextmanager

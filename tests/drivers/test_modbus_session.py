@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
@@ -297,3 +298,129 @@ async def test_coil_that_is_refused_says_so():
 
         with pytest.raises(DeviceRefused, match="refused to read discrete input 5: it has no such register"):
             await task
+
+
+@dataclass
+class Ending:
+    """A device that ends each connection after so many answers, and counts what comes."""
+
+    answers: int = 1
+    port: int = 0
+    connections: int = 0
+    requests: int = 0
+    gone: bool = False
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        try:
+            for _ in range(0 if self.gone else self.answers):
+                request = await reader.readexactly(12)
+                self.requests += 1
+                writer.write(answer(int.from_bytes(request[:2], "big"), 7))
+                await writer.drain()
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            writer.close()
+
+
+@asynccontextmanager
+async def ending(device: Ending, **timing: Any) -> AsyncIterator[ModbusSession]:
+    server = await asyncio.start_server(device.serve, "127.0.0.1", 0)
+    device.port = server.sockets[0].getsockname()[1]
+    session = ModbusSession(
+        **{
+            "host": "127.0.0.1",
+            "port": device.port,
+            "timeout_s": NEVER_S,
+            "min_gap_s": 0.0,
+            "clock": lambda: 1000.0,
+            "sleep": asyncio.sleep,
+            **timing,
+        }
+    )
+    try:
+        async with asyncio.timeout(20):
+            yield session
+    finally:
+        await session.aclose()
+        server.close()
+
+
+async def read(session: ModbusSession) -> list[int]:
+    return await session.read(UNIT, Table.HOLDING, ADDRESS, 1)
+
+
+async def notice(session: ModbusSession) -> None:
+    """Let the session see often enough that its connections end with their first answer."""
+    for _ in range(2):
+        await session.connect()
+        assert await read(session) == [7]
+        with pytest.raises(DeviceUnreachable):
+            await read(session)
+    await session.connect()
+
+
+async def test_device_that_ends_each_connection_with_its_answer_is_asked_over_one_each():
+    device = Ending()
+    async with ending(device) as session:
+        await notice(session)
+        generation, connections = session.generation, device.connections
+
+        for _ in range(5):
+            assert await read(session) == [7]
+            assert session.connected
+
+        # It is the same session for the driver: nothing was lost, and nothing is to be prepared anew.
+        assert session.generation == generation
+        assert device.connections == connections + 4
+
+
+async def test_device_that_is_gone_between_two_connections_is_unreachable_and_connected_anew():
+    device = Ending()
+    async with ending(device) as session:
+        await notice(session)
+        await read(session)
+        device.gone = True
+
+        with pytest.raises(DeviceUnreachable):
+            await read(session)
+
+        assert not session.connected
+        device.gone = False
+        generation = session.generation
+        await session.connect()
+        assert await read(session) == [7]
+        assert session.generation == generation + 1
+
+
+async def test_device_that_ends_a_connection_now_and_then_is_a_device_that_is_lost():
+    device = Ending(answers=3)
+    async with ending(device) as session:
+        for _ in range(4):
+            await session.connect()
+            for _ in range(3):
+                assert await read(session) == [7]
+            with pytest.raises(DeviceUnreachable):
+                await read(session)
+            assert not session.connected
+
+
+async def test_first_command_of_a_connection_waits_for_as_long_as_the_maker_asks():
+    now, waits = 1000.0, []
+
+    async def sleep(seconds: float) -> None:
+        nonlocal now
+        waits.append(seconds)
+        now += seconds
+
+    async with ending(Ending(answers=9), clock=lambda: now, sleep=sleep, connect_delay_s=1.5) as session:
+        await session.connect()
+        assert session.next_command_at == 1001.5
+        await read(session)
+        await read(session)
+        assert waits == [1.5]
+
+        await session.connect()
+        await read(session)
+        assert waits == [1.5, 1.5]

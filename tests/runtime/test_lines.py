@@ -10,7 +10,7 @@ import statistics
 import struct
 import time
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 
 import pytest
 
@@ -123,6 +123,41 @@ async def test_device_that_closes_after_every_answer_is_not_hammered(stage):
     await lines.clock.sleep(2.5)
 
     assert 1 <= len(requests) <= 6
+
+
+async def test_device_that_closes_after_every_answer_is_controlled_all_the_same(stage):
+    lines, stack = stage
+    held = {32: 10_000, 50: 10_000}
+
+    async def answer_once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(asyncio.IncompleteReadError):
+            request = await reader.readexactly(12)
+            function, address, number = request[7], *struct.unpack_from(">HH", request, 8)
+            if function == 6:
+                held[32] = held[50] = number
+                writer.write(request)
+            else:
+                words = [held.get(address + place, 0) for place in range(number)]
+                body = struct.pack(f">BBB{number}H", request[6], 3, 2 * number, *words)
+                writer.write(request[:4] + struct.pack(">H", len(body)) + body)
+            await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(answer_once, "127.0.0.1", 0)
+    stack.callback(server.close)
+    add_tcp(lines, "ODD", port=server.sockets[0].getsockname()[1])
+    lines.run(lines.buses["ODD"])
+
+    for value in (30, 40, 50):
+        ticket = lines.write("ODD", value)
+        await lines.until(lambda ticket=ticket: ticket in lines.outcomes and not lines.outcomes[ticket].code)
+        assert held[32] == 100 * value
+
+    # Once its way is known it is there, and polled like any other.
+    lost = len(lines.lost_tags)
+    polls = lines.polls.get("ODD", 0)
+    await lines.until(lambda: lines.polls.get("ODD", 0) >= polls + 3)
+    assert len(lines.lost_tags) == lost
 
 
 async def test_command_that_was_given_up_is_not_left_to_be_delivered_later(stage):

@@ -549,7 +549,9 @@ class SimulatedPlant:
             min_gap_s: float,
             clock: Callable[[], float],
             sleep: Callable[[float], Awaitable[None]],
+            connect_delay_s: float,
         ) -> SimulatedSession:
+            assert connect_delay_s == 0, "no device of these sites asks for one"
             return SimulatedSession(
                 plant=self,
                 who=who,

@@ -9,7 +9,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('devices_app', '0004_device_addresses'),
+        ('devices_app', '0005_proxy_children'),
         ('sites_app', '0007_unsettled_documents'),
     ]
 
