@@ -69,19 +69,21 @@ class DemoDevice:
 
     def address(self, ports: Mapping[str, int], *, password: str) -> dict[str, Any]:
         """Where it is reached, as a device's fields; `password` is that of the devices' broker."""
+        where: dict[str, Any]
         if self.protocol.is_inside:
             return {}
         if self.protocol is Protocol.MQTT:
-            return {
+            where = {
                 "url": f"mqtt://{HOST}:{ports[DEVICES_BROKER]}",
                 "username": DEVICES_USER,
                 "password": password,
-                "parameters": self.parameters,
             }
-        port = ports[f"device:{self.tag}"]
-        if self.protocol.has_url:
-            return {"url": f"http://{HOST}:{port}", "parameters": self.parameters}
-        return {"modbus_server_host": HOST, "modbus_server_port": port, "modbus_id": self.unit}
+        elif self.protocol.has_url:
+            where = {"url": f"http://{HOST}:{ports[f'device:{self.tag}']}"}
+        else:
+            port = ports[f"device:{self.tag}"]
+            where = {"modbus_server_host": HOST, "modbus_server_port": port, "modbus_id": self.unit}
+        return where | {"parameters": self.parameters}
 
     @property
     def parameters(self) -> dict[str, float | str]:
