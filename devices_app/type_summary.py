@@ -85,15 +85,23 @@ def type_summary(kind: DeviceType) -> TypeSummary | None:
         return None
     capabilities = capabilities_of(profile)
     raw = kind.profile_body.get("points", {})
+    points = sorted(profile.points.items(), key=lambda item: _place(*item))
     return TypeSummary(
         profile=profile,
         confidence=confidence_of(profile).value,
         capabilities=capabilities,
-        points=[_row(name, point, raw.get(name, {})) for name, point in profile.points.items()],
+        points=[_row(name, point, raw.get(name, {})) for name, point in points],
         steps=_steps(profile),
         own_fallback=_own_fallback(capabilities),
         parameters=type_parameters(kind),
     )
+
+
+def _place(name: str, point: Point) -> tuple[str, int, str]:
+    """Registers by their addresses, others by name; the order of the profile's file is lost on the way."""
+    if isinstance(point, Register):
+        return f"{point.table.value} {point.model or ''}", point.address, name
+    return "", 0, name
 
 
 def _row(name: str, point: Point, raw: Any) -> PointRow:
