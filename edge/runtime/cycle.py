@@ -211,8 +211,10 @@ class Cycle:
         for unit in self.proxies.downwards(units) if self.proxies else units:
             if unit.image.clock is not quality:
                 unit.image = replace(unit.image, clock=quality)
-            if (passed_on := self.proxies.passed_on(unit)) != unit.image.passed_on:
-                unit.image = replace(unit.image, passed_on=passed_on)
+            if unit.settings.proxy is not None or unit.image.passed_on is not None:
+                passed_on = self.proxies.passed_on(unit)
+                if passed_on != unit.image.passed_on:
+                    unit.image = replace(unit.image, passed_on=passed_on)
             day = unit.state.ledger.day
             unit.state, unit.decision = arbitration.decide(unit.state, unit.image, now)
             if unit.state.ledger.day != day:
@@ -750,12 +752,12 @@ class Cycle:
     def reconfigure(self, unit: Unit, settings: DeviceSettings) -> None:
         """Take new settings; a device that leaves control by them is retired in place."""
         was, was_controlled = unit.state.retirement, unit.settings.is_controlled
-        if settings.proxy is not None and settings.proxy != unit.settings.proxy:
-            detail = f"{settings.proxy} controls this device from now on"
-            self._let_go(unit, DeviceResult(code=Code.OWNED_BY, detail=detail))
         if settings.keep_alive != unit.settings.keep_alive:
             # It is armed anew at once, whatever time its last sign of life was for.
             unit.keep_alive_from = 0.0
+        if settings.proxy is not None and settings.proxy != unit.settings.proxy:
+            detail = f"{settings.proxy} controls this device from now on"
+            self._let_go(unit, DeviceResult(code=Code.OWNED_BY, detail=detail))
         unit.state = arbitration.reconfigure(unit.state, settings)
         leaves = unit.state.retirement is Retirement.OWED and was is not Retirement.OWED
         if leaves or (settings.is_controlled and (was is not None or not was_controlled)):
