@@ -391,6 +391,9 @@ class Machine:
         """Motors and chargers need some, inverters give hardly any."""
         return (0.03 if self.power_kw > 0 else 0.2) * self.power_kw
 
+    def phase_kw(self, phase: int) -> float:
+        return self.power_kw / self.phases if phase <= self.phases else 0.0
+
     def volts(self, now: float, phase: int = 0) -> float:
         """To neutral: it rises with what is fed in, and no two phases are the same."""
         rise = 4.0 * self.power_kw / self.nameplate_kw if self.nameplate_kw else 0.0
@@ -401,6 +404,10 @@ class Machine:
         if phase > self.phases:
             return 0.0
         return 1000 * math.hypot(self.power_kw, self.reactive_kvar()) / self.phases / self.volts(now)
+
+
+# One thing there is to measure of a machine at a moment.
+Quantity = Callable[[Machine, float], float]
 
 
 def wind_turbine_rpm(speed_ms: float) -> float:
@@ -425,6 +432,11 @@ def _temperature(machine: Machine, now: float) -> float:
     return 18.0 + 8.0 * machine.site.sun(now) + 22.0 * share
 
 
+def _dc_volts(machine: Machine) -> float:
+    """Of a battery of 16 cells, or of strings of modules."""
+    return 48.0 + 0.06 * machine.charge_pct if machine.kind is Kind.BATTERY else 650.0
+
+
 def _available_kw(machine: Machine, now: float) -> float:
     """What it could give without a limit."""
     match machine.kind:
@@ -439,15 +451,27 @@ def _available_kw(machine: Machine, now: float) -> float:
 
 
 # What there is to measure of a machine, by canonical key.
-QUANTITIES: dict[str, Callable[[Machine, float], float]] = {
+QUANTITIES: dict[str, Quantity] = {
     "P_kW": lambda machine, _: machine.power_kw,
     "P_available_kW": _available_kw,
+    "P_setpoint_kW": lambda machine, _: machine.nameplate_kw * machine.limit_pct / 100,
+    "P_import_kW": lambda machine, _: max(0.0, -machine.power_kw),
+    "P_export_kW": lambda machine, _: max(0.0, machine.power_kw),
+    "P_L1_kW": lambda machine, _: machine.phase_kw(1),
+    "P_L2_kW": lambda machine, _: machine.phase_kw(2),
+    "P_L3_kW": lambda machine, _: machine.phase_kw(3),
+    "P_battery_kW": lambda machine, _: machine.power_kw,
+    "P_grid_kW": lambda machine, now: machine.site.export_kw(now),
+    "P_grid_L1_kW": lambda machine, now: machine.site.export_kw(now) / 3,
+    "P_grid_L2_kW": lambda machine, now: machine.site.export_kw(now) / 3,
+    "P_grid_L3_kW": lambda machine, now: machine.site.export_kw(now) / 3,
     # Behind an inverter's losses.
     "P_DC_kW": lambda machine, _: (
         machine.power_kw / 0.97 if machine.power_kw > 0 else machine.power_kw * 0.97
     ),
     "Q_kvar": lambda machine, _: machine.reactive_kvar(),
     "E_kWh": lambda machine, _: machine.exported_kwh + machine.imported_kwh,
+    "E_day_kWh": lambda machine, _: machine.exported_kwh,
     "E_export_kWh": lambda machine, _: machine.exported_kwh,
     "E_import_kWh": lambda machine, _: machine.imported_kwh,
     "SoC_pct": lambda machine, _: machine.charge_pct,
@@ -455,6 +479,10 @@ QUANTITIES: dict[str, Callable[[Machine, float], float]] = {
     "V_Wind_m/s": lambda machine, now: machine.site.wind_ms(now),
     "G_W/m2": lambda machine, now: 1000 * machine.site.sun(now),
     "T_degC": _temperature,
+    "T_inside_degC": lambda machine, now: _temperature(machine, now) + 4,
+    "T_sink_degC": lambda machine, now: _temperature(machine, now) + 9,
+    "U_DC_V": lambda machine, _: _dc_volts(machine),
+    "I_DC_A": lambda machine, _: 1000 * machine.power_kw / _dc_volts(machine),
     "U_V": lambda machine, now: machine.volts(now),
     "U_L1_V": lambda machine, now: machine.volts(now, 1),
     "U_L2_V": lambda machine, now: machine.volts(now, 2),
@@ -465,6 +493,6 @@ QUANTITIES: dict[str, Callable[[Machine, float], float]] = {
     "I_L3_A": lambda machine, now: machine.amperes(now, 3),
     "f_Hz": lambda machine, now: 50 + 0.02 * _wander((now - machine.site.started_at) / 30.0, 9),
     "N_rpm": _rpm,
-    "Run_h": lambda machine, _: machine.running_h,
-    "Heat_mode": lambda machine, _: float(machine.mode),
+    "running_h": lambda machine, _: machine.running_h,
+    "SG_mode": lambda machine, _: float(machine.mode),
 }

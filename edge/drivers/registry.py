@@ -10,6 +10,7 @@ from edge.drivers.demo import DemoDriver, DemoSession
 from edge.drivers.modbus import ModbusDriver, ModbusSession
 from edge.drivers.modbus_rtu import RtuOverTcpSession, SerialSession
 from edge.drivers.mqtt import MqttDriver, MqttSession
+from edge.drivers.xml_da import XmlDaDriver, XmlDaSession
 from edge.profiles.points import Protocol
 
 
@@ -39,4 +40,5 @@ DRIVERS: Drivers = {
     ),
     Protocol.MQTT: Constructors(session=MqttSession, driver=MqttDriver),
     Protocol.DEMO: Constructors(session=DemoSession, driver=DemoDriver),
+    Protocol.XML_DA: Constructors(session=XmlDaSession, driver=XmlDaDriver),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from edge.profiles.errors import ProfileError
+from edge.profiles.fit import fit_check
 from edge.profiles.model import (
     COUNT,
     FALLBACK,
@@ -63,6 +64,7 @@ def profile_check(profile: Profile) -> None:
         _check_limit(profile, profile.limit)
     for key, name in profile.telemetry.items():
         _check_telemetry(profile, key, name)
+    fit_check(profile)
 
 
 def _check_protocols(profile: Profile) -> None:

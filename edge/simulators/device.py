@@ -14,9 +14,12 @@ from enum import StrEnum
 from functools import cached_property
 from typing import Any, ClassVar
 
-from edge.plant import KIND_BY_CATEGORY, TAKES, Kind, Machine, Site, Takes
+from edge.plant import KIND_BY_CATEGORY, QUANTITIES, TAKES, Kind, Machine, Quantity, Site, Takes
 from edge.profiles.model import FALLBACK, TIMEOUT, VALUE, LimitUnit, Profile
 from edge.profiles.points import Value
+
+# Readings that only rise, and are known at night.
+COUNTERS = ("_kWh", "_h")
 
 
 class Fault(StrEnum):
@@ -82,11 +85,16 @@ class Simulated(ABC):
         self.stale: dict[str, Value] = {}
         self._stored = _stored_points(profile)
         self._slept = False
-        self._energy_base_kwh = {
-            name: base
-            for key, name in profile.telemetry.items()
-            if key.endswith("_kWh") and isinstance(base := profile.points[name].example, float | int)
-        }
+        # What there is to measure, point by point: counters begin with what the point's example has counted.
+        # A controller's own word stays as it was said.
+        self._measured: list[tuple[str, Quantity, float, bool]] = []
+        readback = profile.limit.readback if profile.limit is not None else None
+        for key, name in profile.telemetry.items():
+            quantity, point = QUANTITIES.get(key), profile.points[name]
+            if quantity is not None and not point.writable and name != readback:
+                is_counter = key.endswith(COUNTERS)
+                base = float(point.example) if is_counter and isinstance(point.example, float | int) else 0.0
+                self._measured.append((name, quantity, base, is_counter))
 
     # --- the protocol's part
 
@@ -290,13 +298,12 @@ class Simulated(ABC):
         now = self.clock()
         machine.advance(now)
         dark = machine.is_dark
-        for key, name in self.profile.telemetry.items():
-            if name in self.shown:
-                self.put(name, self.shown[name])
-            elif (value := machine.value(key, now)) is not None and not (
-                dark and not key.endswith("_kWh") and self._say_nothing(name)
-            ):
-                self._show(name, value + self._energy_base_kwh.get(name, 0.0))
+        shown = self.shown
+        for name, quantity, base, is_counter in self._measured:
+            if name not in shown and (not dark or is_counter or not self._say_nothing(name)):
+                self._show(name, quantity(machine, now) + base)
+        for name, value in shown.items():
+            self.put(name, value)
 
     def _show(self, name: str, value: float) -> None:
         """Let a point of telemetry have this value; what does not fit into it, it does not say."""

@@ -32,6 +32,7 @@ from edge.simulators.modbus_rtu import SimulatedLine
 from edge.simulators.mqtt import SimulatedMqttDevice
 from edge.simulators.sunspec import BASES
 from edge.simulators.switchboard import Observer, Switchboard
+from edge.simulators.xml_da import SimulatedXmlDa
 from edge.wire.session import PORTS
 
 
@@ -119,11 +120,26 @@ def _mqtt(entry: FleetDevice, setting: Setting) -> Simulated:
     )
 
 
+def _xml_da(entry: FleetDevice, setting: Setting) -> Simulated:
+    return SimulatedXmlDa(
+        profile=setting.profile,
+        nameplate_kw=entry.nameplate_kw,
+        host=entry.host,
+        port=entry.port,
+        username=entry.username,
+        password=entry.password,
+        behaves_as=setting.kind,
+        site=setting.site,
+        clock=setting.clock,
+    )
+
+
 # Protocol -> what builds a device that speaks it. One that speaks RTU hangs on a line.
 BUILDERS: dict[Protocol, Callable[[FleetDevice, Setting], Simulated]] = {
     Protocol.MODBUS_TCP: _modbus,
     Protocol.MODBUS_RTU: _modbus,
     Protocol.MQTT: _mqtt,
+    Protocol.XML_DA: _xml_da,
 }
 
 

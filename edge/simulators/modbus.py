@@ -55,6 +55,8 @@ READS = {
     READ_HOLDING: (Table.HOLDING, ReadHoldingRegistersResponse),
     READ_INPUT: (Table.INPUT, ReadInputRegistersResponse),
 }
+# Functions whose values are bits; asked of numbers, because this is on the path of every command.
+OF_BITS = frozenset((READ_COILS, READ_DISCRETE, WRITE_COIL, WRITE_COILS))
 SINGLE_WRITES = (WRITE_COIL, WRITE_SINGLE)
 WRITES = {
     WRITE_COIL: Table.COIL,
@@ -359,9 +361,9 @@ class SimulatedDevice(Simulated):
         function = request.function_code
         table, response = READS[function]
         address, count = request.address, request.count
-        if not 1 <= count <= (MAX_BITS if table.is_bits else MAX_READ):
+        if not 1 <= count <= (MAX_BITS if function in OF_BITS else MAX_READ):
             return ExceptionResponse(function, ILLEGAL_VALUE)
-        if table.is_bits and not self.registers.words[table]:
+        if function in OF_BITS and not self.registers.words[table]:
             return ExceptionResponse(function, ILLEGAL_FUNCTION)
         self.measure()
         words = self.registers.read(table, address, count)
@@ -370,20 +372,20 @@ class SimulatedDevice(Simulated):
         if self._stale_words and not observing:
             stale = self._stale_words
             words = [stale.get((table, address + place), word) for place, word in enumerate(words)]
-        if table.is_bits:
+        if function in OF_BITS:
             return response(bits=[bool(word) for word in words])
         return response(registers=words)
 
     def _write(self, request: ModbusPDU) -> ModbusPDU:
         function = request.function_code
         table = WRITES[function]
-        words = [int(bit) for bit in request.bits] if table.is_bits else list(request.registers)
+        words = [int(bit) for bit in request.bits] if function in OF_BITS else list(request.registers)
         if self.fault is Fault.WRITE_EXCEPTION:
             return ExceptionResponse(function, DEVICE_FAILURE)
         if not words or (function not in SINGLE_WRITES and len(words) != request.count):
             return ExceptionResponse(function, ILLEGAL_VALUE)
         if self.fault is not Fault.IGNORE_WRITES:
-            if table.is_bits and not self.registers.words[table]:
+            if function in OF_BITS and not self.registers.words[table]:
                 return ExceptionResponse(function, ILLEGAL_FUNCTION)
             touched = self.registers.touched(table, request.address, len(words))
             if touched is None:
@@ -391,7 +393,7 @@ class SimulatedDevice(Simulated):
             wanted = WriteFunction.MULTIPLE if function in SINGLE_WRITES else WriteFunction.SINGLE
             if wanted in touched.functions:
                 return ExceptionResponse(function, ILLEGAL_FUNCTION)
-            if touched.words != len(words) and not table.is_bits:
+            if touched.words != len(words) and function not in OF_BITS:
                 # Half a number is no number.
                 return ExceptionResponse(function, ILLEGAL_VALUE)
             self.let_own_fallback_act()

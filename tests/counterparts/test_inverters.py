@@ -539,3 +539,51 @@ async def test_the_bluelogs_grid_operator_writes_one_setpoint_and_reads_the_plan
         "inverters_count": 12,
         "control_state": 2,
     }
+
+
+# --- a device of any make with the three registers of a limit interface
+
+
+async def test_a_generic_devices_registers_are_what_the_project_says(drive):
+    device = Counterpart(unit=1)
+    device.lay(1000, low_first("f", 100.0))
+    device.lay(2000, [100], table=device.input)
+    device.lay(2010, low_first("i", -4_500), table=device.input)
+    parameters = {
+        "limit_address": 1000,
+        "limit_type": "f32",
+        "limit_scale": 1,
+        "readback_address": 2000,
+        "readback_table": "input",
+        "readback_type": "s16",
+        "readback_scale": 1,
+        "tolerance": 0.5,
+        "power_address": 2010,
+        "power_table": "input",
+        "power_scale": 0.01,
+        "power_sign": -1,
+        "word_order": "low_first",
+    }
+    driver = await drive("generic_modbus", device, nameplate_kw=50.0, parameters=parameters)
+
+    await driver.write(37.0)
+    device.lay(2000, [37], table=device.input)
+    result = await driver.poll()
+
+    assert device.taken() == [Write(1, MULTIPLE, 1000, [0x0000, 0x4214])]
+    assert result.readings == {"P_kW": 45}
+    assert result.readback == 37
+
+
+async def test_a_generic_device_has_the_public_registers_unless_said_otherwise(drive):
+    device = Counterpart(unit=1)
+    device.lay(32, [10_000])
+    device.lay(50, [10_000, *high_first("i", 45_000)])
+    driver = await drive("generic_modbus", device, nameplate_kw=50.0)
+
+    await driver.write(37.5)
+    result = await driver.poll()
+
+    assert device.taken() == [Write(1, SINGLE, 32, [3_750])]
+    assert result.readings == {"P_kW": 45}
+    assert result.readback == 100  # what is in force, not what was asked for

@@ -98,6 +98,36 @@ def test_the_guides_first_devices_are_there():
         ("telemetry.P_kW", "nobody", "telemetry.P_kW", "there is no 'nobody'"),
         ("telemetry.P_kW", "energy", "telemetry.P_kW", "a point in kW"),
         ("telemetry.Power", "power", "telemetry.Power", "ends in _kW"),
+        ("title", " ", "title", "not empty"),
+        ("points.power.source", "", "points.power.source", "not empty"),
+        ("points.power.confidence", "disputed", "points.power.note", "disputed has to be said"),
+        ("max_block", 8, "points.model_name.length", "at most max_block registers, 8, not 16"),
+        ("points.power.nan", 0x10000, "points.power.nan", "a pattern of 16 bits"),
+        ("points.power.nan", -0x8001, "points.power.nan", "a pattern of 16 bits"),
+        ("points.own_unit.example", 70000, "points.own_unit.example", "does not fit: raw value 70000"),
+        ("points.serial.example", 33 * "x", "points.serial.example", "more than 32 characters"),
+        (
+            "identity.checks",
+            [{"point": "own_unit", "equals": "125"}],
+            "identity.checks[0].equals",
+            "a number",
+        ),
+        ("identity.checks", [{"point": "serial", "equals": 1}], "identity.checks[0].equals", "is a text"),
+        ("identity.checks", [{"point": "own_unit", "equals": [1, -1]}], "identity.checks[0].equals", "-1 is"),
+        ("limit.requires", [{"point": "serial", "equals": 1}], "limit.requires[0].equals", "is a text"),
+        ("limit.readback_switch.equals", 0x10000, "limit.readback_switch.equals", "does not fit"),
+        ("limit.once", [{"point": "limit_pct", "value": -1}], "limit.once[0].value", "does not fit"),
+        ("limit.tolerance", 0.001, "limit.tolerance", "at least 0.005, half of what one count of"),
+        ("points.limit_pct_sf.example", 1, "limit.tolerance", "at least 5, half of what one count of"),
+        (
+            "points.limit_pct_sf.example",
+            -3,
+            "points.limit_pct.example",
+            "raw value 100000 is outside 0 to 65535",
+        ),
+        ("max_value", 1000, "limit.set[0].value", "raw value 100000 is outside 0 to 65535"),
+        ("min_value", -100, "min_value", "expected 0 or more for active_power_limit_pct"),
+        ("value_kind", "signed_setpoint_pct", "min_value", "a value below 0 for signed_setpoint_pct"),
     ],
 )
 def test_a_broken_profile_names_file_key_and_expectation(  # noqa: PLR0917 - pytest passes by name
@@ -118,6 +148,33 @@ def test_a_broken_profile_names_file_key_and_expectation(  # noqa: PLR0917 - pyt
     assert caught.value.key == key
     assert caught.value.file == str(file)
     assert str(caught.value).startswith(f"{file}: {key}: ")
+
+
+def test_the_control_point_is_one_that_the_setpoint_is_written_to(data):
+    data["points"]["limit_enabled"]["access"] = "read_write"
+    data["limit"]["register"] = "limit_enabled"
+
+    with pytest.raises(ProfileError, match=r"'limit_enabled' is not written by limit\.set") as caught:
+        profile_from_builtins(data)
+
+    assert caught.value.key == "limit.register"
+
+
+def test_a_step_that_waits_for_what_can_never_be_is_refused(data):
+    data["limit"]["set"][0]["until"] = {"point": "limit_enabled", "equals": "on"}
+
+    with pytest.raises(ProfileError, match="'limit_enabled' is a number, not 'on'") as caught:
+        profile_from_builtins(data)
+
+    assert caught.value.key == "limit.set[0].until.equals"
+
+
+def test_a_scale_that_only_the_device_knows_is_not_guessed(data):
+    # Without an example nobody knows what a count is worth; the driver reads it.
+    del data["points"]["limit_pct_sf"]["example"]
+    data["limit"]["tolerance"] = 0.001
+
+    assert profile_from_builtins(data).limit is not None
 
 
 def test_a_readback_of_a_write_only_register_is_refused(data):

@@ -23,8 +23,8 @@ def data() -> dict[str, Any]:
     data: dict[str, Any] = yaml.safe_load((DATA / "inverter" / "generic_modbus.yaml").read_text())
     data["parameters"] = {}
     data["points"] = {
-        "limit_target": {**_point(32), "type": "u16", "access": "read_write", "unit": "%"},
-        "limit_in_force": {**_point(50), "type": "u16", "unit": "%"},
+        "limit_target": {**_point(32), "type": "u16", "access": "read_write", "scale": 0.01, "unit": "%"},
+        "limit_in_force": {**_point(50), "type": "u16", "scale": 0.01, "unit": "%"},
         "power": {**_point(51), "type": "s32", "unit": "kW"},
         "beat": {**_point(60), "type": "u16", "access": "write"},
     }
@@ -39,7 +39,7 @@ def _point(address: int) -> dict[str, Any]:
 def test_control_is_known_no_better_than_the_weakest_point_it_needs(data, name):
     assert confidence_of(profile_from_builtins(data)) is Confidence.VERIFIED
 
-    data["points"][name]["confidence"] = "disputed"
+    data["points"][name] |= {"confidence": "disputed", "note": "sources disagree"}
 
     assert confidence_of(profile_from_builtins(data)) is Confidence.DISPUTED
 

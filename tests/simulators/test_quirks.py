@@ -364,3 +364,15 @@ async def test_the_fallback_acts_at_its_moment_whoever_looks_first(start, now):
 
     assert device.machine.power_kw == pytest.approx(0, abs=0.01)
     assert device.machine.exported_kwh == pytest.approx(60 * 60 / 3600, rel=0.03)
+
+
+async def test_what_a_controller_wrote_is_not_measured_away(start):
+    points = {"limit": {**register(10), **WRITABLE, "unit": "kW"}}
+    rules = {"register": "limit", "write_class": "volatile", "tolerance": 1, "unit": "kW", "readback": "limit",
+             "set": [{"point": "limit", "value": "$value"}]}  # fmt: skip
+    device, client = await start(profile(points, limit=rules, telemetry={"P_kW": "limit"}))
+
+    await client.ask("06 000a 000c")
+
+    assert await client.ask("03 000a 0001") == "0302000c"
+    assert device.limit_in_force == 20

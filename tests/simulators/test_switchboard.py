@@ -145,7 +145,10 @@ def fleet(*devices: FleetDevice) -> SimulatedFleet:
             "A: generic_modbus is reached by modbus_tcp, modbus_rtu, not by 'mqtt'",
         ),
         ([entry("A", parameters={"x": 1})], "A: .*parameters.x"),
-        ([entry("A", line="w")], "A: generic_modbus is reached by modbus_tcp, not by 'modbus_rtu'"),
+        (
+            [entry("A", line="w", profile="sma_stp60_im20")],
+            "A: sma_stp60_im20 is reached by modbus_tcp, not by 'modbus_rtu'",
+        ),
         ([sungrow("A", protocol="modbus_rtu")], "A: a line and modbus_rtu go together"),
         ([sungrow("A", line="w"), sungrow("B", line="w")], "B: unit 1 of line 'w' is taken"),
         ([sungrow("A", line="w", port=1), sungrow("B", line="w", port=2)], "B: line 'w' is at 127.0.0.1:1"),
