@@ -382,7 +382,8 @@ def parsed(data: bytes) -> etree._Element:
     target: Any = careful
     parser = etree.XMLParser(
         target=target,
-        resolve_entities=False,
+        # Without this, `&amp;` in an attribute stays as it is. Others than XML's own five need a DTD.
+        resolve_entities="internal",
         no_network=True,
         load_dtd=False,
         dtd_validation=False,

@@ -78,8 +78,8 @@ class SimulatedXmlDa(SimulatedServer):
 
     For tests it can be strict or sloppy, as servers are: `clamps` what is out of range rather than refuse it;
     `omits` optional parts of answers (`quality`, `names`, `handles`, `times`); `prefixes` by which it calls
-    the namespaces; `server_state`; `qualities` and `ages_s` of items by point; `codes` with which items are
-    refused; a `fault_code` for all calls but GetStatus; `clock_off_s`, by which its own clock is off.
+    the namespaces; `server_state`; `qualities`, `ages_s` and `bounds` of items by point; `codes` with which
+    items are refused; a `fault_code` for all calls but GetStatus; `clock_off_s`, by which its clock is off.
     """
 
     path = "/XmlDa/Service.asmx"
@@ -100,6 +100,7 @@ class SimulatedXmlDa(SimulatedServer):
         self.ages_s: dict[str, float] = {}
         self.codes: dict[str, str] = {}
         self.clock_off_s = 0.0
+        self.bounds: dict[str, tuple[float, float]] = {}
         self.started_at = datetime.now(UTC)
         # What was asked and answered, for who wants to judge it.
         self.exchanges: list[tuple[bytes, bytes]] = []
@@ -515,6 +516,8 @@ class SimulatedXmlDa(SimulatedServer):
 
     def _range(self, name: str) -> tuple[float, float]:
         """What a point takes: the setpoint what the profile allows, with room for rounding; others all."""
+        if name in self.bounds:
+            return self.bounds[name]
         limit = self.profile.limit
         if limit is None or VALUE not in [step.writes.get(name) for step in limit.set]:
             return -math.inf, math.inf

@@ -103,6 +103,7 @@ def test_reads_ask_for_the_devices_own_newest_values_their_names_and_times():
         ("boolean", "1", 1.0),
         ("boolean", "false", 0.0),
         ("string", "WEC 7", "WEC 7"),
+        ("string", "a &lt; &amp;amp; &#228;<![CDATA[&lt;]]>", "a < &amp; ä&lt;"),
         ("dateTime", "2026-06-01T10:00:00Z", "2026-06-01T10:00:00Z"),
         ("double", "NaN", None),
         ("float", "INF", None),
@@ -112,6 +113,12 @@ def test_values_are_read_by_their_type(kind, text, raw):
     (item,) = read(f'<Items ItemName="a"><Value i:type="x:{kind}">{text}</Value></Items>')
 
     assert item.raw == raw
+
+
+def test_names_with_references_in_them_are_read_as_they_are_meant():
+    (one,) = read('<Items ItemName="Park &amp; S&#246;hne &lt;1&gt; &quot;&apos;"/>')
+
+    assert one.name == """Park & Söhne <1> "'"""
 
 
 def test_a_number_that_is_none_is_no_value_and_not_zero():
