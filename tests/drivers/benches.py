@@ -188,29 +188,6 @@ async def _line(stack: AsyncExitStack, order: Order, *, tcp: bool) -> tuple[Simu
     return device, line
 
 
-<<<<<<< HEAD
-=======
-ON_THE_WEB = ON_TCP | {
-    Fault.DROP,
-    Fault.GARBAGE,
-    Fault.WRONG_UNIT,
-    Fault.HALF_FRAME,
-    Fault.STALE_READBACK,
-}
-
-
-async def xml_da(stack: AsyncExitStack, order: Order) -> Bench:
-    device = SimulatedXmlDa(
-        profile=order.profile, nameplate_kw=NAMEPLATE_KW, site=order.site, clock=order.clock
-    )
-    await device.start()
-    stack.push_async_callback(device.stop)
-    session = XmlDaSession(url=device.url, **order.timing())
-    stack.push_async_callback(session.aclose)
-    return Bench(order.clock, device, session, order.driven(XmlDaDriver, session))
-
-
->>>>>>> xmlda
 class _MqttBench(Bench):
     """A device that speaks unasked, through a broker of its own.
 
@@ -338,7 +315,6 @@ class _DemoDevice:
 
     async def set_fault(self, fault: Fault, *, delay_s: float = 0.0) -> None:
         assert (fault, delay_s) == (Fault.NONE, 0.0)
-<<<<<<< HEAD
 
 
 ON_THE_WEB = ON_TCP | {
@@ -359,8 +335,6 @@ async def xml_da(stack: AsyncExitStack, order: Order) -> Bench:
     session = XmlDaSession(url=device.url, **order.timing())
     stack.push_async_callback(session.aclose)
     return Bench(order.clock, device, session, order.driven(XmlDaDriver, session))
-=======
->>>>>>> xmlda
 
 
 async def memory(stack: AsyncExitStack, order: Order) -> Bench:
@@ -393,15 +367,9 @@ BENCHES: dict[str, Way] = {
     "tcp": Way(Protocol.MODBUS_TCP, modbus_tcp, ON_TCP),
     "serial": Way(Protocol.MODBUS_RTU, serial_line, ON_A_LINE),
     "rtu_over_tcp": Way(Protocol.MODBUS_RTU, rtu_over_tcp, ON_A_LINE),
-<<<<<<< HEAD
     "mqtt": Way(Protocol.MQTT, mqtt, BY_MESSAGE, services=True),
     "inside": Way(Protocol.DEMO, inside, frozenset()),
     "xml_da": Way(Protocol.XML_DA, xml_da, ON_THE_WEB),
-=======
-    "xml_da": Way(Protocol.XML_DA, xml_da, ON_THE_WEB),
-    "mqtt": Way(Protocol.MQTT, mqtt, BY_MESSAGE, services=True),
-    "inside": Way(Protocol.DEMO, inside, frozenset()),
->>>>>>> xmlda
     "memory": Way(Protocol.MODBUS_TCP, memory, IN_MEMORY_FAULTS),
 }
 # The simulated site is built of such devices.
