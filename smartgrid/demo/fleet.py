@@ -23,7 +23,7 @@ DEVICES_BROKER = "devices-mqtt"
 DEVICES_USER = "devices"
 SWITCHBOARD = "simulators"
 # Where the simulated OPC XML-DA servers listen; it is each maker's own.
-XML_DA_PATH = "/XmlDa/Service.asmx
+XML_DA_PATH = "/XmlDa/Service.asmx"
 ItemPath
 ItemPath"
 PROFILES = load_all()
