@@ -220,8 +220,10 @@ class Cycle:
         for unit in self.proxies.downwards(units) if self.proxies else units:
             if unit.image.clock is not quality:
                 unit.image = replace(unit.image, clock=quality)
-            if (passed_on := self.proxies.passed_on(unit)) != unit.image.passed_on:
-                unit.image = replace(unit.image, passed_on=passed_on)
+            if unit.settings.proxy is not None or unit.image.passed_on is not None:
+                passed_on = self.proxies.passed_on(unit)
+                if passed_on != unit.image.passed_on:
+                    unit.image = replace(unit.image, passed_on=passed_on)
             day = unit.state.ledger.day
             unit.state, unit.decision = arbitration.decide(unit.state, unit.image, now)
             if unit.state.ledger.day != day:

@@ -183,6 +183,9 @@ class Fleet:
         here = next((key for key, known in line.planned.items() if _same_device(known, planned)), None)
         if here is not None:
             driver = line.bus.driver(here)
+        elif not planned.endpoint.is_shared:
+            # A server takes another session, and the plant that lives in the node is not to gain a machine.
+            return None
         else:
             driver = self.drivers[planned.endpoint.protocol].driver(
                 session=line.session,
