@@ -188,26 +188,6 @@ async def _line(stack: AsyncExitStack, order: Order, *, tcp: bool) -> tuple[Simu
     return device, line
 
 
-ON_THE_WEB = ON_TCP | {
-    Fault.DROP,
-    Fault.GARBAGE,
-    Fault.WRONG_UNIT,
-    Fault.HALF_FRAME,
-    Fault.STALE_READBACK,
-}
-
-
-async def xml_da(stack: AsyncExitStack, order: Order) -> Bench:
-    device = SimulatedXmlDa(
-        profile=order.profile, nameplate_kw=NAMEPLATE_KW, site=order.site, clock=order.clock
-    )
-    await device.start()
-    stack.push_async_callback(device.stop)
-    session = XmlDaSession(url=device.url, **order.timing())
-    stack.push_async_callback(session.aclose)
-    return Bench(order.clock, device, session, order.driven(XmlDaDriver, session))
-
-
 class _MqttBench(Bench):
     """A device that speaks unasked, through a broker of its own.
 
@@ -345,6 +325,26 @@ class _DemoDevice:
         assert (fault, delay_s) == (Fault.NONE, 0.0)
 
 
+ON_THE_WEB = ON_TCP | {
+    Fault.DROP,
+    Fault.GARBAGE,
+    Fault.WRONG_UNIT,
+    Fault.HALF_FRAME,
+    Fault.STALE_READBACK,
+}
+
+
+async def xml_da(stack: AsyncExitStack, order: Order) -> Bench:
+    device = SimulatedXmlDa(
+        profile=order.profile, nameplate_kw=NAMEPLATE_KW, site=order.site, clock=order.clock
+    )
+    await device.start()
+    stack.push_async_callback(device.stop)
+    session = XmlDaSession(url=device.url, **order.timing())
+    stack.push_async_callback(session.aclose)
+    return Bench(order.clock, device, session, order.driven(XmlDaDriver, session))
+
+
 async def memory(stack: AsyncExitStack, order: Order) -> Bench:
     """No socket at all: the simulated site keeps the same contract, or its tests would prove nothing."""
     made = bench_for(order.profile, clock=order.clock, timeout_s=order.timeout_s, nameplate_kw=NAMEPLATE_KW)
@@ -375,9 +375,9 @@ BENCHES: dict[str, Way] = {
     "tcp": Way(Protocol.MODBUS_TCP, modbus_tcp, ON_TCP),
     "serial": Way(Protocol.MODBUS_RTU, serial_line, ON_A_LINE),
     "rtu_over_tcp": Way(Protocol.MODBUS_RTU, rtu_over_tcp, ON_A_LINE),
-    "xml_da": Way(Protocol.XML_DA, xml_da, ON_THE_WEB),
     "mqtt": Way(Protocol.MQTT, mqtt, BY_MESSAGE, services=True),
     "inside": Way(Protocol.DEMO, inside, frozenset()),
+    "xml_da": Way(Protocol.XML_DA, xml_da, ON_THE_WEB),
     "memory": Way(Protocol.MODBUS_TCP, memory, IN_MEMORY_FAULTS),
 }
 # The simulated site is built of such devices.
