@@ -24,9 +24,18 @@ import structlog
 from django.utils import timezone
 
 from control_app.models import CommandState, ControlCommand
+from devices_app.probes import ANSWERS_KEPT_S as PROBES_KEPT_S, answers_key as probe_answers_key
 from edge.wire import codec
 from edge.wire.codec import WireError
-from edge.wire.messages import Code, CommandAnswer, PingClosing, PingCommand, SetpointCommand, Stage
+from edge.wire.messages import (
+    Code,
+    CommandAnswer,
+    PingClosing,
+    PingCommand,
+    ProbeCommand,
+    SetpointCommand,
+    Stage,
+)
 from edge.wire.topics import NodeTopics
 from sites_app.node_link import CommandMessage, LinkUnavailable, MqttNodeLink, SendUnconfirmed, node_link
 from sites_app.presence import central_now, pongs_note
@@ -129,6 +138,14 @@ class _Ping:
     fresh: str | None = None
 
 
+@dataclass(slots=True)
+class _Probing:
+    topics: NodeTopics
+    command: ProbeCommand
+    left_at: float
+    resent: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class Ping:
     """One ping of a round. `closing` ends the exchange before."""
@@ -145,6 +162,7 @@ class Dispatcher:
         self._link = link
         self._pending: dict[str, _Pending] = {}
         self._pings: dict[str, _Ping] = {}
+        self._probes: dict[str, _Probing] = {}
         # Pings nobody waits for: their node, and when they left.
         self._watched: dict[str, tuple[str, float]] = {}
         # Answers to those, written down many at once: node -> ping, and when the answer arrived.
@@ -213,6 +231,44 @@ class Dispatcher:
             del self._pings[ping_id]
         return ping.fresh
 
+    def probe(self, topics: NodeTopics, command: ProbeCommand, *, fresh_at: float) -> None:
+        """Send a probe, whose answers are left for whoever looks (`devices_app.probes`).
+
+        `LinkUnavailable`: it was not sent; `SendUnconfirmed`: it may have been.
+        """
+        if not self._link.is_up:
+            raise LinkUnavailable("There is no connection to the message broker.")
+        if central_now() - fresh_at > TOKEN_GOOD_FOR_S:
+            fresh = self._ping(topics, epoch=command.epoch) or command.fresh
+            command = msgspec.structs.replace(command, fresh=fresh)
+        horizon = time.monotonic() - PROBES_KEPT_S
+        for old in [key for key, probing in list(self._probes.items()) if probing.left_at < horizon]:
+            self._probes.pop(old, None)
+        self._probes[command.id] = _Probing(topics, command, time.monotonic())
+        self._send_probe(topics, command)
+
+    def _send_probe(self, topics: NodeTopics, command: ProbeCommand) -> None:
+        self._link.send(topics, "probe", codec.encode(command), command_id=command.id, ttl_s=TOKEN_GOOD_FOR_S)
+
+    def _probed(self, topics: NodeTopics, answer: CommandAnswer, probing: _Probing, payload: bytes) -> None:
+        if probing.topics.node != topics.node:
+            log.error("answer_from_another_node", node=topics.node, command=answer.id)
+            return
+        if answer.stage is Stage.REFUSED and answer.code == Code.STALE and answer.fresh is not None:
+            again = msgspec.structs.replace(probing.command, fresh=answer.fresh)
+            is_first, probing.resent = not probing.resent, True
+            try:
+                if is_first:
+                    self._send_probe(topics, again)
+                    return
+            except (LinkUnavailable, SendUnconfirmed):
+                # The refusal stands.
+                pass
+        try:
+            live.list_push(probe_answers_key(answer.id), payload.decode(), expires_s=int(PROBES_KEPT_S))
+        except live.LiveUnavailable as error:
+            log.error("answer_not_passed_on", command=answer.id, error=str(error))  # noqa: TRY400
+
     def ping_all(self, pings: Sequence[Ping]) -> None:
         """Ping nodes in one go without waiting for their answers, which `pongs_note` records.
 
@@ -256,7 +312,7 @@ class Dispatcher:
                 if arrived is None:
                     return
                 topics, payload, heard = arrived
-                self._answered(topics, codec.decode(CommandAnswer, payload), heard)
+                self._answered(topics, codec.decode(CommandAnswer, payload), heard, payload)
             except queue.Empty:
                 continue
             except WireError as error:
@@ -290,9 +346,13 @@ class Dispatcher:
         elif answer.stage is Stage.DONE:
             self._pongs[topics.node] = (answer.id, heard)
 
-    def _answered(self, topics: NodeTopics, answer: CommandAnswer, heard: datetime) -> None:
+    def _answered(self, topics: NodeTopics, answer: CommandAnswer, heard: datetime, payload: bytes) -> None:
         if answer.id in self._watched:
             self._pong(topics, answer, heard)
+            return
+        probing = self._probes.get(answer.id)
+        if probing is not None:
+            self._probed(topics, answer, probing, payload)
             return
         ping = self._pings.get(answer.id)
         if ping is not None:

@@ -6,7 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
+from devices_app.models import Device
 from devices_app.selectors import devices_visible_to, retiring_by_tag
+from edge.profiles.points import Protocol
 from edge.wire.messages import Code
 from sites_app.presence import NodePresence
 from sites_app.selectors import site_get
@@ -35,8 +37,15 @@ class Target:
     time_limit_s: int
     owned_by: str | None
     waits_for_control_point: bool
+    protocol: str
+
+    @property
+    def is_proxy(self) -> bool:
+        return self.protocol == Protocol.PROXY
 
 
+IS_EXCLUDED = "include_in_curtailment is off for this device"
+IS_WAITING = "another node has yet to let go of its control point"
 # In the order of `Target`.
 COLUMNS = (
     "device_tag",
@@ -52,6 +61,7 @@ COLUMNS = (
     "site__curtailment_time_limit",
     "controlled_by__device_tag",
     "waits",
+    "device_type__protocol",
 )
 
 
@@ -77,7 +87,7 @@ def targets_select(
     device_tags: Sequence[str] | None,
     value: float,
 ) -> Targets:
-    """Choose the devices of a request, in one query.
+    """Choose the devices of a request, in one query, and one more for each tier of proxies among them.
 
     `NotFound` for a site out of sight, or without a device of this category; `Invalid` where the value is
     outside the range of every device it could reach. Outside some: those answer `range`.
@@ -103,14 +113,12 @@ def targets_select(
         if device.owned_by is not None:
             refused[device.tag] = reason(Code.OWNED_BY, f"{device.owned_by} controls this device")
         elif not device.is_included:
-            detail = "include_in_curtailment is off for this device"
-            refused[device.tag] = reason(Code.EXCLUDED, detail)
+            refused[device.tag] = reason(Code.EXCLUDED, IS_EXCLUDED)
         elif device.is_measured_only:
             detail = "this device is only measured"
             refused[device.tag] = reason(Code.EXCLUDED, detail)
         elif device.waits_for_control_point:
-            detail = "another node has yet to let go of its control point"
-            refused[device.tag] = reason(Code.RETIRING, detail)
+            refused[device.tag] = reason(Code.RETIRING, IS_WAITING)
         else:
             controllable.append(device)
     in_range = [device for device in controllable if device.minimum <= value <= device.maximum]
@@ -125,13 +133,35 @@ def targets_select(
     by_node: dict[UUID, list[Target]] = {}
     for device in in_range:
         by_node.setdefault(device.node_id, []).append(device)
-    return Targets(site_id, by_node, refused)
+    proxies = [device.tag for device in in_range if device.is_proxy]
+    return Targets(site_id, by_node, _passed_over(proxies, site_id=site_id) | refused)
+
+
+def _passed_over(proxies: Sequence[str], *, site_id: UUID) -> dict[str, str]:
+    """The devices behind these proxies that a setpoint is not passed on to, and why (rule 22)."""
+    found: dict[str, str] = {}
+    while proxies:
+        children = Device.objects.filter(
+            site_id=site_id, controlled_by__device_tag__in=proxies, measured_only=False
+        ).values_list("device_tag", "include_in_curtailment", "waits", "device_type__protocol")
+        proxies = []
+        for tag, is_included, waits, protocol in children.order_by("device_tag"):
+            if not is_included:
+                found[tag] = reason(Code.EXCLUDED, IS_EXCLUDED)
+            elif waits:
+                found[tag] = reason(Code.RETIRING, IS_WAITING)
+            elif protocol == Protocol.PROXY:
+                proxies.append(tag)
+    return found
 
 
 def _chosen(devices: Mapping[str, Target], tags: Iterable[str] | None) -> list[Target]:
     if tags is None:
-        # What is only measured is not asked for by a category; where nothing else is there, it is named.
-        controlled = [device for device in devices.values() if not device.is_measured_only]
+        # What is only measured, or follows a proxy, is not asked for by a category; where nothing else is
+        # there, it is named.
+        controlled = [
+            device for device in devices.values() if not device.is_measured_only and device.owned_by is None
+        ]
         return controlled or list(devices.values())
     return list({tag: devices[tag] for tag in tags if tag in devices}.values())
 

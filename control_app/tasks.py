@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from typing import Any
+from uuid import UUID
 
 from celery import shared_task
 
 from control_app.dispatch import dispatcher, order_decode
 from control_app.pings import nodes_ping
+from control_app.probes import probe_send
 from control_app.retention import logs_retain as log_lines_retain
 from control_app.services import requests_settle
+from devices_app.probes import probes_settle
 
 
 @shared_task(name="control_app.tasks.dispatch_command")  # type: ignore[untyped-decorator]
@@ -21,8 +24,15 @@ def dispatch_command(order: dict[str, Any]) -> None:
 
 @shared_task(name="control_app.tasks.settle_requests")  # type: ignore[untyped-decorator]
 def settle_requests() -> None:
-    """Close requests whose view did not live to do so."""
+    """Close requests whose view did not live to do so, and probes that nobody looked at any more."""
     requests_settle()
+    probes_settle()
+
+
+@shared_task(name="control_app.tasks.send_probe")  # type: ignore[untyped-decorator]
+def send_probe(probe_id: str) -> None:
+    """Send a probe; the claim of its row makes a second run harmless."""
+    probe_send(dispatcher(), UUID(probe_id))
 
 
 @shared_task(name="control_app.tasks.ping_nodes")  # type: ignore[untyped-decorator]

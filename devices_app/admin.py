@@ -6,20 +6,25 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from django import forms
-from django.contrib import admin
-from django.core.exceptions import ValidationError
+from django.contrib import admin, messages
+from django.contrib.admin.utils import flatten_fieldsets
+from django.core.exceptions import PermissionDenied, ValidationError
 from django.db.models import Model, QuerySet
 from django.forms import ModelForm
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
+from django.urls import reverse
+from django.utils.html import format_html
 
 from devices_app import services
 from devices_app.address import type_profile
-from devices_app.forms import DeviceForm, KindForm, device_fieldsets, device_form, device_initial
-from devices_app.models import Device, DeviceBound, DeviceType, RetiringDevice, TelemetrySeries
+from devices_app.forms import PROBE, DeviceForm, KindForm, device_fieldsets, device_form, device_initial
+from devices_app.models import Device, DeviceBound, DeviceType, Probe, RetiringDevice, TelemetrySeries
+from devices_app.probes import probe_ask, probe_settle
 from devices_app.retirement import device_abandon
-from devices_app.selectors import device_node_says, retiring_kept_by, series_with_newest
+from devices_app.selectors import device_node_says, probe_verdict, retiring_kept_by, series_with_newest
 from smartgrid.admin import AnyModelAdmin, ServiceAdmin
+from smartgrid.errors import SgmError
 
 if TYPE_CHECKING:
     AnyTabularInline = admin.TabularInline[Any, Any]
@@ -72,7 +77,16 @@ SEEN_OF_A_DEVICE = [
     "username",
     "parameters",
 ]
-SHOWN_OF_A_DEVICE = ["id", "created_at", "config_id", "control_point", "value", "value_sequence", "node_says"]
+SHOWN_OF_A_DEVICE = [
+    "id",
+    "created_at",
+    "config_id",
+    "control_point",
+    "value",
+    "value_sequence",
+    "node_says",
+    "last_probe",
+]
 
 
 @admin.register(Device)
@@ -162,6 +176,63 @@ class DeviceAdmin(ServiceAdmin):
     @admin.display(description="what its node says")
     def node_says(self, row: Device) -> str:
         return device_node_says(row)
+
+    # --- a look at the device, before it is saved or after ------------------------------------------------
+
+    change_form_template = "admin/devices_app/device/change_form.html"
+
+    def changeform_view(
+        self,
+        request: HttpRequest,
+        object_id: str | None = None,
+        form_url: str = "",
+        extra_context: dict[str, Any] | None = None,
+    ) -> HttpResponse:
+        if request.method == "POST" and PROBE in request.POST:
+            asked = self._probe(request, object_id)
+            if asked is not None:
+                return asked
+        return super().changeform_view(request, object_id, form_url, extra_context)
+
+    def _probe(self, request: HttpRequest, object_id: str | None) -> HttpResponse | None:
+        """Have the device probed as the form has it; None where the form has to be corrected first."""
+        device = self.get_object(request, object_id) if object_id is not None else None
+        if object_id is None:
+            may = self.has_add_permission(request)
+        else:
+            may = device is not None and self.has_change_permission(request, device)
+        if not may:
+            raise PermissionDenied
+        fieldsets = self.get_fieldsets(request, device)
+        kind = self.get_form(request, device, change=device is not None, fields=flatten_fieldsets(fieldsets))
+        form = kind(request.POST, instance=device)
+        form.is_valid()
+        if form.draft is None:
+            return None
+        stored = Device.objects.get(pk=device.pk) if device is not None else None
+        try:
+            probe = probe_ask(
+                by=request.user.get_username(),
+                device=stored,
+                draft=form.draft,
+            )
+        except SgmError as error:
+            messages.error(request, str(error))
+            return HttpResponseRedirect(reverse("admin:devices_app_probe_changelist"))
+        return HttpResponseRedirect(reverse("admin:devices_app_probe_change", args=[probe.pk]))
+
+    @admin.display(description="last probe")
+    def last_probe(self, row: Device) -> str:
+        probe = row.probes.order_by("-asked_at").first()
+        if probe is None:
+            return "never"
+        return format_html(
+            '<a href="{}">{}</a>, <a href="{}?device__id__exact={}">all of them</a>',
+            reverse("admin:devices_app_probe_change", args=[probe.pk]),
+            f"{probe_verdict(probe)}, {probe.asked_at:%Y-%m-%d %H:%M}Z, asked by {probe.asked_by}",
+            reverse("admin:devices_app_probe_changelist"),
+            row.pk,
+        )
 
     # --- changes go through services --------------------------------------------------------------------
 
@@ -287,6 +358,58 @@ class RetiringDeviceAdmin(ServiceAdmin):
 
     def save_by_service(self, *, row: Any, values: dict[str, Any], is_new: bool) -> Model:  # noqa: ARG002
         return device_abandon(retiring=row, **values)
+
+
+@admin.register(Probe)
+class ProbeAdmin(AnyModelAdmin):
+    """What nodes found when they looked at their devices: to read, and kept as it was."""
+
+    list_display = ["asked_at", "device_tag", "node", "device_type", "verdict", "asked_by"]
+    list_filter = ["state", "node__site", "device_type"]
+    search_fields = ["device_tag", "device__id", "node__name", "asked_by"]
+    list_select_related = ["node", "device_type"]
+    date_hierarchy = "asked_at"
+    change_form_template = "admin/devices_app/probe/change_form.html"
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Probe]:
+        return super().get_queryset(request).defer("candidate")
+
+    @admin.display(description="result")
+    def verdict(self, row: Probe) -> str:
+        return probe_verdict(row)
+
+    def change_view(
+        self,
+        request: HttpRequest,
+        object_id: str,
+        form_url: str = "",
+        extra_context: dict[str, Any] | None = None,
+    ) -> HttpResponse:
+        key = _key(object_id)
+        if key is not None and request.method == "GET" and self.has_view_permission(request):
+            found = Probe.objects.filter(pk=key).exists()
+            probe = probe_settle(probe_id=key) if found else None
+            if probe is not None:
+                extra_context = {**(extra_context or {}), "probe": probe, "verdict": probe_verdict(probe)}
+        return super().change_view(request, object_id, form_url, extra_context)
+
+    def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:  # noqa: ARG002 - the same
+        """Whoever may see a device may see what a look at it brought."""
+        return request.user.has_perm("devices_app.view_device") or request.user.has_perm(
+            "devices_app.change_device"
+        )
+
+    def has_module_permission(self, request: HttpRequest) -> bool:
+        return self.has_view_permission(request)
+
+    def has_add_permission(self, request: HttpRequest) -> bool:  # noqa: ARG002 - Django's hook
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:  # noqa: ARG002
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:  # noqa: ARG002
+        return False
 
 
 @admin.register(TelemetrySeries)

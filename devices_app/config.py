@@ -47,6 +47,13 @@ def node_config_render(node: Node) -> dict[str, Any]:
     return body
 
 
+def candidate_render(device: Device) -> dict[str, Any]:
+    """A device as its node would have it configured, saved or not, but for its password."""
+    return msgspec.to_builtins(  # type: ignore[no-any-return]
+        msgspec.structs.replace(_device_config(device), password="")
+    )
+
+
 def _device_config(device: Device) -> DeviceConfig:
     return DeviceConfig(
         id=str(device.config_id),

@@ -28,6 +28,8 @@ else:
 
 # A field of a parameter is called so, and then by the parameter's name.
 PARAMETER = "parameter_"
+# The button that has the device probed, rather than saved.
+PROBE = "_probe"
 # Which type's fields the form was shown with.
 SHOWN_FOR = "shown_for"
 PROTOCOL_NAMES = {
@@ -147,6 +149,9 @@ class DeviceForm(AnyModelForm):
             self.draft = device_draft(device=self._stored, **self.service_values())
         except SgmError as error:
             self._refused(error)
+        if PROBE in self.data:
+            # Whatever becomes of the probe, this form is not for saving.
+            self.add_error(None, "This was for a probe, and is not saved yet.")
         return cleaned
 
     draft: Device | None = None

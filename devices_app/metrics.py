@@ -73,7 +73,11 @@ def site_metrics_read(site: Site, now: datetime) -> list[Metric]:
     readings = _current(stored, site=site, now=now)
     if not readings:
         return []
-    devices = list(Device.objects.filter(site=site).only("category", "measured_only", "meta_data"))
+    devices = list(
+        Device.objects.filter(site=site)
+        .select_related("device_type")
+        .only("category", "measured_only", "meta_data", "device_type__protocol")
+    )
     metrics = []
     for rule in RULES:
         sources = power_sources(devices) if rule.taken is Taken.NET_POWER else devices
@@ -97,8 +101,12 @@ def power_sources(devices: Sequence[Device]) -> list[Device]:
         return marked
     if len(meters) == 1 and _said_at_connection(meters[0]) is not False:
         return meters
-    # What is behind another's control point is in that one's power already.
-    return [device for device in devices if device.category != METER and not device.measured_only]
+    # What is behind another's control point is in that one's power already; a proxy's is its children's.
+    return [
+        device
+        for device in devices
+        if device.category != METER and not device.measured_only and not device.is_proxy
+    ]
 
 
 def _said_at_connection(meter: Device) -> object:

@@ -11,6 +11,7 @@ from django.utils import timezone
 
 from devices_app.address import PARITIES
 from devices_app.choices import CATEGORY_PATTERN, BoundOrigin, Lifetime, ValueKind
+from edge.profiles.points import Protocol
 from sites_app.models import Node, Site
 
 PORTS = (1, 65535)
@@ -143,7 +144,8 @@ class Device(models.Model):
         null=True,
         blank=True,
         related_name="controls",
-        help_text="The device of the same node whose control point also commands this one.",
+        help_text="The device of the same node that commands this one too: by its own control point, or as a"
+        " proxy.",
     )
     ramp_pct_per_min = models.FloatField(
         null=True,
@@ -210,9 +212,12 @@ class Device(models.Model):
                 condition=Q(measured_only=False) | Q(control_point__isnull=True),
                 name="device_measured_only_owns_no_control_point",
             ),
+            # (A proxy's children have control points of their own.)
             models.CheckConstraint(
-                condition=Q(controlled_by__isnull=True) | Q(measured_only=True),
-                name="device_controlled_by_another_is_measured_only",
+                condition=Q(controlled_by__isnull=True)
+                | Q(measured_only=True)
+                | Q(control_point__isnull=False),
+                name="device_controlled_by_another_is_measured_or_a_proxys",
             ),
             models.CheckConstraint(
                 condition=Q(controlled_by__isnull=True) | ~Q(controlled_by=F("id")),
@@ -229,6 +234,11 @@ class Device(models.Model):
 
     def __str__(self) -> str:
         return self.device_tag
+
+    @property
+    def is_proxy(self) -> bool:
+        """Tell whether it is nothing but the devices it controls; needs `device_type` loaded."""
+        return self.device_type.protocol == Protocol.PROXY
 
     @property
     def effective_lifetime(self) -> str:
@@ -315,6 +325,68 @@ class RetiringDevice(models.Model):
     @property
     def is_abandoned(self) -> bool:
         return self.abandoned_at is not None
+
+
+class ProbeState(models.TextChoices):
+    """Where a probe is; all but the first two are final."""
+
+    QUEUED = "queued", "waits to be sent"
+    SENT = "sent", "under way"
+    DONE = "done", "done"
+    REFUSED = "refused", "refused by the node"
+    NOT_SENT = "not_sent", "not sent"
+    NO_ANSWER = "no_answer", "not answered"
+
+
+PROBE_UNDER_WAY = (ProbeState.QUEUED, ProbeState.SENT)
+
+
+class Probe(models.Model):
+    """One look at a device by its node, which writes nothing: who asked for it, and what was found.
+
+    They are kept, each as it was: what a device said on the day it was commissioned is asked for years later.
+    """
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    node = models.ForeignKey(Node, on_delete=models.CASCADE, related_name="probes")
+    # Null where it was not configured yet, or is gone since.
+    device = models.ForeignKey(Device, on_delete=models.SET_NULL, null=True, related_name="probes")
+    device_tag = models.CharField(max_length=64)
+    device_type = models.ForeignKey(DeviceType, on_delete=models.SET_NULL, null=True, related_name="+")
+    # As a device of `desired/config`, without its password; null: as the node has it configured.
+    candidate = models.JSONField(null=True)
+    # The candidate's, as `sites_app.tokens.encrypt` makes it; emptied when the probe is over.
+    password_encrypted = models.TextField(blank=True, default="", editable=False)
+    asked_at = models.DateTimeField(default=timezone.now)
+    asked_by = models.CharField(max_length=200)
+    deadline = models.DateTimeField()
+    state = models.CharField(max_length=16, choices=ProbeState, default=ProbeState.QUEUED)
+    # Why there is no report.
+    detail = models.TextField(blank=True, default="")
+    # A `ProbeReport` of the wire.
+    report = models.JSONField(null=True)
+
+    class Meta:
+        constraints = [
+            models.CheckConstraint(condition=Q(state__in=ProbeState.values), name="probe_state_known"),
+            models.CheckConstraint(
+                condition=Q(state=ProbeState.DONE, report__isnull=False)
+                | (~Q(state=ProbeState.DONE) & Q(report__isnull=True)),
+                name="probe_report_when_done",
+            ),
+            # Nodes probe one device at a time.
+            models.UniqueConstraint(
+                fields=["node"], condition=Q(state__in=PROBE_UNDER_WAY), name="probe_one_at_a_time"
+            ),
+        ]
+        indexes = [models.Index(fields=["device", "-asked_at"], name="probe_newest_of_device")]
+
+    def __str__(self) -> str:
+        return f"probe of {self.device_tag} at {self.asked_at:%Y-%m-%d %H:%M}Z"
+
+    @property
+    def is_under_way(self) -> bool:
+        return self.state in PROBE_UNDER_WAY
 
 
 class Quality(models.IntegerChoices):

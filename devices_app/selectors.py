@@ -15,6 +15,7 @@ from devices_app.choices import category_rank
 from devices_app.models import (
     Device,
     DeviceType,
+    Probe,
     Quality,
     RetiringDevice,
     TelemetryMean,
@@ -111,6 +112,11 @@ def device_node_says(device: Device) -> str:
     if value is not None:
         told.insert(0, f"holds {value:g}")
     return "; ".join(told) or "nothing"
+
+
+def probe_verdict(probe: Probe) -> str:
+    """How a probe ended, in a word or two."""
+    return str(probe.report["verdict"]) if probe.report is not None else probe.get_state_display()
 
 
 def waits_for_control_point() -> Exists:

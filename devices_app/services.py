@@ -18,6 +18,7 @@ from devices_app.config import CONFIG
 from devices_app.models import Device, DeviceBound, DeviceType
 from devices_app.retirement import Place, place_free_check, places_lock, retirement_begin, waits_at
 from devices_app.selectors import device_unfit, devices_unfit
+from edge.profiles import model as profiles
 from edge.wire.messages import Reported
 from sites_app.documents import node_documents_render, nodes_documents_render, nodes_render_later
 from sites_app.models import Node
@@ -430,7 +431,10 @@ def _controls_none_check(device: Device, what: str) -> None:
 
 
 def _owner_check(device: Device) -> None:
-    """A device is controlled through another of its node, and that one through itself: no chains."""
+    """A device is controlled through another of its node, and that one through itself: proxies alone chain.
+
+    Behind a proxy a device keeps its control point and follows; behind any other it is only measured.
+    """
     owner = device.controlled_by
     if owner is None:
         return
@@ -441,7 +445,44 @@ def _owner_check(device: Device) -> None:
         raise Invalid.field("controlled_by", "a device cannot be controlled by itself")
     if owner.measured_only:
         raise Invalid.field("controlled_by", f"{owner.device_tag} is only measured itself")
-    device.measured_only = True
+    if owner.is_proxy:
+        _follower_check(device, owner)
+    else:
+        device.measured_only = True
+
+
+def _follower_check(device: Device, owner: Device) -> None:
+    """Refuse a device that cannot follow this proxy, which may follow others itself."""
+    if device.measured_only or not device.device_type.has_limit:
+        raise Invalid.field(
+            "controlled_by", f"{device.device_tag} is only measured, and cannot follow {owner.device_tag}"
+        )
+    if (why := _why_not_follow(device, owner)) is not None:
+        raise Invalid.field("controlled_by", why)
+    chain, above = [owner.device_tag], owner.controlled_by
+    while above is not None:
+        chain.append(above.device_tag)
+        if above.pk == device.pk:
+            raise Invalid.field("controlled_by", f"it controls itself through {' < '.join(chain)}")
+        above = above.controlled_by
+
+
+def _why_not_follow(device: Device, owner: Device) -> str | None:
+    kind, asked = device.device_type.value_kind, owner.device_type.value_kind
+    if kind is None or asked is None or profiles.ValueKind(kind).can_take(profiles.ValueKind(asked)):
+        return None
+    return f"the {kind} of {device.device_tag} cannot follow the {asked} of {owner.device_tag}"
+
+
+def _followers_check(device: Device) -> None:
+    """Refuse a change of what a device is where those it controls could not go on behind it."""
+    for child in device.controls.select_related("device_type").order_by("device_tag"):
+        why = _why_not_follow(child, device) if device.is_proxy and not child.measured_only else None
+        if device.is_proxy == child.measured_only:
+            what = "only measured behind it" if child.measured_only else "not to be measured only"
+            why = f"{child.device_tag} is {what}"
+        if why is not None:
+            raise Conflict(f"{device.device_tag} cannot be of this type: {why}.", code="controls_others")
 
 
 def _default_check(device: Device) -> None:
@@ -470,6 +511,7 @@ def _device_check(device: Device) -> None:
     # Also of one that is only measured: its node reads it by them.
     device_profile(device)
     _owner_check(device)
+    _followers_check(device)
     _default_check(device)
     _control_point_set(device)
     if device.measured_only:

@@ -67,11 +67,14 @@ def members_by_category(site_id: UUID) -> dict[str, list[Member]]:
     """The devices whose ranges a schedule must keep to, for each category of a site that can have one.
 
     These are the devices included in curtailment; where none of a category is, all that could be. What is
-    only measured takes no setpoint, and a category of nothing else takes no schedule.
+    only measured takes no setpoint, what is behind another takes that one's, and a category of nothing else
+    takes no schedule.
     """
     included: dict[str, list[Member]] = {}
     excluded: dict[str, list[Member]] = {}
-    devices = Device.objects.filter(site=site_id, measured_only=False).order_by("device_tag")
+    devices = Device.objects.filter(site=site_id, measured_only=False, controlled_by=None).order_by(
+        "device_tag"
+    )
     for category, is_included, tag, minimum, maximum in devices.values_list(
         "category", "include_in_curtailment", "device_tag", "min_value", "max_value"
     ):
@@ -172,7 +175,10 @@ def slots_unconfirmed(*, now: datetime) -> list[UnconfirmedSlot]:
             found.setdefault((slot.node_id, slot.category), slot)
     controlled = set(
         Device.objects.filter(
-            node__in={node_id for node_id, _ in found}, measured_only=False, include_in_curtailment=True
+            node__in={node_id for node_id, _ in found},
+            measured_only=False,
+            controlled_by=None,
+            include_in_curtailment=True,
         )
         .values_list("node_id", "category")
         .distinct()

@@ -9,7 +9,9 @@ import redis
 
 from tests.servers import (
     Broker,
+    DeviceBroker,
     TlsBroker,
+    device_broker,
     mosquitto_broker,
     mosquitto_tls_broker,
     postgres_server,
@@ -17,7 +19,7 @@ from tests.servers import (
 )
 
 DATABASE_FIXTURES = frozenset({"db", "transactional_db", "django_db_reset_sequences", "live_server"})
-SERVICE_FIXTURES = frozenset({"redis_server_url", "broker", "tls_broker", "postgres_url"})
+SERVICE_FIXTURES = frozenset({"redis_server_url", "broker", "tls_broker", "site_broker", "postgres_url"})
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -87,6 +89,13 @@ def tls_broker() -> Iterator[TlsBroker]:
     One for each module: mosquitto 2.0.11 may crash some time after it ended a session for another (ADR 0016).
     """
     with mosquitto_tls_broker() as running:
+        yield running
+
+
+@pytest.fixture
+def site_broker() -> Iterator[DeviceBroker]:
+    """A real mosquitto for devices, the test's own: it may be stopped, started and frozen."""
+    with device_broker() as running:
         yield running
 
 

@@ -21,6 +21,7 @@ from control_app.models import (
 )
 from devices_app.models import Device, DeviceType
 from devices_app.services import DeviceFields, DeviceTypeFields, device_create, device_type_create
+from edge.profiles.loader import load_bodies
 from edge.wire.messages import DIGEST_LENGTH, AppliedDocument, Reported
 from sites_app.documents import manifest_for
 from sites_app.models import ManagementToken, Node, Site
@@ -100,6 +101,17 @@ def meter_type_make() -> DeviceType:
         category="meter",
         value_kind=None,
         profile_body=profile_body_make(name="test_meter", limit=None),
+    )
+
+
+def proxy_type_make() -> DeviceType:
+    """The type of all proxies: its devices are nothing but those which they control."""
+    known = DeviceType.objects.filter(profile="proxy_device").first()
+    return known or device_type_make(
+        profile="proxy_device",
+        category="park",
+        protocol="proxy",
+        profile_body=load_bodies()["proxy_device"],
     )
 
 

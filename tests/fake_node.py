@@ -24,6 +24,7 @@ from edge.wire.messages import (
     Heartbeat,
     Message,
     PingCommand,
+    ProbeCommand,
     SetpointCommand,
     Stage,
 )
@@ -58,6 +59,8 @@ class FakeNode:
         self.pings: queue.SimpleQueue[PingCommand] = queue.SimpleQueue()
         self.answers_pings = True
         self.on_ping: Callable[[PingCommand], None] = lambda _ping: None
+        self.probes: queue.SimpleQueue[ProbeCommand] = queue.SimpleQueue()
+        self.on_probe: Callable[[ProbeCommand], None] = lambda _probe: None
         self.trusts_tokens = True
         self._tokens: set[str] = set()
         self._beats = 0
@@ -153,6 +156,9 @@ class FakeNode:
                 if self.answers_pings:
                     done = CommandAnswer(id=command.id, stage=Stage.DONE, fresh=self.token())
                     self.answer(command.id, done)
+            case ProbeCommand():
+                self.probes.put(command)
+                self.on_probe(command)
             case SetpointCommand():
                 self.commands.put(command)
                 if self.trusts_tokens and command.fresh not in self._tokens:

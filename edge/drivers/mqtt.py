@@ -42,7 +42,7 @@ from edge.drivers.points import PointDriver
 from edge.profiles import payloads
 from edge.profiles.model import Profile, Step
 from edge.profiles.points import Message, Value
-from edge.wire.client import Client, HungUp
+from edge.wire.client import Client, HungUp, system_context
 from edge.wire.session import NO_DELAY, PORTS
 
 log = structlog.get_logger()
@@ -295,7 +295,7 @@ class MqttSession:
         context = None
         if self._tls:
             # From disk, and not in the loop's own thread.
-            context = await asyncio.get_running_loop().run_in_executor(None, ssl.create_default_context)
+            context = await asyncio.get_running_loop().run_in_executor(None, system_context)
         client = self._new_client(version, context)
         entering = asyncio.create_task(client.__aenter__(), name=f"connect {self.endpoint}")
         try:
@@ -511,6 +511,9 @@ class MqttDriver(PointDriver):
         where = profile.availability
         self._availability = None if where is None else session.topic(where.topic)
         self._polled = frozenset(profile.telemetry.values()) | self._readback_points
+        # One point of each topic by whose silence it is known to be away.
+        polled = (self._messages[name] for name in sorted(self._polled))
+        self._speaking = tuple({point.topic: point for point in polled if not point.kept}.values())
         self._known: tuple[int, int] = (-1, -1)
         self._looked_for_retained = -1
         # When it said what was read of it last.
@@ -701,6 +704,9 @@ class MqttDriver(PointDriver):
             ) from error
         await self._be_ready()
         self._judge_availability()
+        # Who says nothing is told nothing: whether it hears is not known, and by then another may be wanted.
+        for polled in self._speaking:
+            await self._newest(polled, after=0)
         self._count(values)
         timeout_s = self._session.timeout_s
         # What is given up here is not to arrive later: the setpoint may be another by then.

@@ -750,12 +750,12 @@ class Cycle:
     def reconfigure(self, unit: Unit, settings: DeviceSettings) -> None:
         """Take new settings; a device that leaves control by them is retired in place."""
         was, was_controlled = unit.state.retirement, unit.settings.is_controlled
-        if settings.proxy is not None and settings.proxy != unit.settings.proxy:
-            detail = f"{settings.proxy} controls this device from now on"
-            self._let_go(unit, DeviceResult(code=Code.OWNED_BY, detail=detail))
         if settings.keep_alive != unit.settings.keep_alive:
             # It is armed anew at once, whatever time its last sign of life was for.
             unit.keep_alive_from = 0.0
+        if settings.proxy is not None and settings.proxy != unit.settings.proxy:
+            detail = f"{settings.proxy} controls this device from now on"
+            self._let_go(unit, DeviceResult(code=Code.OWNED_BY, detail=detail))
         unit.state = arbitration.reconfigure(unit.state, settings)
         leaves = unit.state.retirement is Retirement.OWED and was is not Retirement.OWED
         if leaves or (settings.is_controlled and (was is not None or not was_controlled)):

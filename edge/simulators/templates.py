@@ -15,19 +15,31 @@ _WORD = re.compile(r"\\?\$([a-z_]+)")
 
 def words_of(template: object, payload: bytes) -> dict[str, Any] | None:
     """What stands in a payload at the words of its template; None where it is not of that form."""
+    words: dict[str, Any] = {}
     if isinstance(template, str):
+        # A text that is JSON is read as such: nothing says where its blanks are.
+        quoted = re.sub(r'(?<!")\$([a-z_]+)(?!")', r'"$\1"', template)
         try:
-            text = payload.decode()
-        except UnicodeDecodeError:
-            return None
-        match = re.fullmatch(_pattern(template or "$value"), text, re.DOTALL)
-        return None if match is None else match.groupdict()
+            form = msgspec.json.decode(quoted) if template else None
+        except ValueError:
+            form = None
+        if not isinstance(form, dict | list):
+            return _words_of_text(template, payload)
+        template = form
     try:
         document = msgspec.json.decode(payload)
     except (ValueError, RecursionError):
         return None
-    words: dict[str, Any] = {}
     return words if _matches(template, document, words) else None
+
+
+def _words_of_text(template: str, payload: bytes) -> dict[str, Any] | None:
+    try:
+        text = payload.decode()
+    except UnicodeDecodeError:
+        return None
+    match = re.fullmatch(_pattern(template or "$value"), text, re.DOTALL)
+    return None if match is None else match.groupdict()
 
 
 def _pattern(template: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 import struct
 from typing import Any
 
@@ -17,6 +18,26 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 # `struct linger`: on, and no time for it.
 _DISCARD = struct.pack("ii", 1, 0)
+
+
+class _ClosedSocket(ssl.SSLSocket):
+    """One that is not left open where its other end is not who it should be."""
+
+    def do_handshake(self, block: bool = False) -> None:
+        try:
+            super().do_handshake(block)
+        except BaseException:
+            self.close()
+            raise
+
+
+def system_context() -> ssl.SSLContext:
+    """TLS as the system's authorities vouch for it. Reads files: not for the event loop's own thread."""
+    context = ssl.create_default_context()
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    # The library loses the socket of a handshake that fails.
+    context.sslsocket_class = _ClosedSocket
+    return context
 
 
 class HungUp(aiomqtt.MqttError):

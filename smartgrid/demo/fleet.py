@@ -69,19 +69,21 @@ class DemoDevice:
 
     def address(self, ports: Mapping[str, int], *, password: str) -> dict[str, Any]:
         """Where it is reached, as a device's fields; `password` is that of the devices' broker."""
+        where: dict[str, Any]
         if self.protocol.is_inside:
             return {}
         if self.protocol is Protocol.MQTT:
-            return {
+            where = {
                 "url": f"mqtt://{HOST}:{ports[DEVICES_BROKER]}",
                 "username": DEVICES_USER,
                 "password": password,
-                "parameters": self.parameters,
             }
-        port = ports[f"device:{self.tag}"]
-        if self.protocol.has_url:
-            return {"url": f"http://{HOST}:{port}", "parameters": self.parameters}
-        return {"modbus_server_host": HOST, "modbus_server_port": port, "modbus_id": self.unit}
+        elif self.protocol.has_url:
+            where = {"url": f"http://{HOST}:{ports[f'device:{self.tag}']}"}
+        else:
+            port = ports[f"device:{self.tag}"]
+            where = {"modbus_server_host": HOST, "modbus_server_port": port, "modbus_id": self.unit}
+        return where | {"parameters": self.parameters}
 
     @property
     def parameters(self) -> dict[str, float | str]:
@@ -200,6 +202,30 @@ BY_HAND = (
         behaves_as="meter",
         nameplate_kw=250,
         measured_only=True,
+    ),
+    # Two that follow one.
+    DemoDevice(
+        tag="PROXY_DEVICE_01",
+        site=SITE_C,
+        profile="proxy_device",
+        category="inverter",
+        nameplate_kw=90,
+    ),
+    DemoDevice(
+        tag="DEMO_INVERTER_01",
+        site=SITE_C,
+        profile="demo_inverter",
+        category="inverter",
+        nameplate_kw=60,
+        controlled_by="PROXY_DEVICE_01",
+    ),
+    DemoDevice(
+        tag="DEMO_INVERTER_02",
+        site=SITE_C,
+        profile="demo_inverter",
+        category="inverter",
+        nameplate_kw=30,
+        controlled_by="PROXY_DEVICE_01",
     ),
 )
 

@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 
 from control_app.targets import Targets, targets_select
-from devices_app.models import RetiringDevice
+from devices_app.models import Device, RetiringDevice
 from devices_app.retirement import device_abandon, retired_record
-from devices_app.services import device_delete, device_move
+from devices_app.services import device_delete, device_move, device_update
 from sites_app.models import Node
 from sites_app.services import site_update
 from smartgrid.errors import Invalid, NotFound
@@ -16,6 +16,7 @@ from tests.factories import (
     node_make,
     node_online,
     principal_of_token,
+    proxy_type_make,
     report_make,
     story_make,
 )
@@ -108,6 +109,56 @@ def test_category_counts_an_owner_once_and_passes_over_those_it_controls(story):
     targets = select(story)
     assert commanded(targets) == {"node-01": ["SMA_STP60_01"]}
     assert targets.refused == {}
+
+
+@pytest.fixture
+def park(story):
+    """A proxy over the site's inverter and another one."""
+    park = device_make(
+        node=story.node_a, device_type=proxy_type_make(), device_tag="PARK_01", category="inverter"
+    )
+    device_update(device=story.device_a, controlled_by=park)
+    device_make(node=story.node_a, device_tag="INV_02", controlled_by=park)
+    return park
+
+
+def test_category_counts_a_proxy_once(story, park):
+    targets = select(story)
+    assert commanded(targets) == {"node-01": ["PARK_01"]}
+    assert targets.refused == {}
+
+
+def test_child_of_a_proxy_is_told_whose_it_is(story, park):
+    targets = select(story, tags=["INV_02", "PARK_01"])
+    assert targets.refused == {"INV_02": "owned_by: PARK_01 controls this device"}
+    assert commanded(targets) == {"node-01": ["PARK_01"]}
+
+
+@pytest.mark.parametrize("tags", [None, ["PARK_01"]])
+def test_child_that_a_proxy_passes_over_is_named(story, park, tags):
+    roof = device_make(
+        node=story.node_a, device_type=proxy_type_make(), device_tag="ROOF_01", controlled_by=park
+    )
+    device_make(node=story.node_a, device_tag="ROOF_INV", controlled_by=roof, include_in_curtailment=False)
+    device_update(device=Device.objects.get(device_tag="INV_02"), include_in_curtailment=False)
+    targets = select(story, tags=tags)
+    assert commanded(targets) == {"node-01": ["PARK_01"]}
+    assert targets.refused == dict.fromkeys(
+        ("INV_02", "ROOF_INV"), "excluded: include_in_curtailment is off for this device"
+    )
+
+
+def test_child_that_waits_for_another_node_is_named(story, park):
+    Device.objects.filter(device_tag="INV_02").update(waits=True)
+    assert select(story).refused["INV_02"].startswith("retiring: ")
+
+
+def test_child_of_another_sites_proxy_is_not_named(story, park):
+    elsewhere = device_make(
+        node=story.node_b, device_type=proxy_type_make(), device_tag="PARK_01", category="inverter"
+    )
+    device_make(node=story.node_b, device_tag="OTHERS", controlled_by=elsewhere, include_in_curtailment=False)
+    assert select(story).refused == {}
 
 
 def test_category_with_nothing_but_controlled_devices_names_their_owner(story):

@@ -557,6 +557,7 @@ async def test_a_generic_devices_registers_are_what_the_project_says(drive):
         "readback_table": "input",
         "readback_type": "s16",
         "readback_scale": 1,
+        "tolerance": 0.5,
         "power_address": 2010,
         "power_table": "input",
         "power_scale": 0.01,

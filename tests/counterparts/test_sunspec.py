@@ -118,9 +118,9 @@ def device(chain: list[int], *, base: int) -> Counterpart:
 
 
 @contextmanager
-def pysunspec(line: Line) -> Iterator[Any]:
+def pysunspec(line: Line, *, unit: int = UNIT) -> Iterator[Any]:
     """The device as pysunspec2 scans it."""
-    client = SunSpecModbusClientDeviceTCP(slave_id=UNIT, ipaddr="127.0.0.1", ipport=line.port, timeout=5)
+    client = SunSpecModbusClientDeviceTCP(slave_id=unit, ipaddr="127.0.0.1", ipport=line.port, timeout=5)
     try:
         client.connect()
         client.scan()
@@ -275,3 +275,54 @@ async def test_a_fronius_is_told_from_another_maker(drive):
 
     with pytest.raises(DeviceRefused, match=r"Mn .* reads 'SMA', expected 'Fronius'"):
         await driver.identify()
+
+
+async def test_a_scale_that_a_device_has_not_costs_its_reading_alone(drive, line):
+    inverter = [*INVERTER]
+    inverter[17] = NO_SCALE  # of the frequency
+    chain = [*COMMON, *inverter, *NAMEPLATE, *SETTINGS, *CONTROLS]
+    driver = await drive("generic_sunspec_123", device(chain, base=40000), nameplate_kw=50.0)
+
+    result = await driver.poll()
+
+    assert result.readings["f_Hz"] is None
+    assert result.readings["P_kW"] == pytest.approx(54.32)
+    assert result.readback == 100
+
+
+async def test_an_inverter_managers_fixed_registers_are_those_of_its_models(drive, line):
+    # SMA prints where the models begin (40003, 40071, ...), and our profile names the registers in them.
+    counterpart = Counterpart(unit=125)
+    counterpart.lay(40000, [0x5375, 0x6E53])
+    common = model(1, 66, {2: text("SMA", 16), 18: text("SMA Inverter Manager", 16), 66: [125]})
+    rated_kw = model(120, 26, {3: [120, 3]})
+    controls = model(123, 24, {5: [10_000], 9: [1], 23: high_first("h", -2)})
+    # What stands between 123 and 127 is not printed.
+    between = blank(64_998, 90)
+    for address, words in {
+        40003: common,
+        40071: blank(11, 13),
+        40086: blank(12, 98),
+        40186: INVERTER,
+        40238: rated_kw,
+        40266: blank(121, 30),
+        40298: blank(122, 44),
+        40344: controls,
+        40370: between,
+        40462: blank(127, 10),
+        40474: blank(128, 14),
+        40490: [0xFFFF, 0],
+    }.items():
+        counterpart.lay(address - 1, words)
+    driver = await drive("sma_stp60_im20", counterpart, nameplate_kw=120.0)
+
+    await driver.identify()
+    await driver.write(37.5)
+    readings = (await driver.poll()).readings
+
+    with pysunspec(line, unit=125) as client:
+        assert client.models[120][0].WRtg.cvalue == 120_000
+        assert readings["P_kW"] == pytest.approx(client.models[103][0].W.cvalue / 1000)
+        assert readings["E_kWh"] == pytest.approx(client.models[103][0].WH.cvalue / 1000)
+        assert client.models[123][0].WMaxLimPct.cvalue == 37.5
+        assert client.models[123][0].model_addr == 40343

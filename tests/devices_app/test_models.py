@@ -71,11 +71,11 @@ def test_database_refuses_a_device_type(change):
         DeviceType.objects.filter(pk=device_type.pk).update(**change)
 
 
-def test_database_refuses_a_controllable_device_behind_anothers_control_point():
+def test_database_refuses_a_device_behind_another_that_is_written_without_a_control_point():
     owner = device_make()
     child = device_make(node=owner.node)
     with pytest.raises(IntegrityError):
-        Device.objects.filter(pk=child.pk).update(controlled_by=owner)
+        Device.objects.filter(pk=child.pk).update(controlled_by=owner, control_point=None)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from devices_app.models import TelemetryReading
 from devices_app.telemetry import ReceivedReadings, latest_key, readings_record
 from edge.wire.messages import TelemetryPoint
 from smartgrid import live
-from tests.factories import device_make, meter_type_make, node_make, story_make
+from tests.factories import device_make, meter_type_make, node_make, proxy_type_make, story_make
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("live_redis")]
 
@@ -103,6 +103,16 @@ def test_devices_behind_anothers_control_point_are_not_counted_twice(story):
     tell(story.device_a, 30)
     tell(behind, 10)
     assert metrics(story) == {"P_Actual_kW": 30}
+
+
+def test_power_of_a_proxy_is_that_of_its_children_and_is_counted_once(story):
+    park = device_make(node=story.node_a, device_type=proxy_type_make())
+    children = [device_make(node=story.node_a, controlled_by=park) for _ in range(2)]
+    for child, power in zip(children, (10, 20), strict=True):
+        tell(child, power)
+    tell(park, 30)
+    tell(story.device_a, 5)
+    assert metrics(story) == {"P_Actual_kW": 35}
 
 
 def test_wind_is_the_mean_of_what_the_turbines_say(story):

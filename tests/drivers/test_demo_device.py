@@ -125,7 +125,7 @@ async def test_quantity_that_no_machine_has_costs_only_its_own_reading(session):
 async def test_what_is_measured_cannot_be_written(session):
     body = profile_to_builtins(PROFILES["demo_inverter"])
     body["points"]["power"]["access"] = "read_write"
-    body["limit"]["set"][0]["point"] = "power"
+    body["limit"]["set"][0]["point"] = body["limit"]["register"] = "power"
     with pytest.raises(DeviceRefused, match="takes a 'limit' only, not power"):
         await driver(session, profile_from_builtins(body)).write(50)
 

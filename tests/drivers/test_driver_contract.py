@@ -73,6 +73,11 @@ def marks(case: Case) -> list[pytest.MarkDecorator]:
     return [pytest.mark.services] if BENCHES[case.way].services else []
 
 
+def costs(case: Case) -> list[pytest.MarkDecorator]:
+    """On lines each fault costs its timeouts: nothing for the quick suite."""
+    return [pytest.mark.long] if BENCHES[case.way].protocol is Protocol.MODBUS_RTU else []
+
+
 def tolerance(profile: Profile) -> float:
     assert profile.limit is not None
     return profile.limit.tolerance
@@ -371,17 +376,8 @@ async def test_a_device_without_a_fallback_of_its_own_is_never_armed(case):
 
 
 def suffering(*faults: Fault, of: list[Case] = CASES) -> pytest.MarkDecorator:
-    # On lines each costs its timeouts: not for the quick suite.
     pairs = [
-        pytest.param(
-            case,
-            fault,
-            id=f"{case}-{fault.value}",
-            marks=[
-                *marks(case),
-                *([pytest.mark.long] if BENCHES[case.way].protocol is Protocol.MODBUS_RTU else []),
-            ],
-        )
+        pytest.param(case, fault, id=f"{case}-{fault.value}", marks=[*marks(case), *costs(case)])
         for case in of
         for fault in faults
         if fault in BENCHES[case.way].faults

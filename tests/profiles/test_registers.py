@@ -16,9 +16,9 @@ INTEGERS = {
     RegisterType.S16: (-(2**15), 2**15 - 1),
     RegisterType.U32: (0, 2**32 - 1),
     RegisterType.S32: (-(2**31), 2**31 - 1),
-    # Beyond, a float has not every integer.
-    RegisterType.U64: (0, 2**53),
-    RegisterType.S64: (-(2**53), 2**53),
+    # A value is a float of 53 bits, and each scaling may cost the last one.
+    RegisterType.U64: (0, 2**50),
+    RegisterType.S64: (-(2**50), 2**50),
 }
 SCALES = [1.0, 0.1, 0.01, 0.001, 0.0001, 10.0, 1000.0]
 

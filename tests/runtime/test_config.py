@@ -9,6 +9,7 @@ import pytest
 
 from edge.core.schedule import value_at
 from edge.drivers.serial_line import SerialSettings
+from edge.profiles.loader import load_bodies
 from edge.profiles.model import Parity
 from edge.profiles.points import Protocol
 from edge.profiles.reading import profile_to_builtins
@@ -232,3 +233,63 @@ def test_schedule_gives_its_slots_to_its_category_and_null_means_default():
 def test_schedule_that_means_nothing_is_refused(changes):
     with pytest.raises(DocumentRefused):
         config.schedule_body(schedule(**changes))
+
+
+def mqtt_device(tag: str = "A", **changes: Any) -> dict[str, Any]:
+    raw = {"id": tag, "tag": tag, "category": "battery", "profile": "cube", "nameplate_kw": 60.0, **changes}
+    return {"url": "mqtt://broker.site", **raw}
+
+
+def mqtt_plan(*devices: dict[str, Any]) -> config.Plan:
+    profiles = {"cube": load_bodies()["iwell_cube_mqtt"]}
+    return config.plan({"site": SITE, "devices": list(devices), "profiles": profiles})
+
+
+@pytest.mark.parametrize(
+    ("url", "known_as"),
+    [
+        ("mqtt://Broker.site:1883/", "mqtt://broker.site"),
+        ("mqtts://broker.site:8883", "mqtts://broker.site"),
+        ("mqtts://broker.site:1883", "mqtts://broker.site:1883"),
+        ("mqtt://[FD00::1]:1884", "mqtt://[fd00::1]:1884"),
+    ],
+)
+def test_broker_has_one_spelling_so_that_its_devices_share_a_session(url, known_as):
+    plan = mqtt_plan(mqtt_device(url=url, username="node", password="secret"))
+
+    endpoint = plan.devices["A"].endpoint
+    assert str(endpoint) == known_as
+    assert endpoint.arguments == {"url": known_as, "username": "node", "password": "secret"}
+    assert "secret" not in repr(endpoint)
+
+
+def test_two_names_behind_one_broker_are_two_devices_and_one_name_is_one():
+    plan = mqtt_plan(
+        mqtt_device("A", parameters={"device": "cube-1"}),
+        mqtt_device("B", parameters={"device": "cube-2"}, url="mqtt://broker.site:1883"),
+        mqtt_device("C", parameters={"device": "cube-2"}),
+    )
+
+    assert list(plan.devices) == ["A", "B"]
+    assert plan.devices["A"].endpoint == plan.devices["B"].endpoint
+    assert plan.refused == {"C": "its control point is that of B"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"url": "http://broker.site"}, "expected mqtt://HOST"),
+        ({"url": "mqtt://"}, "expected mqtt://HOST"),
+        ({"url": "mqtt://broker.site/topic"}, "nothing behind it"),
+        ({"url": "mqtt://broker.site?a=b"}, "nothing behind it"),
+        ({"url": "mqtt://user:word@broker.site"}, "without user, password"),
+        ({"url": "mqtt://broker.site:0"}, "a port of 1 to 65535"),
+        ({"parameters": {"device": "#"}}, "without wildcards"),
+        ({"parameters": {"command": "{}"}}, "expected"),
+    ],
+)
+def test_mqtt_device_that_cannot_be_reached_is_refused_alone(changes, reason):
+    plan = mqtt_plan(mqtt_device("A", **changes), mqtt_device("B"))
+
+    assert list(plan.devices) == ["B"]
+    assert reason in plan.refused["A"]

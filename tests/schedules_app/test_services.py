@@ -9,7 +9,7 @@ from schedules_app.models import Schedule
 from schedules_app.services import schedule_create, schedule_delete, schedule_replace, schedule_replace_on
 from sites_app.documents import manifest_for
 from smartgrid.errors import Conflict, Invalid, NotFound
-from tests.factories import device_make, meter_type_make, node_make, site_make
+from tests.factories import device_make, meter_type_make, node_make, proxy_type_make, site_make
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("clock")]
 
@@ -102,6 +102,18 @@ def test_excluded_and_measured_devices_do_not_narrow_the_range(site):
     )
     device_make(node=site.nodes.get(), min_value=10, max_value=60, default_value=60, measured_only=True)
     schedule_create(site=site, category="inverter", valid_on=DAY, slots={"09:00": 100})
+
+
+def test_child_of_a_proxy_does_not_narrow_the_range_and_its_proxy_does(site):
+    node = site.nodes.get()
+    park = device_make(
+        node=node, device_type=proxy_type_make(), device_tag="PARK", category="inverter", min_value=20
+    )
+    device_make(node=node, min_value=30, max_value=60, default_value=60, controlled_by=park)
+    schedule_create(site=site, category="inverter", valid_on=DAY, slots={"09:00": 25})
+    with pytest.raises(Invalid) as refusal:
+        schedule_create(site=site, category="inverter", valid_on=TODAY, slots={"09:00": 15})
+    assert refusal.value.errors == {"schedule.09:00": ["Below 20, the least that PARK takes."]}
 
 
 def test_where_all_are_excluded_the_ranges_of_those_that_could_be_included_count(site):

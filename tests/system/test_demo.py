@@ -20,6 +20,7 @@ import pytest
 from pymodbus.client import ModbusTcpClient
 
 from edge.profiles.loader import load_all
+from smartgrid.demo.fleet import SITE_C
 from tests.servers import until
 
 pytestmark = pytest.mark.system
@@ -202,6 +203,49 @@ def test_category_request_at_site_a_answers_as_the_guide_prints_it(demo: Running
         httpx.codes.OK,
         {"status": "success", "result": {"updated": {"SMA_STP60_01": None}, "not_updated": {}}},
     )
+
+
+def test_device_of_every_type_obeys_a_request_of_its_category(demo: RunningDemo):
+    """One of each at site C, over its own protocol: the answer, and what the simulated device says itself."""
+    here = [device for device in demo.description["devices"] if device["site_id"] == SITE_C.id]
+    profiles = load_all()
+    assert {device["profile"] for device in demo.description["devices"]} == profiles.keys()
+    controlled: dict[str, list[str]] = {}
+    for device in here:
+        if profiles[device["profile"]].controllable:
+            controlled.setdefault(device["category"], []).append(device["device_tag"])
+    simulated = httpx.Client(base_url=demo.description["simulators_url"], timeout=20)
+    with demo.api() as api, simulated:
+        until(
+            lambda: None not in _values(api, controlled).values(),
+            what="not all devices hold their default",
+            within_s=60,
+        )
+        for category, tags in controlled.items():
+            # What each type of the category allows: an operating mode, a percentage.
+            value = 3 if category == "heat_pump" else 60
+            answer = api.put(
+                f"/sites/{SITE_C.id}/curtail-category",
+                json={"value": value, "category": category, "device_tags": tags},
+            )
+            assert answer.status_code == httpx.codes.OK, answer.text
+            result = answer.json()
+            assert result == {
+                "status": "success",
+                "result": {"updated": dict.fromkeys(tags), "not_updated": {}},
+            }, category
+            for device in here:
+                if device["device_tag"] in tags and device["observe_port"] is not None:
+                    shown = simulated.get(f"/devices/{device['device_tag']}").json()
+                    assert shown["limit_in_force"] == pytest.approx(value, abs=1.0), device["device_tag"]
+                    assert shown["gap_violations"] in (None, 0, []), device["device_tag"]
+
+
+def _values(api: httpx.Client, controlled: dict[str, list[str]]) -> dict[str, float | None]:
+    """What central says the devices hold."""
+    tags = {tag for tags in controlled.values() for tag in tags}
+    listed = api.get("/devices", params={"site_id": SITE_C.id}).json()
+    return {device["device_tag"]: device["value"] for device in listed if device["device_tag"] in tags}
 
 
 def test_schedule_is_confirmed_held_edited_and_taken_back(demo: RunningDemo):
