@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hmac
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import unquote
 
 import msgspec
-from aiohttp import web
 
 from edge.profiles import payloads
 from edge.profiles.model import VALUE
@@ -15,7 +15,7 @@ from edge.profiles.points import Point, Resource, Value
 from edge.profiles.values import from_device, to_device
 from edge.simulators.device import Fault
 from edge.simulators.templates import words_of
-from edge.simulators.web import Said, SimulatedServer
+from edge.simulators.web import Asked, Said, SimulatedServer
 
 JSON = "application/json"
 
@@ -30,8 +30,8 @@ class SimulatedHttp(SimulatedServer):
     path = ""
 
     def __init__(self, **setting: Any) -> None:
-        # What was asked, for who wants to look at it: method, path and body.
-        self.requests: list[tuple[str, str, bytes]] = []
+        # What was asked, for who wants to look at it.
+        self.requests: list[Asked] = []
         super().__init__(**setting)
         self._resources: dict[str, Resource] = {
             name: point for name, point in self.profile.points.items() if isinstance(point, Resource)
@@ -46,25 +46,24 @@ class SimulatedHttp(SimulatedServer):
         """Be a device that says nothing of this point."""
         del self._resources[name]
 
-    def answer(self, request: web.BaseRequest, body: bytes) -> Said:
-        path = request.path_qs
-        self.requests.append((request.method, path, body))
+    def answer(self, asked: Asked) -> Said:
+        self.requests.append(asked)
         del self.requests[:-50]
         self.let_own_fallback_act()
-        if request.method == "GET":
-            return self._get(path)
-        return self._write(request.method, path, body)
+        if asked.method == "GET":
+            return self._get(asked.target)
+        return self._write(asked)
 
-    def _is_let_in(self, request: web.BaseRequest) -> bool:
+    def lets_in(self, headers: Mapping[str, str]) -> bool:
         wanted = {
             name: text.replace("$username", self.username).replace("$password", self.password)
             for name, text in self.profile.headers.items()
             if "$password" in text
         }
         if not wanted:
-            return super()._is_let_in(request)
+            return super().lets_in(headers)
         return all(
-            hmac.compare_digest(request.headers.get(name, "").encode(), text.encode())
+            hmac.compare_digest(headers.get(name, "").encode(), text.encode())
             for name, text in wanted.items()
         )
 
@@ -91,8 +90,8 @@ class SimulatedHttp(SimulatedServer):
             raw = None if before is None else to_device(self.profile.points[name], before)
         return payloads.whole(raw) if isinstance(raw, float) else raw
 
-    def _write(self, method: str, path: str, body: bytes) -> Said:
-        found = self._told(method, path, body)
+    def _write(self, asked: Asked) -> Said:
+        found = self._told(asked)
         if found is None:
             return Said(404, JSON, b'{"error": "not found"}')
         name, value = found
@@ -108,13 +107,13 @@ class SimulatedHttp(SimulatedServer):
             self.wrote([name])
         return Said(200, JSON, b'{"accepted": true}')
 
-    def _told(self, method: str, path: str, body: bytes) -> tuple[str, Value] | None:
+    def _told(self, asked: Asked) -> tuple[str, Value] | None:
         """The point that this request is for, and what it is to be; None where it is for none."""
         for name, point in self._resources.items():
-            if not point.writable or point.method != method:
+            if not point.writable or point.method != asked.method:
                 continue
-            in_path = words_of(_path_of(point.write_path), path.encode())
-            in_body = words_of(point.body, body)
+            in_path = words_of(_path_of(point.write_path), asked.target.encode())
+            in_body = words_of(point.body, asked.body)
             if in_path is None or in_body is None:
                 continue
             words = in_body | {word: unquote(text) for word, text in in_path.items()}
