@@ -69,11 +69,7 @@ def contract_of(profile: Profile) -> tuple[Claim, ...]:
         Claim.RESTART: limit is not None,
         Claim.OWN_FALLBACK: limit is not None and limit.fallback is not None,
         Claim.PACE: True,
-<<<<<<< HEAD
         # What has no wire has nothing that breaks on it.
-=======
-        # What lives in the node's own process has none.
->>>>>>> proxy
         Claim.FAULTS: not profile.protocol.is_inside,
     }
     return tuple(claim for claim in Claim if holds[claim])

@@ -243,6 +243,14 @@ class _Attentive:
         await self._listen()
         return await self._driver.poll()
 
+    async def write(self, value: float) -> None:
+        await self._listen()
+        await self._driver.write(value)
+
+    async def keep_alive(self, value: float) -> None:
+        await self._listen()
+        await self._driver.keep_alive(value)
+
     async def _listen(self) -> None:
         before = self._session.number
         if not self._session.connected or self._device.hears_nothing():

@@ -81,6 +81,22 @@ def test_the_guides_first_devices_are_there():
     } <= PROFILES.keys()
 
 
+def test_every_kind_of_device_can_be_controlled_and_the_grid_measured():
+    controlled = {profile.category for profile in PROFILES.values() if profile.controllable}
+    measured = {profile.category for profile in PROFILES.values() if not profile.controllable}
+
+    assert controlled >= {
+        "inverter",
+        "battery",
+        "wind_turbine",
+        "ev_charger",
+        "generator",
+        "heat_pump",
+        "load",
+    }
+    assert measured >= {"meter", "sensor"}
+
+
 @pytest.mark.parametrize(
     ("path", "value", "key", "expectation"),
     [
