@@ -57,11 +57,15 @@ def type_profile(kind: DeviceType) -> Profile | None:
 
 
 def type_parameters(kind: DeviceType) -> dict[str, Parameter]:
-    """What a type's profile leaves open to each device, in the profile's order."""
+    """What a type's profile leaves open to each device: what has to be said first, then by name.
+
+    (The order of its file is lost: PostgreSQL keeps the keys of JSON in one of its own.)
+    """
     try:
-        return parameters_of(kind.profile_body)
+        found = parameters_of(kind.profile_body)
     except ProfileError:
         return {}
+    return dict(sorted(found.items(), key=lambda item: (not item[1].required, item[0])))
 
 
 @lru_cache(maxsize=256)

@@ -15,6 +15,7 @@ from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import reverse
 from django.utils.html import format_html
+from django.utils.safestring import mark_safe
 
 from devices_app import services
 from devices_app.address import type_profile
@@ -23,6 +24,7 @@ from devices_app.models import Device, DeviceBound, DeviceType, Probe, RetiringD
 from devices_app.probes import probe_ask, probe_settle
 from devices_app.retirement import device_abandon
 from devices_app.selectors import device_node_says, probe_verdict, retiring_kept_by, series_with_newest
+from devices_app.type_summary import TypeSummary, type_summary
 from smartgrid.admin import AnyModelAdmin, ServiceAdmin
 from smartgrid.errors import SgmError
 
@@ -34,13 +36,116 @@ else:
     AnyModelForm = forms.ModelForm
 
 
+NOT_ON_HARDWARE = (
+    '<span style="background:var(--message-warning-bg,#ffc);color:#333;padding:2px 6px;border-radius:3px;'
+    'white-space:nowrap">not verified on hardware</span>'
+)
+
+
+class SummaryFilter(admin.SimpleListFilter):
+    """A filter by what stands in the types' profiles; there are some dozens of types."""
+
+    def told(self, summary: TypeSummary) -> str:
+        """The word by which a type is found."""
+        raise NotImplementedError
+
+    def _by_word(self, model_admin: Any, request: HttpRequest) -> dict[str, list[Any]]:
+        found: dict[str, list[Any]] = {}
+        for kind in model_admin.get_queryset(request):
+            summary = type_summary(kind)
+            if summary is not None and (word := self.told(summary)):
+                found.setdefault(word, []).append(kind.pk)
+        return found
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        return [(word, word) for word in sorted(self._by_word(model_admin, request))]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:  # noqa: ARG002 - Django's hook
+        if self.value() is None:
+            return queryset
+        wanted = [
+            kind.pk
+            for kind in queryset
+            if (summary := type_summary(kind)) is not None and self.told(summary) == self.value()
+        ]
+        return queryset.filter(pk__in=wanted)
+
+
+class ConfidenceFilter(SummaryFilter):
+    title = "confidence"
+    parameter_name = "confidence"
+
+    def told(self, summary: TypeSummary) -> str:
+        return summary.confidence
+
+
+class WriteClassFilter(SummaryFilter):
+    title = "write class"
+    parameter_name = "write_class"
+
+    def told(self, summary: TypeSummary) -> str:
+        control = summary.capabilities.control
+        return "only measured" if control is None else control.write_class.value
+
+
+class OwnFallbackFilter(SummaryFilter):
+    title = "own fallback"
+    parameter_name = "own_fallback"
+
+    def told(self, summary: TypeSummary) -> str:
+        own = summary.capabilities.fallback
+        if own is None:
+            return "none" if summary.capabilities.control is not None else ""
+        return own.takes
+
+
 @admin.register(DeviceType)
 class DeviceTypeAdmin(ServiceAdmin):
-    list_display = ["name", "profile", "category", "protocol", "value_kind", "verified_on_hardware"]
-    list_filter = ["category", "protocol", "verified_on_hardware"]
+    list_display = [
+        "name",
+        "category",
+        "protocols",
+        "capability",
+        "write_class",
+        "own_fallback",
+        "confidence",
+        "on_hardware",
+    ]
+    list_filter = [
+        "category",
+        "protocol",
+        ConfidenceFilter,
+        WriteClassFilter,
+        OwnFallbackFilter,
+        "verified_on_hardware",
+    ]
     search_fields = ["name", "profile", "id"]
+    readonly_fields = ["id", "created_at", "on_hardware"]
+    fields = [
+        "id",
+        "created_at",
+        "name",
+        "profile",
+        "on_hardware",
+        "category",
+        "protocol",
+        "value_kind",
+        "min_value",
+        "max_value",
+        "default_value",
+        "lifetime",
+    ]
     # The profile's facts come with this version of the software (`sync_device_types`).
-    readonly_fields = ["id", "created_at", "verified_on_hardware", "profile_body"]
+    of_the_profile = (
+        "profile",
+        "category",
+        "protocol",
+        "value_kind",
+        "min_value",
+        "max_value",
+        "default_value",
+    )
+    change_form_template = "admin/devices_app/devicetype/change_form.html"
 
     def save_by_service(self, *, row: Any, values: dict[str, Any], is_new: bool) -> Model:
         if is_new:
@@ -48,7 +153,46 @@ class DeviceTypeAdmin(ServiceAdmin):
         return services.device_type_update(device_type=row, **values)
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> list[str]:
-        return [*super().get_readonly_fields(request, obj), *(["profile"] if obj else [])]
+        theirs = () if obj is None else self.of_the_profile if obj.profile_body else ("profile",)
+        return [*super().get_readonly_fields(request, obj), *theirs]
+
+    def render_change_form(self, request: HttpRequest, context: Any, *args: Any, **kwargs: Any) -> Any:
+        kind = kwargs.get("obj")
+        if kind is not None:
+            context["summary"] = type_summary(kind)
+            context["on_hardware"] = kind.verified_on_hardware
+        return super().render_change_form(request, context, *args, **kwargs)
+
+    @admin.display(description="protocols", ordering="protocol")
+    def protocols(self, row: DeviceType) -> str:
+        summary = type_summary(row)
+        return row.protocol if summary is None else summary.protocols
+
+    @admin.display(description="what it can do")
+    def capability(self, row: DeviceType) -> str:
+        summary = type_summary(row)
+        return "its profile cannot be used" if summary is None else summary.capability
+
+    @admin.display(description="write class")
+    def write_class(self, row: DeviceType) -> str:
+        summary = type_summary(row)
+        return "" if summary is None else summary.write_class
+
+    @admin.display(description="own fallback")
+    def own_fallback(self, row: DeviceType) -> str:
+        summary = type_summary(row)
+        return "" if summary is None else summary.own_fallback
+
+    @admin.display(description="confidence")
+    def confidence(self, row: DeviceType) -> str:
+        summary = type_summary(row)
+        return "" if summary is None else summary.confidence
+
+    @admin.display(description="on hardware", ordering="verified_on_hardware")
+    def on_hardware(self, row: DeviceType) -> str:
+        if row.verified_on_hardware:
+            return "verified"
+        return mark_safe(NOT_ON_HARDWARE)  # noqa: S308 - a constant
 
 
 class DeviceBoundInline(AnyTabularInline):

@@ -6,14 +6,14 @@ Reads only. Nothing here can write: all it has of a driver is `read_points`.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
-from typing import Protocol, runtime_checkable
+from typing import Protocol as Shape, runtime_checkable
 
 from edge.core.commands import WriteClass
-from edge.drivers.errors import DeviceRefused, DeviceUnreachable, ReadingInvalid
+from edge.drivers.errors import DeviceAway, DeviceRefused, DeviceUnreachable, ReadingInvalid
 from edge.drivers.plan import plan_reads
 from edge.drivers.points import NAMEPLATE_TOLERANCE, readback_points, shown
 from edge.profiles.model import FALLBACK, TIMEOUT, VALUE, Check, Limit, LimitUnit, OwnFallback, Profile
-from edge.profiles.points import Register, RegisterType, Resource, Value
+from edge.profiles.points import Message, Protocol, Register, RegisterType, Resource, Value
 from edge.profiles.registers import decode, encode
 from edge.wire.messages import ProbeLine, ProbeReport, Verdict
 
@@ -28,7 +28,7 @@ Ask = Callable[[frozenset[str]], Awaitable[Mapping[str, Value]]]
 
 
 @runtime_checkable
-class PointReader(Protocol):
+class PointReader(Shape):
     """All that a probe needs of a driver (`edge.drivers.points.PointDriver` has it)."""
 
     async def read_points(self, names: Iterable[str]) -> Mapping[str, Value]:
@@ -95,6 +95,11 @@ class Probe:
         try:
             values = await self._ask(names)
         except (DeviceRefused, ReadingInvalid) as error:
+            refusal = str(error)
+        except DeviceAway as error:
+            if self._profile.protocol is not Protocol.MQTT:
+                raise
+            # A topic on which nothing came says nothing about the others.
             refusal = str(error)
         self._took_s.append(self._clock() - begun)
         self._found.update({name: value for name, value in values.items() if name in self._profile.points})
@@ -439,8 +444,12 @@ def _together(profile: Profile, names: list[str]) -> list[frozenset[str]]:
     for name in names:
         point = profile.points[name]
         # A SunSpec address counts from its model.
-        kind = point.model if isinstance(point, Register) else None
-        apart.setdefault(point.read_path if isinstance(point, Resource) else kind, []).append(name)
+        kind: object = point.model if isinstance(point, Register) else None
+        if isinstance(point, Resource):
+            kind = point.read_path
+        elif isinstance(point, Message):
+            kind = point.topic
+        apart.setdefault(kind, []).append(name)
     if not profile.protocol.is_modbus:
         return [frozenset(group) for group in apart.values()]
     return [

@@ -9,6 +9,7 @@ from __future__ import annotations
 from enum import StrEnum
 
 from edge.profiles.model import Profile
+from edge.profiles.points import Protocol
 
 
 class Claim(StrEnum):
@@ -49,7 +50,12 @@ _PROMISES = {
 
 
 def contract_of(profile: Profile) -> tuple[Claim, ...]:
-    """The claims that the suite makes of a device of this type."""
+    """The claims that the suite makes of a device of this type.
+
+    None of a proxy, which has no driver: `tests/runtime/test_proxy.py` is its suite.
+    """
+    if profile.protocol is Protocol.PROXY:
+        return ()
     limit = profile.limit
     holds = {
         Claim.IDENTITY: bool(profile.identity.checks),

@@ -11,6 +11,7 @@ from edge.profiles.parameters import Parameter
 from edge.profiles.points import Confidence, Point, Protocol, Register
 from edge.profiles.summary import Capabilities, Control, Fallback, capabilities_of, confidence_of
 
+NO_DRIVER = "that of each device behind it; what makes one of them is held to `tests/runtime/test_proxy.py`"
 PROTOCOLS = {
     Protocol.MODBUS_TCP: "Modbus TCP",
     Protocol.MODBUS_RTU: "Modbus RTU",
@@ -119,7 +120,7 @@ def section(profile: Profile, *, all_points: bool = False) -> str:
         facts.append("**Only measured**: nothing is written to it.")
     facts.append(f"**Recognised by** {_identity(profile)}.")
     facts.append(f"**Confidence**: {_confidence(profile, what)}.")
-    facts.append(f"**Contract**: {', '.join(contract_of(profile))}.")
+    facts.append(f"**Contract**: {', '.join(contract_of(profile)) or NO_DRIVER}.")
     facts.append(f"**Source**: {profile.source}.")
     lines = [f'<a id="{profile.name}"></a>', "", f"### {profile.title}", ""]
     lines += [f"- {fact}" for fact in facts]

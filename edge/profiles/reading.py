@@ -9,7 +9,7 @@ import msgspec
 
 from edge.profiles.check import profile_check
 from edge.profiles.errors import ProfileError
-from edge.profiles.model import Profile
+from edge.profiles.model import Profile, Step
 from edge.profiles.parameters import parameters_bound, parameters_checked, parameters_of
 from edge.profiles.points import KINDS, MAX_ADDRESS, Point, Register
 
@@ -39,8 +39,45 @@ def profile_from_builtins(data: Mapping[str, Any], parameters: Mapping[str, obje
         points = {name: _moved(profile, name, point) for name, point in points.items()}
     # What is offset already is not offset again, where this very profile travels on.
     profile = msgspec.structs.replace(profile, points=points, address_offset=0)
+    profile = _ordered(profile)
     profile_check(profile)
     return profile
+
+
+def _ordered(profile: Profile) -> Profile:
+    """With what is written together in the order of the wire, whatever order it came in.
+
+    A map of JSON has none: PostgreSQL, for one, keeps keys by their length.
+    """
+    limit = profile.limit
+    if limit is None:
+        return profile
+    own = limit.fallback
+    if own is not None:
+        own = msgspec.structs.replace(
+            own, arm=_in_order(profile, own.arm), keep_alive=_in_order(profile, own.keep_alive)
+        )
+    limit = msgspec.structs.replace(
+        limit,
+        once=_in_order(profile, limit.once),
+        set=_in_order(profile, limit.set),
+        release=None if limit.release is None else _in_order(profile, limit.release),
+        fallback=own,
+    )
+    return msgspec.structs.replace(profile, limit=limit)
+
+
+def _in_order(profile: Profile, steps: tuple[Step, ...]) -> tuple[Step, ...]:
+    def address(name: str) -> int:
+        point = profile.points.get(name)
+        return point.address if isinstance(point, Register) else 0
+
+    return tuple(
+        msgspec.structs.replace(
+            step, together={name: step.together[name] for name in sorted(step.together, key=address)}
+        )
+        for step in steps
+    )
 
 
 def _moved(profile: Profile, name: str, point: Point) -> Point:

@@ -641,8 +641,10 @@ class Bus:
             if member.sparing and write.sent >= TRIES:
                 # It answers when asked and not when written: each of these may have been carried out.
                 write.not_before = write.sent_at + self._pause_after(member, write.sent)
-            self._failed(member, member.write, Code.WRITE_FAILED, reason)
+        # First: what it means that a write has failed depends on why the device is not there.
         self._tell_lost(member, reason)
+        if member.write is not None:
+            self._failed(member, member.write, Code.WRITE_FAILED, reason)
 
     def _answered(self, member: _Member) -> None:
         member.reachable = True

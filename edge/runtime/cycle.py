@@ -29,6 +29,7 @@ from edge.runtime.alarms import Alarms
 from edge.runtime.bus import Bus, KeepAliveJob, WriteOutcome
 from edge.runtime.clock import Clock, wall
 from edge.runtime.database import StoreFailed
+from edge.runtime.night import LONGEST_NIGHT_S, POWER, Sleep
 from edge.runtime.proxies import Line, Proxies, ProxyLine
 from edge.runtime.reasons import Outcome, Reasons
 from edge.runtime.store import Kept, Store
@@ -97,10 +98,15 @@ class Unit:
     readings: dict[str, Reading] = field(default_factory=dict)
     reachable: bool | None = None
     lost_at: float = 0.0
+    sleep: Sleep | None = None  # of a device that sleeps at night
 
     @property
     def settings(self) -> DeviceSettings:
         return self.state.settings
+
+    @property
+    def is_asleep(self) -> bool:
+        return self.sleep is not None and self.sleep.is_asleep
 
     @property
     def is_proxy(self) -> bool:
@@ -157,6 +163,8 @@ class Cycle:
         self._wake = asyncio.Event()
         self._next_look = 0.0
         self._ledgers_due = 0.0
+        # Devices that sleep, by what their lines call them.
+        self._sleepers: dict[str, Unit] = {}
         self._schedules: dict[str, Schedule] = {}
 
     # --- the turn -----------------------------------------------------------------------------------
@@ -179,6 +187,7 @@ class Cycle:
         """Evaluate every device once."""
         self.evaluate(self._everyone())
         self._next_look = min((unit.look_at for unit in self._everyone()), default=math.inf)
+        self._miss_sleepers()
         for proxy, readings, reachable in self.proxies.sum_up(self._clock.now()):
             proxy.readings = {key: Reading(value, at) for key, (value, at) in readings.items()}
             proxy.reachable = reachable
@@ -211,8 +220,10 @@ class Cycle:
         for unit in self.proxies.downwards(units) if self.proxies else units:
             if unit.image.clock is not quality:
                 unit.image = replace(unit.image, clock=quality)
-            if (passed_on := self.proxies.passed_on(unit)) != unit.image.passed_on:
-                unit.image = replace(unit.image, passed_on=passed_on)
+            if unit.settings.proxy is not None or unit.image.passed_on is not None:
+                passed_on = self.proxies.passed_on(unit)
+                if passed_on != unit.image.passed_on:
+                    unit.image = replace(unit.image, passed_on=passed_on)
             day = unit.state.ledger.day
             unit.state, unit.decision = arbitration.decide(unit.state, unit.image, now)
             if unit.state.ledger.day != day:
@@ -545,7 +556,7 @@ class Cycle:
             self.alarms.clear("wear", device=settings.tag)
 
     def _is_back(self, unit: Unit) -> None:
-        if unit.reachable is False:
+        if unit.reachable is False and not unit.is_asleep:
             away = self._clock.boottime_s() - unit.lost_at
             log.info("device is back", device=unit.settings.tag, away_s=round(away, 1))
         unit.reachable = True
@@ -585,10 +596,49 @@ class Cycle:
             return
         if unit.reachable is not False:
             unit.lost_at = self._clock.boottime_s()
-            log.warning("device is out of reach", device=tag, reason=reason)
-            self._device_error(unit, reason)
+            if not self._falls_asleep(unit):
+                log.warning("device is out of reach", device=tag, reason=reason)
+                self._device_error(unit, reason)
         unit.reachable = False
         unit.image = replace(unit.image, readback=None)
+
+    def _falls_asleep(self, unit: Unit) -> bool:
+        """Tell whether a device that gives no answer, or no values, is asleep; that is said once."""
+        sleep = unit.sleep
+        if sleep is None:
+            return False
+        if not sleep.is_asleep:
+            held = unit.state.in_force
+            if not sleep.may_sleep(unit.image.readback, held.value if held is not None else None):
+                return False
+            sleep.since_s = self._clock.boottime_s()
+            self._sleepers[unit.key] = unit
+            log.info("device is asleep", device=unit.settings.tag, last_power_kw=sleep.power_kw)
+        return True
+
+    def _hear_power(self, unit: Unit, power_kw: float | None) -> None:
+        """Take note of the power of a device that sleeps at night."""
+        if power_kw is None:
+            self._falls_asleep(unit)
+        elif unit.sleep is not None:
+            since_s = unit.sleep.since_s
+            if unit.sleep.heard(power_kw) and since_s is not None:
+                self._sleepers.pop(unit.key, None)
+                slept_s = round(self._clock.boottime_s() - since_s, 1)
+                log.info("device is awake", device=unit.settings.tag, slept_s=slept_s)
+
+    def _miss_sleepers(self) -> None:
+        """No night is that long: who still sleeps is out of reach, and somebody should look."""
+        now_s = self._clock.boottime_s()
+        for key, unit in list(self._sleepers.items()):
+            if self.unit(key) is not unit or unit.sleep is None or not unit.sleep.is_asleep:
+                del self._sleepers[key]
+            elif unit.sleep.is_overdue(now_s):
+                del self._sleepers[key]
+                unit.sleep.since_s = unit.sleep.power_kw = None
+                reason = f"it fell asleep more than {LONGEST_NIGHT_S / 3600:g} h ago and has not woken"
+                log.warning("device is out of reach", device=unit.settings.tag, reason=reason)
+                self._device_error(unit, reason)
 
     def wrote(self, tag: str, outcome: WriteOutcome) -> None:
         unit = self.unit(tag)
@@ -613,8 +663,11 @@ class Cycle:
         elif outcome.code is not unit.failing:
             # Once, until it is confirmed: a ramp asks for a new value each second.
             unit.failing = outcome.code
-            log.error("write is not confirmed", device=tag, value=outcome.value, reason=result.reason)
-            self._device_error(unit, result.reason)
+            if unit.is_asleep:
+                log.info("write waits for the morning", device=tag, value=outcome.value)
+            else:
+                log.error("write is not confirmed", device=tag, value=outcome.value, reason=result.reason)
+                self._device_error(unit, result.reason)
         self._answer_waiters(unit, result)
         # Together: a lapse is logged once, wherever this process ends.
         with contextlib.suppress(StoreFailed), self._store.transaction():
@@ -635,6 +688,8 @@ class Cycle:
         now = self._clock.now()
         if result.readback != unit.image.readback:
             unit.image = replace(unit.image, readback=result.readback)
+        if unit.sleep is not None:
+            self._hear_power(unit, result.readings.get(POWER))
         said = _moments(result.said_at_s, now)
         unit.readings = {key: Reading(value, said.get(key, now)) for key, value in result.readings.items()}
 

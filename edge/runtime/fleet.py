@@ -36,6 +36,7 @@ from edge.runtime.config import (
 from edge.runtime.cycle import Cycle, Unit
 from edge.runtime.database import StoreFailed
 from edge.runtime.documents import DocumentRefused
+from edge.runtime.night import sleep_of
 from edge.runtime.proxies import Child, Family, Line, ProxyLine
 from edge.runtime.store import Kept, Leaving, Store
 from edge.wire.messages import Code, DeviceResult, SiteConfig
@@ -182,6 +183,9 @@ class Fleet:
         here = next((key for key, known in line.planned.items() if _same_device(known, planned)), None)
         if here is not None:
             driver = line.bus.driver(here)
+        elif not planned.endpoint.is_shared:
+            # A server takes another session, and the plant that lives in the node is not to gain a machine.
+            return None
         else:
             driver = self.drivers[planned.endpoint.protocol].driver(
                 session=line.session,
@@ -473,6 +477,9 @@ class Fleet:
                 state = arbitration.retire(state)
             unit = Unit(state, line, can_write=planned.profile.controllable, key=key, kept=found)
             self.cycle.add(unit, leaving=key in self._leaving)
+        unit.sleep = sleep_of(
+            unit.sleep, sleeps=planned.profile.sleeps_at_night, nameplate_kw=planned.config.nameplate_kw
+        )
         if key not in self._leaving:
             self.cycle.reconfigure(unit, planned.settings)
 

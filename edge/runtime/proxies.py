@@ -108,9 +108,9 @@ class Proxies:
 
     # --- who is behind whom
 
-    def commanded(self, proxy: Unit) -> list[Unit]:
+    def commanded(self, proxy: Unit) -> Iterator[Unit]:
         """Those of a proxy's children which its value is passed on to."""
-        return [unit for unit in self._children(proxy) if _follows(unit, proxy)]
+        return (unit for unit in self._children(proxy) if _follows(unit, proxy))
 
     def _children(self, proxy: Unit) -> Iterator[Unit]:
         family = self._families.get(proxy.key)
@@ -212,16 +212,16 @@ class Proxies:
         """What became of what was last written to a proxy; None while a child has yet to say."""
         assert proxy.ticket is not None
         failed: list[tuple[str, WriteOutcome]] = []
-        children = self.commanded(proxy)
-        for child in children:
+        for child in self.commanded(proxy):
             if child.ticket is not None:
                 if child.ticket_told is None:
                     return None
                 failed.append((child.settings.tag, child.ticket_told))
-            elif proxy.state.lapse is not None and not _has_arrived(child):
-                # (A step of its own ramp: what it falls back to is still ahead.)
+            elif not _stands(child) or (proxy.state.lapse is not None and not _has_arrived(child)):
+                # (It has yet to be asked; or has taken a step of its own ramp, and what it falls back to is
+                # still ahead.)
                 return None
-        readback = self._readback(proxy, children)
+        readback = self._readback(proxy)
         skipped = self.passed_over(proxy)
         if not failed:
             detail = skipped.removeprefix("; ")
@@ -235,13 +235,16 @@ class Proxies:
             still_trying=any(told.still_trying for _, told in failed),
         )
 
-    def _readback(self, proxy: Unit, children: Iterable[Unit]) -> float | None:
+    def _readback(self, proxy: Unit) -> float | None:
         """What its children hold, each weighing as much as its nameplate; None where one does not tell."""
         family = self._families.get(proxy.key)
         if family is None:
             return None
         nameplates = {child.tag: child.nameplate_kw for child in family.children}
-        held = [Contribution(child.image.readback, nameplates.get(child.settings.tag)) for child in children]
+        held = [
+            Contribution(child.image.readback, nameplates.get(child.settings.tag))
+            for child in self.commanded(proxy)
+        ]
         return together(held, how="mean")
 
     # --- its readings
@@ -283,6 +286,14 @@ class Proxies:
 def _follows(unit: Unit, proxy: Unit) -> bool:
     """Tell whether this device takes its value from this proxy now."""
     return unit.settings.proxy == proxy.key and unit.settings.is_controlled and unit.state.retirement is None
+
+
+def _stands(child: Unit) -> bool:
+    """Tell whether a device has confirmed what it was decided to be held at."""
+    decision, in_force = child.decision, child.state.in_force
+    if decision is None or in_force is None:
+        return False
+    return in_force.confirmed and in_force.value == decision.value
 
 
 def _has_arrived(child: Unit) -> bool:

@@ -499,7 +499,8 @@ class BoundConfig(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True)
 class DeviceConfig(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """One device of a node. Bounds and default in the type's own unit; `nameplate_kw` is its rated power.
 
-    `owned_by`: tag of the device whose control point also commands this one; it is measured only.
+    `owned_by`: tag of the device whose control point also commands this one, which is measured only; or of
+    the proxy whose value this one takes.
     `ramp_pct_per_min`: how fast its value may change, in percent of nameplate a minute. `accept_wear`: an
     engineer accepts writes that a register of unknown endurance was not made for. `arm_fallback`: arm the
     device's own fallback although it can only release or only stop. A device on a serial line of the node

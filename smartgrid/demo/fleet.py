@@ -22,6 +22,10 @@ HOST = "127.0.0.1"
 DEVICES_BROKER = "devices-mqtt"
 DEVICES_USER = "devices"
 SWITCHBOARD = "simulators"
+# Where the simulated OPC XML-DA servers listen; it is each maker's own.
+XML_DA_PATH = "/XmlDa/Service.asmx"
+ItemPath
+ItemPath"
 PROFILES = load_all()
 
 
@@ -79,7 +83,8 @@ class DemoDevice:
                 "password": password,
             }
         elif self.protocol.has_url:
-            where = {"url": f"http://{HOST}:{ports[f'device:{self.tag}']}"}
+            path = XML_DA_PATH if self.protocol is Protocol.XML_DA else ""
+            where = {"url": f"http://{HOST}:{ports[f'device:{self.tag}']}{path}"}
         else:
             port = ports[f"device:{self.tag}"]
             where = {"modbus_server_host": HOST, "modbus_server_port": port, "modbus_id": self.unit}

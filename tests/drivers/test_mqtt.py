@@ -23,8 +23,9 @@ from structlog.testing import capture_logs
 from edge.drivers.errors import DeviceAway, DeviceRefused, DeviceUnreachable, ReadingInvalid
 from edge.drivers.json_values import MAX_PAYLOAD
 from edge.drivers.mqtt import MqttDriver, MqttSession
-from edge.profiles.loader import load_all
+from edge.profiles.loader import load_all, load_bodies
 from edge.profiles.model import Identity, Profile
+from edge.profiles.reading import profile_from_builtins
 from edge.simulators.device import Fault
 from edge.simulators.mqtt import SimulatedMqttDevice
 from tests.drivers.benches import NAMEPLATE_KW, SharedClock
@@ -471,21 +472,59 @@ async def test_nobody_to_hear_a_command_is_told_at_once(table):
             await driver.write(37)
 
 
-async def test_a_device_without_answers_is_judged_by_what_it_says_then(table):
-    setpoint = msgspec.structs.replace(CUBE.points["setpoint"], ack_topic="")
-    session = table.session(timeout_s=1)
-    driver = table.driver(
-        session, msgspec.structs.replace(CUBE, points={**CUBE.points, "setpoint": setpoint})
-    )
+@pytest.mark.parametrize("qos", [0, 1])
+async def test_a_device_without_answers_is_judged_by_what_it_says_then(table, qos):
+    profile = profile_from_builtins(load_bodies()["iwell_cube_mqtt"], {"ack_topic": "", "qos": qos})
+    session = table.session(timeout_s=5)
+    driver = table.driver(session, profile)
     await session.connect()
     by_hand = await table.peer(SETPOINT)
     await by_hand.say(STATE, SAID)
 
     await driver.write(37)
-    await by_hand.hears(1)
+    assert (await by_hand.hears(1)).qos == qos
     await by_hand.say(STATE, {**SAID, "max_power_w": 22_200})
 
     assert await driver.read_setpoint() == pytest.approx(37)
+
+
+async def test_a_device_with_words_and_places_of_its_own_is_a_matter_of_parameters(table):
+    parameters = {
+        "state_topic": "EMS/V2/Inverter",
+        "availability_topic": "EMS/V2/alive",
+        "availability_path": "v",
+        "online_word": "1",
+        "offline_word": "0",
+        "power_path": "$.P[0]",
+        "power_sign": -1,
+        "power_scale": 1,
+        "cap_path": '["P max"]',
+        "setpoint_topic": "EMS/V2/Control",
+        "command": "$value;$id",
+        "ack_topic": "EMS/V2/Answer",
+        "ack_id_path": "re",
+        "ack_ok_path": "result.ok",
+        "ack_reason_path": "result.why",
+    }
+    profile = profile_from_builtins(load_bodies()["iwell_cube_mqtt"], parameters)
+    session = table.session(timeout_s=5)
+    driver = table.driver(session, profile)
+    await session.connect()
+    by_hand = await table.peer("EMS/V2/Control")
+    await by_hand.say("EMS/V2/Inverter", {"P": [-12.5, 0], "P max": 60})
+    assert (await driver.poll()).readings["P_kW"] == 12.5
+
+    writing = asyncio.create_task(driver.write(50))
+    value, identifier = bytes((await by_hand.hears(1)).payload).decode().split(";")
+    await by_hand.say("EMS/V2/Answer", {"re": identifier, "result": {"ok": False, "why": "not today"}})
+
+    assert value == "30"
+    with pytest.raises(DeviceRefused, match="not today"):
+        await writing
+    await by_hand.say("EMS/V2/alive", {"v": "0"})
+    await until(lambda: session.topic("EMS/V2/alive").newest)
+    with pytest.raises(DeviceAway, match="says 0"):
+        await driver.poll()
 
 
 @pytest.mark.parametrize("fault", [Fault.WRONG_UNIT, Fault.DELAY])

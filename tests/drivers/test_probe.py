@@ -12,7 +12,7 @@ from edge.profiles.loader import load_all
 from edge.profiles.model import OwnFallback, Profile, Step
 from edge.simulators.device import Fault
 from edge.wire.messages import ProbeLine, ProbeReport, Verdict
-from tests.drivers.benches import NAMEPLATE_KW, PROFILES
+from tests.drivers.benches import BENCHES, NAMEPLATE_KW, PROFILES, cases, on_bench, ways_of
 
 SMA, GENERIC, SUNGROW = "sma_stp60_im20", "generic_modbus", "sungrow_sg110cx"
 OK, WARNING, FAILED = Verdict.OK, Verdict.WARNING, Verdict.FAILED
@@ -31,19 +31,24 @@ def of(report: ProbeReport, part: str, point: str = "") -> ProbeLine:
     )
 
 
-@pytest.mark.parametrize("name", sorted(name for name in PROFILES if PROFILES[name].protocol == "modbus_tcp"))
-async def test_probe_of_the_right_device_fails_nothing_and_writes_nothing(bench, name):
-    bench = await bench(name)
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, id=str(case), marks=[pytest.mark.services] if BENCHES[case.way].services else [])
+        for case in cases()
+        if case.way == ways_of(case.profile)[0]
+    ],
+)
+async def test_probe_of_the_right_device_fails_nothing_and_writes_nothing(case):
+    async with on_bench(case) as bench:
+        report = await report_on(bench)
 
-    report = await report_on(bench)
-
-    assert [line for line in report.lines if line.verdict is FAILED] == []
-    assert bench.device.writes.total() == 0
+        assert [line for line in report.lines if line.verdict is FAILED] == []
+        assert bench.device.writes is None or bench.device.writes.total() == 0
+        assert bench.device.gap_violations == []
     keys = {line.key: line for line in report.lines if line.key}
-    assert set(keys) == set(PROFILES[name].telemetry)
-    assert all(line.value is not None for line in keys.values())
-    assert all(line.name and line.unit is not None for line in keys.values())
-    assert bench.device.gap_violations == []
+    assert set(keys) == set(case.profile.telemetry)
+    assert [key for key, line in keys.items() if line.value is None] == []
 
 
 async def test_device_of_another_type_fails_with_what_was_expected_and_what_to_do(bench):

@@ -11,6 +11,7 @@ import yaml
 
 from edge.profiles.errors import ProfileError
 from edge.profiles.loader import DATA, load_all, load_profile
+from edge.profiles.model import Profile
 from edge.profiles.reading import profile_from_builtins, profile_to_builtins
 
 PROFILES = load_all()
@@ -30,6 +31,29 @@ def test_every_profile_survives_the_way_through_json(name):
     again = profile_from_builtins(json.loads(json.dumps(profile_to_builtins(profile))))
 
     assert again == profile
+
+
+def keys_by_length(part: Any) -> Any:
+    """As PostgreSQL keeps JSON."""
+    if isinstance(part, dict):
+        return {key: keys_by_length(part[key]) for key in sorted(part, key=lambda key: (len(key), key))}
+    return [keys_by_length(one) for one in part] if isinstance(part, list) else part
+
+
+def written(profile: Profile) -> list[list[str]]:
+    """The points of every step, in the order of the wire."""
+    limit = profile.limit
+    if limit is None:
+        return []
+    own = limit.fallback
+    kept = (*own.arm, *own.keep_alive) if own is not None else ()
+    return [list(step.writes) for step in (*limit.once, *limit.set, *(limit.release or ()), *kept)]
+
+
+@pytest.mark.parametrize("name", sorted(PROFILES))
+def test_what_is_written_together_keeps_its_order_where_keys_lose_theirs(name):
+    stored = keys_by_length(json.loads(json.dumps(profile_to_builtins(PROFILES[name]))))
+    assert written(profile_from_builtins(stored)) == written(PROFILES[name])
 
 
 @pytest.mark.parametrize("name", sorted(PROFILES))
@@ -55,6 +79,22 @@ def test_the_guides_first_devices_are_there():
         "generic_modbus_wind",
         "generic_modbus_charger",
     } <= PROFILES.keys()
+
+
+def test_every_kind_of_device_can_be_controlled_and_the_grid_measured():
+    controlled = {profile.category for profile in PROFILES.values() if profile.controllable}
+    measured = {profile.category for profile in PROFILES.values() if not profile.controllable}
+
+    assert controlled >= {
+        "inverter",
+        "battery",
+        "wind_turbine",
+        "ev_charger",
+        "generator",
+        "heat_pump",
+        "load",
+    }
+    assert measured >= {"meter", "sensor"}
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ PROFILES = load_all()
 def data() -> dict[str, Any]:
     data: dict[str, Any] = yaml.safe_load((DATA / "inverter" / "generic_modbus.yaml").read_text())
     data["parameters"] = {}
+    data["limit"]["tolerance"] = 0.1
     data["points"] = {
         "limit_target": {**_point(32), "type": "u16", "access": "read_write", "scale": 0.01, "unit": "%"},
         "limit_in_force": {**_point(50), "type": "u16", "scale": 0.01, "unit": "%"},

@@ -118,26 +118,14 @@ async def test_device_on_a_serial_port_is_probed_there(tmp_path, capsys):
     assert device.writes.total() == 0
 
 
-@pytest.fixture
-def adjustable(tmp_path: Path) -> Path:
-    """A profile that leaves the register of its power to each device."""
-    body = load_bodies()["generic_modbus"]
-    body["name"] = "adjustable"
-    body["points"]["power"]["address"] = "${address}"
-    body["parameters"] = {
-        "address": {"title": "Register", "type": "integer", "default": 5000, "maximum": 65535}
-    }
-    return as_file(body, tmp_path)
-
-
-async def test_profile_from_a_file_takes_parameters(adjustable, capsys):
+async def test_parameters_are_those_of_the_command_line(tmp_path, capsys):
+    file = as_file(load_bodies()["generic_modbus"], tmp_path)
     device = SimulatedDevice(profile=profile("generic_modbus"), unit=1, nameplate_kw=60)
     await device.start()
     try:
-        _, elsewhere = await probe("--profile", adjustable, "127.0.0.1", "--port", device.port, capsys=capsys)
-        _, there = await probe(
-            "--profile", adjustable, "127.0.0.1", "--port", device.port, "--set", "address=51", capsys=capsys
-        )
+        arguments = ["--profile", file, "127.0.0.1", "--port", device.port]
+        _, elsewhere = await probe(*arguments, "--set", "power_address=5000", capsys=capsys)
+        _, there = await probe(*arguments, "--set", "power_address=51", capsys=capsys)
     finally:
         await device.stop()
     assert "it has no such register" in elsewhere
@@ -240,6 +228,32 @@ async def test_candidate_elsewhere_is_probed_over_a_connection_that_is_closed_ag
         await other.stop()
     assert report.verdict is not Verdict.FAILED
     assert other.writes.total() == 0
+
+
+async def test_candidate_that_is_simulated_in_the_node_gets_a_plant_of_its_own(rig):
+    body = load_bodies()["demo_inverter"]
+    demo = {
+        "id": "demo",
+        "tag": "DEMO_01",
+        "category": "inverter",
+        "profile": "demo_inverter",
+        "nameplate_kw": 50.0,
+    }
+    config = rig.body
+    config["devices"].append(demo)
+    config["profiles"]["demo_inverter"] = body
+    await rig.central.configured(config)
+
+    here = await probed(rig, device="demo")
+    another = await probed(rig, candidate={**demo, "id": "new", "tag": "DEMO_02"}, profile=body)
+
+    assert (here.verdict, here.where) == (another.verdict, another.where) == (Verdict.WARNING, "demo")
+
+
+async def test_proxy_is_nothing_to_look_at(rig):
+    proxy = {"id": "p", "tag": "PROXY", "category": "inverter", "profile": "proxy_device"}
+    answer = await refused(rig, candidate=proxy, profile=load_bodies()["proxy_device"])
+    assert (answer.code, "the devices behind it" in answer.detail) == (Code.UNUSABLE, True)
 
 
 async def test_setpoint_is_written_while_a_probe_waits_for_a_device_that_does_not_answer(rig):

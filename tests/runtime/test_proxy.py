@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from datetime import UTC, datetime
 from typing import Any
 
@@ -305,6 +306,19 @@ async def test_child_that_drifts_is_written_again_by_its_own_cyclic_writer(tmp_p
         assert limits(plant) == [40, 40]
 
 
+async def test_new_limit_and_new_bounds_act_on_a_proxys_running_hold(tmp_path):
+    async with running_plant(tmp_path) as plant:
+        await park(plant)
+        await held(plant, 40)
+        plant.raw[A]["bounds"] = [{"origin": "grid_operator", "maximum": 20.0}]
+        plant.site = {**plant.site, "curtailment_time_limit_s": 20.0}
+        plant.apply()
+        await plant.run(1)
+        assert limits(plant) == [20, 40]
+        assert 17 < await plant.run(21, lambda: plant.limit(B) == 100) < 20
+        assert limits(plant) == [20, 100]
+
+
 # --- excluded, joining, leaving ---------------------------------------------------------------------
 
 
@@ -489,13 +503,13 @@ async def test_device_behind_a_logger_that_is_no_proxy_is_never_written(tmp_path
 # --- chains -----------------------------------------------------------------------------------------
 
 
-async def chain(plant: Plant) -> None:
+async def chain(plant: Plant, *, poll_s: float = 1.0) -> None:
     """PARK over A and ROOF, ROOF over B and C."""
     proxy(plant)
     proxy(plant, ROOF, owned_by=PARK, max_value=80.0, default_value=80.0)
-    await plant.add(A, owned_by=PARK)
-    await plant.add(B, owned_by=ROOF)
-    await plant.add(C, owned_by=ROOF)
+    await plant.add(A, owned_by=PARK, poll_s=poll_s)
+    await plant.add(B, owned_by=ROOF, poll_s=poll_s)
+    await plant.add(C, owned_by=ROOF, poll_s=poll_s)
     plant.apply()
     await plant.run(3)
 
@@ -713,3 +727,112 @@ async def test_reason_of_a_child_leads_to_its_proxy(tmp_path):
         decision = plant.cycle.units[A].decision
         assert decision is not None
         assert (decision.through, decision.request_id) == (PARK, "request-1")
+
+
+async def test_acceptance_that_the_disk_did_not_take_writes_nothing_to_any_child(tmp_path):
+    async with running_plant(tmp_path) as plant:
+        await park(plant)
+        accepted = plant.command(PARK_01=40.0)
+        plant.cycle.take_back(accepted)
+        await plant.run(5)
+        assert limits(plant) == [100, 100]
+        assert not any(device.writes for device in plant.simulated.values())
+
+
+async def test_device_that_waits_for_its_control_point_is_named_and_follows_once_it_has_it(tmp_path):
+    async with running_plant(tmp_path) as plant:
+        await park(plant, A)
+        await plant.add(B)
+        plant.apply()
+        await held(plant, 30, tag=B)
+        await plant.simulated[B].set_fault(Fault.IGNORE_WRITES)
+        successor = plant.raw.pop(B)
+        plant.raw[C] = {**successor, "id": C, "tag": C, "owned_by": PARK}
+        plant.apply()
+        await plant.run(2)
+        result = await held(plant, 40)
+        assert (result.ok, result.detail) == (True, f"without {C} (retiring)")
+        await plant.simulated[B].set_fault(Fault.NONE)
+        await plant.run(320, lambda: not plant.fleet.waiting)
+        assert (await held(plant, 50)).ok
+        assert limits(plant) == [50, 50]
+
+
+# --- whatever happens -------------------------------------------------------------------------------
+
+
+class Life:
+    """Operators, devices and processes that do as they like with a chain of proxies."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+
+    async def happens(self, plant: Plant) -> None:
+        chosen = self.random.choice(
+            (
+                self.asks,
+                self.asks,
+                self.asks,
+                self.releases,
+                self.breaks,
+                self.mends,
+                self.excludes,
+                self.moves,
+            )
+        )
+        await chosen(plant)
+        await plant.run(self.random.choice((0.0, 0.05, 1.0, 20.0, 70.0)))
+
+    async def asks(self, plant: Plant) -> None:
+        plant.setpoint(PARK_01=float(self.random.randrange(0, 101, 10)))
+
+    async def releases(self, plant: Plant) -> None:
+        plant.release(PARK)
+
+    async def breaks(self, plant: Plant) -> None:
+        faults = (Fault.REFUSE, Fault.WRITE_EXCEPTION, Fault.IGNORE_WRITES)
+        await plant.simulated[self.random.choice((A, B, C))].set_fault(self.random.choice(faults))
+
+    async def mends(self, plant: Plant) -> None:
+        for device in plant.simulated.values():
+            await device.set_fault(Fault.NONE)
+
+    async def excludes(self, plant: Plant) -> None:
+        raw = plant.raw[self.random.choice((A, B, C, ROOF))]
+        raw["excluded"] = not raw.get("excluded", False)
+        plant.apply()
+
+    async def moves(self, plant: Plant) -> None:
+        plant.raw[self.random.choice((A, B, C))]["owned_by"] = self.random.choice((PARK, ROOF))
+        plant.apply()
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_whatever_happens_children_end_where_their_proxy_stands_and_then_at_its_default(tmp_path, seed):
+    life, clock = Life(seed), TurnedClock()
+    async with running_plant(tmp_path, clock=clock) as plant:
+        await chain(plant, poll_s=20.0)
+        for _ in range(12):
+            await life.happens(plant)
+        site = plant.outlive()
+    # The process ends in the middle of it, and another one goes on.
+    async with running_plant(tmp_path, site=site, clock=clock) as plant:
+        plant.apply()
+        for _ in range(8):
+            await life.happens(plant)
+        await life.mends(plant)
+        for raw in plant.raw.values():
+            raw["excluded"] = False
+        plant.apply()
+        answer = plant.setpoint(PARK_01=40.0)[PARK]
+        # A device that did not obey is tried again at growing distances of up to five minutes.
+        await plant.run(5)
+        for _ in range(8):
+            plant.setpoint(PARK_01=40.0)
+            await plant.run(50)
+        assert answer.done()
+        assert limits(plant, A, B, C) == [40, 40, 40]
+        assert plant.cycle.values == dict.fromkeys((PARK, ROOF, A, B, C), 40)
+        await plant.run(65)
+        free = [80 if plant.raw[tag]["owned_by"] == ROOF else 100 for tag in (A, B, C)]
+        assert limits(plant, A, B, C) == free
