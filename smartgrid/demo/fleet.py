@@ -24,8 +24,6 @@ DEVICES_USER = "devices"
 SWITCHBOARD = "simulators"
 # Where the simulated OPC XML-DA servers listen; it is each maker's own.
 XML_DA_PATH = "/XmlDa/Service.asmx"
-ItemPath
-ItemPath"
 PROFILES = load_all()
 
 

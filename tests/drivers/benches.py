@@ -352,10 +352,6 @@ class _DemoDevice:
 
     async def set_fault(self, fault: Fault, *, delay_s: float = 0.0) -> None:
         assert (fault, delay_s) == (Fault.NONE, 0.0)
-=======
-
-
->>>>>>> main
 
 
 async def memory(stack: AsyncExitStack, order: Order) -> Bench:
@@ -393,10 +389,6 @@ BENCHES: dict[str, Way] = {
     "http": Way(Protocol.HTTP, http, ON_THE_WEB),
     "mqtt": Way(Protocol.MQTT, mqtt, BY_MESSAGE, services=True),
     "inside": Way(Protocol.DEMO, inside, frozenset()),
-=======
-    "mqtt": Way(Protocol.MQTT, mqtt, BY_MESSAGE, services=True),
-    "inside": Way(Protocol.DEMO, inside, frozenset()),
->>>>>>> main
     "memory": Way(Protocol.MODBUS_TCP, memory, IN_MEMORY_FAULTS),
 }
 # The simulated site is built of such devices.

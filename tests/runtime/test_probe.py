@@ -13,12 +13,13 @@ import msgspec
 import pytest
 import yaml
 
-from edge.profiles.loader import load_bodies
+from edge.profiles.loader import load_all, load_bodies
 from edge.profiles.reading import profile_to_builtins
 from edge.runtime.probe import main
 from edge.simulators.device import Fault
 from edge.simulators.modbus import SimulatedDevice
 from edge.simulators.modbus_rtu import SimulatedLine
+from edge.simulators.xml_da import SimulatedXmlDa
 from edge.wire.messages import Code, CommandAnswer, ProbeCommand, ProbeReport, Verdict
 from tests.runtime.plant import NAMEPLATE_KW, profile
 from tests.runtime.test_link import LIMIT, A, Rig, rigged
@@ -115,6 +116,28 @@ async def test_device_on_a_serial_port_is_probed_there(tmp_path, capsys):
         await line.stop()
     assert code == 0, said
     assert f"{line.path} unit 3" in said
+    assert device.writes.total() == 0
+
+
+async def test_device_behind_a_url_is_probed_there(capsys):
+    kind = load_all()["xml_da_device"]
+    device = SimulatedXmlDa(profile=kind, nameplate_kw=60)
+    await device.start()
+    # What the simulated one has is what its profile gives as examples.
+    items = [
+        argument
+        for name, parameter in kind.parameters.items()
+        if parameter.required
+        for argument in ("--set", f"{name}={parameter.example}")
+    ]
+    try:
+        code, said = await probe(
+            "--profile", kind.name, "--url", device.url, "--nameplate-kw", 60, *items, capsys=capsys
+        )
+    finally:
+        await device.stop()
+    assert code == 0, said
+    assert device.url in said
     assert device.writes.total() == 0
 
 
