@@ -20,6 +20,8 @@ READS = {
     Table.HOLDING: READ_HOLDING,
     Table.INPUT: READ_INPUT,
 }
+# Every answer is asked about: an attribute of the enumeration would cost as much as the rest.
+_COIL, _DISCRETE = Table.COIL, Table.DISCRETE
 # What function 5 takes for 1 (Modbus Application Protocol V1.1b3, section 6.5).
 COIL_ON = 0xFF00
 # An answer that refuses repeats the function with this bit.
@@ -86,10 +88,11 @@ def size_of(table: Table, count: int) -> int:
 
 def values_in(data: bytes, *, table: Table, count: int) -> list[int] | None:
     """Take registers or bits out of the answer to a read; None where they are not `count`."""
-    size = size_of(table, count)
+    is_bits = table is _COIL or table is _DISCRETE
+    size = (count + 7) // 8 if is_bits else 2 * count
     if len(data) != 1 + size or data[0] != size:
         return None
-    if table.is_bits:
+    if is_bits:
         return [data[1 + place // 8] >> place % 8 & 1 for place in range(count)]
     return list(struct.unpack_from(f">{count}H", data, 1))
 

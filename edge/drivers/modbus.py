@@ -59,8 +59,6 @@ FUNCTIONS = {
     WRITE_COILS: "write coils",
     WRITE_MULTIPLE: "write registers",
 }
-# A connection that ends this soon after an answer ends because of it.
-ENDS_WITHIN_S = 1.0
 # So many connections in a row that ended with their first answer, and the next ones are for one command each.
 ENDED_EARLY = 2
 # `struct linger`: on, and no time for it.
@@ -192,7 +190,6 @@ class ModbusSession:
     """
 
     __slots__ = (
-        "_answered_at",
         "_clock",
         "_connect_delay_s",
         "_connection",
@@ -230,7 +227,6 @@ class ModbusSession:
         # Counts on over reconnects, and around.
         self._transaction = 0
         self._next_command_at = 0.0
-        self._answered_at = 0.0
         # Connections in a row that ended with their first answer, and whether each command has its own.
         self._ended_early = 0
         self._one_each = False
@@ -306,7 +302,8 @@ class ModbusSession:
             raise self._something_else(unit, function, address)
 
     async def _ready(self) -> _Connection:
-        await self._wait_for_turn()
+        if self._next_command_at:
+            await self._wait_for_turn()
         if self._connection is None and self._one_each:
             try:
                 self._connection = await self._open()
@@ -320,8 +317,6 @@ class ModbusSession:
         return self._connection
 
     async def _wait_for_turn(self) -> None:
-        if not self._next_command_at:
-            return
         # In a loop: a timer may fire a little early, and the device does not forgive that.
         while (wait_s := self._next_command_at - self._clock()) > 0:
             await self._sleep(wait_s)
@@ -348,9 +343,8 @@ class ModbusSession:
             self._drop()
             raise
         finally:
-            self._answered_at = self._clock()
             if self._min_gap_s:
-                self._next_command_at = self._answered_at + self._min_gap_s
+                self._next_command_at = self._clock() + self._min_gap_s
         if self._one_each:
             # Before it does: a command that meets its end is a command that may have been carried out.
             self._connection = None
@@ -382,8 +376,7 @@ class ModbusSession:
 
     def _note_end(self, connection: _Connection) -> None:
         """The device ended this connection: see whether that is its way."""
-        at_once = self._clock() - self._answered_at < ENDS_WITHIN_S
-        self._ended_early = self._ended_early + 1 if connection.answers == 1 and at_once else 0
+        self._ended_early = self._ended_early + 1 if connection.answers == 1 else 0
 
     def _drop(self) -> None:
         self._one_each = False
@@ -448,13 +441,12 @@ class ModbusDriver(PointDriver):
         if not self._profile.sunspec:
             return
         self._look_for_reconnection()
-        await self._find()
+        if not self._is_found:
+            await self._find()
         self._require(self._needed_always())
 
     async def _find(self) -> None:
-        """Find where the points are, unless that is known."""
-        if self._is_found:
-            return
+        """Find where the points of a SunSpec device are."""
 
         async def read(address: int, count: int) -> list[int]:
             return await self._session.read(self._unit, Table.HOLDING, address, count)
@@ -506,7 +498,8 @@ class ModbusDriver(PointDriver):
         return frozenset(scale_points(self._profile, written) - self._exponents.keys())
 
     async def _put(self, values: Mapping[str, Value], *, only_if_different: bool) -> None:
-        await self._find()
+        if not self._is_found:
+            await self._find()
         self._require(values)
         points = self._layout.registers
         registers: list[int] = []
@@ -540,7 +533,8 @@ class ModbusDriver(PointDriver):
 
     async def _read(self, names: frozenset[str], *, tolerant: bool = False) -> dict[str, Value]:
         self._look_for_reconnection()
-        await self._find()
+        if not self._is_found:
+            await self._find()
         answered: list[tuple[Read, bytes]] = []
         refused: DeviceRefused | None = None
         for read in self._plan(names):

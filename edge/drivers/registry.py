@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from edge.drivers.base import Driver, Session
 from edge.drivers.demo import DemoDriver, DemoSession
+from edge.drivers.http_json import HttpDriver, HttpSession
 from edge.drivers.modbus import ModbusDriver, ModbusSession
 from edge.drivers.modbus_rtu import RtuOverTcpSession, SerialSession
 from edge.drivers.mqtt import MqttDriver, MqttSession
@@ -41,4 +42,5 @@ DRIVERS: Drivers = {
     Protocol.MQTT: Constructors(session=MqttSession, driver=MqttDriver),
     Protocol.DEMO: Constructors(session=DemoSession, driver=DemoDriver),
     Protocol.XML_DA: Constructors(session=XmlDaSession, driver=XmlDaDriver),
+    Protocol.HTTP: Constructors(session=HttpSession, driver=HttpDriver),
 }

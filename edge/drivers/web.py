@@ -102,6 +102,8 @@ class WebSession:
         self._sleep = sleep
         self._max_answer = max_answer
         self._client: httpx.AsyncClient | None = None
+        # The connection in use: its stream, and what is beneath it.
+        self._stream: Any = None
         self._socket: Any = None
         self._digest = httpx.DigestAuth(username, password)
         self._basic: httpx.BasicAuth | None = None
@@ -143,14 +145,26 @@ class WebSession:
         self.generation += 1
 
     async def aclose(self) -> None:
-        client, self._client, self._socket = self._client, None, None
+        client, stream = self._client, self._stream
+        self._client = self._stream = self._socket = None
         if client is not None:
             await client.aclose()
+        if stream is not None:
+            # The client forgets a connection that ends before its TLS has begun.
+            await stream.aclose()
 
     async def exchange(
-        self, method: str, url: str, *, headers: Mapping[str, str], body: bytes | None = None
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str],
+        body: bytes | None = None,
+        introduces: bool = True,
     ) -> Answer:
         """Carry out one request; whatever the server answers is an answer.
+
+        `introduces`: tell a server that asks for it who this is, with user name and password.
 
         `DeviceUnreachable` where none comes in time, in one piece and of a size. The connection is dropped
         then: what was given up is not delivered later.
@@ -167,12 +181,15 @@ class WebSession:
             request = client.build_request(
                 method,
                 url,
-                headers={"Accept-Encoding": "identity", **headers},
+                headers={
+                    name.encode(): text.encode()
+                    for name, text in {"Accept-Encoding": "identity", **headers}.items()
+                },
                 content=body,
                 extensions={"trace": self._trace},
             )
             async with asyncio.timeout(self._timeout_s):
-                answer = await self._ask(client, request)
+                answer = await self._ask(client, request, introduces=introduces and bool(self.username))
         except TimeoutError as error:
             await self.aclose()
             raise DeviceUnreachable(f"no answer from {self.endpoint} within {self._timeout_s:g} s") from error
@@ -207,7 +224,7 @@ class WebSession:
         if status == UNAUTHORIZED:
             todo = (
                 "check the device's user name and password"
-                if self.username
+                if self.username or self.password
                 else "set a user name and password"
             )
             return DeviceRefused(f"{where} refused to {what}: it wants to know who asks; {todo} (HTTP 401)")
@@ -242,7 +259,9 @@ class WebSession:
             return f"no connection to {self.endpoint}: {shown(str(error))}"
         return f"the connection to {self.endpoint} broke: {shown(str(error)) or type(error).__name__}"
 
-    async def _ask(self, client: httpx.AsyncClient, request: httpx.Request) -> Answer:
+    async def _ask(self, client: httpx.AsyncClient, request: httpx.Request, *, introduces: bool) -> Answer:
+        if not introduces:
+            return (await self._send(client, request))[1]
         flow = self._authorised(request)
         request = next(flow)
         while True:
@@ -260,9 +279,6 @@ class WebSession:
 
     def _authorised(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response]:
         """The requests that it takes to be let in, each but the first after the answer to the one before."""
-        if not self.username:
-            yield request
-            return
         if self._basic is not None:
             yield from self._basic.auth_flow(request)
             return
@@ -297,7 +313,8 @@ class WebSession:
 
     async def _trace(self, event: str, info: Mapping[str, Any]) -> None:
         if event == "connection.connect_tcp.complete":
-            self._socket = info["return_value"].get_extra_info("socket")
+            self._stream = info["return_value"]
+            self._socket = self._stream.get_extra_info("socket")
             self._linger(DISCARD)
 
     def _linger(self, how: bytes) -> None:

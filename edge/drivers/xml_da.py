@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import TypeVar
 
 from edge.drivers import xml_da_messages as messages
-from edge.drivers.errors import DeviceRefused, DeviceUnreachable, DriverError, ReadingInvalid
+from edge.drivers.errors import DeviceAway, DeviceRefused, DeviceUnreachable, DriverError, ReadingInvalid
 from edge.drivers.points import PointDriver
 from edge.drivers.web import OK, SERVER_ERROR, WebSession, shown
 from edge.drivers.xml_da_messages import (
@@ -313,7 +313,8 @@ class XmlDaDriver(PointDriver):
             f"{self._where} refused to {doing} {self._address(name)}: {shown(item.text) or 'no reason given'}"
             f" ({shown(item.result)})"
         )
-        return DeviceUnreachable(said) if item.result in TROUBLE else DeviceRefused(said)
+        # The server answers: nothing is gained by connecting to it anew.
+        return DeviceAway(said) if item.result in TROUBLE else DeviceRefused(said)
 
     # --- subscription
 

@@ -124,6 +124,8 @@ def _check_point(profile: Profile, name: str, point: Point) -> None:
             )
         _check_path(f"{key}.path", point.path)
         _check_words(f"{key}.body", point.body, point)
+        if words_in(point.write_path) - {"value"}:
+            raise ProfileError(key=f"{key}.write_path", expectation="a path says $value, and no other word")
     elif isinstance(point, Item):
         _check_item(key, point)
     elif isinstance(point, Share) and bool(point.reading) == point.writable:
@@ -360,6 +362,13 @@ def _check_step(profile: Profile, part: str, step: Step, *, key: str) -> None:
             raise ProfileError(
                 key=f"{key}.value", expectation=f"the payload of {name!r} does not say {VALUE}"
             )
+        if (
+            value == VALUE
+            and isinstance(point, Resource)
+            and point.body
+            and "value" not in words_in(point.body) | words_in(point.write_path)
+        ):
+            raise ProfileError(key=f"{key}.value", expectation=f"the body of {name!r} does not say {VALUE}")
         if isinstance(value, str) and value not in SETPOINT_WORDS and not point.is_text:
             raise ProfileError(
                 key=f"{key}.value", expectation=f"expected a number or one of {', '.join(SETPOINT_WORDS)}"

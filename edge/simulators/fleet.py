@@ -27,6 +27,7 @@ from edge.profiles.model import Profile
 from edge.profiles.points import Protocol
 from edge.profiles.reading import profile_from_builtins
 from edge.simulators.device import Simulated
+from edge.simulators.http_json import SimulatedHttp
 from edge.simulators.modbus import SimulatedDevice
 from edge.simulators.modbus_rtu import SimulatedLine
 from edge.simulators.mqtt import SimulatedMqttDevice
@@ -120,8 +121,10 @@ def _mqtt(entry: FleetDevice, setting: Setting) -> Simulated:
     )
 
 
-def _xml_da(entry: FleetDevice, setting: Setting) -> Simulated:
-    return SimulatedXmlDa(
+def _on_the_web(
+    kind: type[SimulatedXmlDa | SimulatedHttp], entry: FleetDevice, setting: Setting
+) -> Simulated:
+    return kind(
         profile=setting.profile,
         nameplate_kw=entry.nameplate_kw,
         host=entry.host,
@@ -139,7 +142,8 @@ BUILDERS: dict[Protocol, Callable[[FleetDevice, Setting], Simulated]] = {
     Protocol.MODBUS_TCP: _modbus,
     Protocol.MODBUS_RTU: _modbus,
     Protocol.MQTT: _mqtt,
-    Protocol.XML_DA: _xml_da,
+    Protocol.XML_DA: partial(_on_the_web, SimulatedXmlDa),
+    Protocol.HTTP: partial(_on_the_web, SimulatedHttp),
 }
 
 

@@ -10,7 +10,7 @@ import base64
 import hmac
 import time
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -25,6 +25,14 @@ from edge.simulators.device import Fault, Simulated
 # Nobody sends a device more than this.
 MAX_REQUEST = 1024 * 1024
 GARBAGE = b"\x00\x01\xfe not what anybody asked for <\xff{"
+
+
+class Asked(NamedTuple):
+    """What a device is asked: `target` is the path with its query."""
+
+    method: str
+    target: str
+    body: bytes
 
 
 class Said(NamedTuple):
@@ -75,7 +83,7 @@ class SimulatedServer(Simulated):
     # --- the protocol's part
 
     @abstractmethod
-    def answer(self, request: web.BaseRequest, body: bytes) -> Said:
+    def answer(self, asked: Asked) -> Said:
         """Carry out one request."""
 
     def quantised(self, point: Point, raw: float | str) -> float | str:
@@ -148,7 +156,7 @@ class SimulatedServer(Simulated):
             body += chunk
             if len(body) > MAX_REQUEST:
                 return web.Response(status=413)
-        if not self._is_let_in(request):
+        if not self.lets_in(request.headers):
             return web.Response(status=401, headers={"WWW-Authenticate": 'Basic realm="device"'})
         self.commands += 1
         if self._comes_too_early() or self.hears_nothing():
@@ -156,7 +164,7 @@ class SimulatedServer(Simulated):
         if self.fault is Fault.DROP:
             self._cut(request)
             return web.Response()
-        said = self.answer(request, body)
+        said = self.answer(Asked(request.method, request.path_qs, body))
         if self.fault is Fault.DELAY:
             await asyncio.sleep(self.delay_s)
         # Before it leaves: the controller counts its pause from when it hears this.
@@ -167,11 +175,12 @@ class SimulatedServer(Simulated):
             return await self._half(request, said)
         return web.Response(status=said.status, body=said.body, headers={"Content-Type": said.kind})
 
-    def _is_let_in(self, request: web.BaseRequest) -> bool:
+    def lets_in(self, headers: Mapping[str, str]) -> bool:
+        """Tell whether who sends these headers, whatever the case of their names, is known."""
         if not self.username:
             return True
         wanted = base64.b64encode(f"{self.username}:{self.password}".encode()).decode()
-        return hmac.compare_digest(request.headers.get("Authorization", ""), f"Basic {wanted}")
+        return hmac.compare_digest(headers.get("Authorization", ""), f"Basic {wanted}")
 
     def _comes_too_early(self) -> bool:
         if self._last_answer_at is None:

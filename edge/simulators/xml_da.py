@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar
 
-from aiohttp import web
 from lxml import etree
 from lxml.builder import ElementMaker
 
@@ -21,7 +20,7 @@ from edge.profiles.model import VALUE
 from edge.profiles.points import STATUS_ITEMS, Access, Item, Point, XsdType
 from edge.profiles.values import from_device
 from edge.simulators.device import Fault
-from edge.simulators.web import Said, SimulatedServer
+from edge.simulators.web import Asked, Said, SimulatedServer
 
 DA = "http://opcfoundation.org/webservices/XMLDA/1.0/"
 ENVELOPE = "http://schemas.xmlsoap.org/soap/envelope/"
@@ -135,18 +134,18 @@ class SimulatedXmlDa(SimulatedServer):
 
     # --- requests
 
-    def answer(self, request: web.BaseRequest, body: bytes) -> Said:
-        if request.method != "POST":
+    def answer(self, asked: Asked) -> Said:
+        if asked.method != "POST":
             return Said(405, "text/plain", b"POST only")
-        if request.path != self.path:
+        if asked.target != self.path:
             return Said(404, "text/html", b"<html><body>not here</body></html>")
         try:
-            answer = self._answered(body)
+            answer = self._answered(asked.body)
             status = 200
         except _Refusal as refusal:
             answer, status = self._fault(refusal), 500
         data = etree.tostring(answer, xml_declaration=True, encoding="utf-8")
-        self.exchanges.append((body, data))
+        self.exchanges.append((asked.body, data))
         del self.exchanges[:-50]
         return Said(status, "text/xml; charset=utf-8", data)
 

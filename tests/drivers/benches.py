@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from edge.drivers.base import Driver, PollResult, Session
 from edge.drivers.demo import DemoDriver, DemoSession
+from edge.drivers.http_json import HttpDriver, HttpSession
 from edge.drivers.modbus import ModbusDriver, ModbusSession
 from edge.drivers.modbus_rtu import RtuOverTcpSession, SerialSession
 from edge.drivers.mqtt import MqttDriver, MqttSession
@@ -25,6 +26,7 @@ from edge.profiles.loader import load_all
 from edge.profiles.model import VALUE, Profile
 from edge.profiles.points import Protocol
 from edge.simulators.device import Fault
+from edge.simulators.http_json import SimulatedHttp
 from edge.simulators.modbus import SimulatedDevice
 from edge.simulators.modbus_rtu import SimulatedLine
 from edge.simulators.mqtt import SimulatedMqttDevice
@@ -188,6 +190,33 @@ async def _line(stack: AsyncExitStack, order: Order, *, tcp: bool) -> tuple[Simu
     return device, line
 
 
+ON_THE_WEB = (ON_TCP | {Fault.DROP, Fault.GARBAGE, Fault.HALF_FRAME, Fault.STALE_READBACK}) - {
+    Fault.WRONG_UNIT
+}
+
+
+async def xml_da(stack: AsyncExitStack, order: Order) -> Bench:
+    device = SimulatedXmlDa(
+        profile=order.profile, nameplate_kw=NAMEPLATE_KW, site=order.site, clock=order.clock
+    )
+    await device.start()
+    stack.push_async_callback(device.stop)
+    session = XmlDaSession(url=device.url, **order.timing())
+    stack.push_async_callback(session.aclose)
+    return Bench(order.clock, device, session, order.driven(XmlDaDriver, session))
+
+
+async def http(stack: AsyncExitStack, order: Order) -> Bench:
+    device = SimulatedHttp(
+        profile=order.profile, nameplate_kw=NAMEPLATE_KW, site=order.site, clock=order.clock
+    )
+    await device.start()
+    stack.push_async_callback(device.stop)
+    session = HttpSession(url=device.url, **order.timing())
+    stack.push_async_callback(session.aclose)
+    return Bench(order.clock, device, session, order.driven(HttpDriver, session))
+
+
 class _MqttBench(Bench):
     """A device that speaks unasked, through a broker of its own.
 
@@ -325,26 +354,6 @@ class _DemoDevice:
         assert (fault, delay_s) == (Fault.NONE, 0.0)
 
 
-ON_THE_WEB = ON_TCP | {
-    Fault.DROP,
-    Fault.GARBAGE,
-    Fault.WRONG_UNIT,
-    Fault.HALF_FRAME,
-    Fault.STALE_READBACK,
-}
-
-
-async def xml_da(stack: AsyncExitStack, order: Order) -> Bench:
-    device = SimulatedXmlDa(
-        profile=order.profile, nameplate_kw=NAMEPLATE_KW, site=order.site, clock=order.clock
-    )
-    await device.start()
-    stack.push_async_callback(device.stop)
-    session = XmlDaSession(url=device.url, **order.timing())
-    stack.push_async_callback(session.aclose)
-    return Bench(order.clock, device, session, order.driven(XmlDaDriver, session))
-
-
 async def memory(stack: AsyncExitStack, order: Order) -> Bench:
     """No socket at all: the simulated site keeps the same contract, or its tests would prove nothing."""
     made = bench_for(order.profile, clock=order.clock, timeout_s=order.timeout_s, nameplate_kw=NAMEPLATE_KW)
@@ -375,9 +384,11 @@ BENCHES: dict[str, Way] = {
     "tcp": Way(Protocol.MODBUS_TCP, modbus_tcp, ON_TCP),
     "serial": Way(Protocol.MODBUS_RTU, serial_line, ON_A_LINE),
     "rtu_over_tcp": Way(Protocol.MODBUS_RTU, rtu_over_tcp, ON_A_LINE),
+    # An answer over HTTP names nobody; an item has a name.
+    "xml_da": Way(Protocol.XML_DA, xml_da, ON_THE_WEB | {Fault.WRONG_UNIT}),
+    "http": Way(Protocol.HTTP, http, ON_THE_WEB),
     "mqtt": Way(Protocol.MQTT, mqtt, BY_MESSAGE, services=True),
     "inside": Way(Protocol.DEMO, inside, frozenset()),
-    "xml_da": Way(Protocol.XML_DA, xml_da, ON_THE_WEB),
     "memory": Way(Protocol.MODBUS_TCP, memory, IN_MEMORY_FAULTS),
 }
 # The simulated site is built of such devices.

@@ -7,7 +7,6 @@ and what it does not answer.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -19,6 +18,7 @@ from edge.drivers.sunspec import BASES, MAX_MODELS, Model, models_from
 from edge.profiles.model import Profile
 from edge.profiles.points import Table
 from edge.profiles.reading import profile_from_builtins
+from tests.drivers.maps import Map
 
 SUNS = [0x5375, 0x6E53]
 COMMON, INVERTER, CONTROLS = 1, 103, 123
@@ -95,56 +95,15 @@ def sunspec_profile(**changes: Any) -> Profile:
     return profile_from_builtins(body)
 
 
-@dataclass
-class Map:
-    """A device's registers, as a session reads them; what is not in them is refused, `deaf` places are silent."""
-
-    words: dict[int, int] = field(default_factory=dict)
-    deaf: set[int] = field(default_factory=set)
-    generation: int = 1
-    connected: bool = True
-    next_command_at: float = 0.0
-    endpoint: str = "device"
-    reads: list[tuple[int, int]] = field(default_factory=list)
-    writes: list[tuple[int, list[int]]] = field(default_factory=list)
-
-    def lay(self, base: int, *models: tuple[int, list[int]], ends: Iterable[int] = (0xFFFF, 0)) -> None:
-        self.words = {}
-        self._put(base, SUNS)
-        address = base + 2
-        for number, body in models:
-            self._put(address, [number, len(body), *body])
-            address += 2 + len(body)
-        self._put(address, ends)
-
-    def _put(self, address: int, words: Iterable[int]) -> None:
-        self.words.update(enumerate(words, start=address))
-
-    async def connect(self) -> None:
-        self.generation += 1
-
-    async def aclose(self) -> None:
-        self.connected = False
-
-    async def pause(self, seconds: float) -> None:
-        """No time passes here."""
-
-    async def read(self, unit: int, table: Table, address: int, count: int) -> list[int]:
-        assert (unit, table) == (1, Table.HOLDING)
-        self.reads.append((address, count))
-        if address in self.deaf:
-            raise DeviceUnreachable("no answer")
-        if any(one not in self.words for one in range(address, address + count)):
-            raise DeviceRefused("no such register")
-        return [self.words[one] for one in range(address, address + count)]
-
-    async def write(
-        self, unit: int, address: int, registers: list[int], *, single: bool, table: Table = Table.HOLDING
-    ) -> None:
-        assert (unit, table) == (1, Table.HOLDING)
-        assert single == (len(registers) == 1)
-        self.writes.append((address, registers))
-        self._put(address, registers)
+def lay(device: Map, base: int, *models: tuple[int, list[int]], ends: Iterable[int] = (0xFFFF, 0)) -> None:
+    """Let a device have these models from here on, and nothing else."""
+    device.words = {}
+    device.put(base, SUNS)
+    address = base + 2
+    for number, body in models:
+        device.put(address, [number, len(body), *body])
+        address += 2 + len(body)
+    device.put(address, ends)
 
 
 def common(maker: str = "SMA") -> tuple[int, list[int]]:
@@ -172,7 +131,7 @@ def driver_to(device: Map, profile: Profile | None = None) -> ModbusDriver:
 @pytest.mark.parametrize("base", BASES)
 async def test_the_map_is_found_wherever_it_may_begin(base):
     device = Map()
-    device.lay(base, common(), inverter(), controls())
+    lay(device, base, common(), inverter(), controls())
     driver = driver_to(device)
 
     await driver.identify()
@@ -185,14 +144,14 @@ async def test_the_map_is_found_wherever_it_may_begin(base):
 async def test_models_that_nobody_knows_and_that_hold_nothing_are_stepped_over():
     device = Map()
     empty = (64_001, [NOT_IMPLEMENTED] * 40)
-    device.lay(40000, common(), empty, inverter(), (127, [NOT_IMPLEMENTED] * 10), (64_002, []), controls())
+    lay(device, 40000, common(), empty, inverter(), (127, [NOT_IMPLEMENTED] * 10), (64_002, []), controls())
 
     assert (await driver_to(device).poll()).readings["P_kW"] == 12.3
 
 
 async def test_the_first_of_several_models_counts():
     device = Map()
-    device.lay(40000, common(), inverter(5_000), inverter(6_000), controls())
+    lay(device, 40000, common(), inverter(5_000), inverter(6_000), controls())
 
     assert (await driver_to(device).poll()).readings["P_kW"] == 5
 
@@ -200,7 +159,7 @@ async def test_the_first_of_several_models_counts():
 async def test_the_best_of_the_models_that_a_point_may_be_in_is_taken():
     device = Map()
     _, body = inverter(7_000)
-    device.lay(40000, inverter(5_000), (101, body), controls())
+    lay(device, 40000, inverter(5_000), (101, body), controls())
 
     assert (await driver_to(device).poll()).readings["P_kW"] == 7
 
@@ -208,14 +167,14 @@ async def test_the_best_of_the_models_that_a_point_may_be_in_is_taken():
 @pytest.mark.parametrize("ends", [(0xFFFF, 0), (0, 0), (0xFFFF,), ()])
 async def test_a_map_may_end_as_it_likes(ends):
     device = Map()
-    device.lay(40000, common(), inverter(), controls(), ends=ends)
+    lay(device, 40000, common(), inverter(), controls(), ends=ends)
 
     assert (await driver_to(device).poll()).readback == 100
 
 
 async def test_the_walk_is_done_once_a_connection_and_its_way_is_kept():
     device = Map()
-    device.lay(50000, common(), inverter(), controls())
+    lay(device, 50000, common(), inverter(), controls())
     driver = driver_to(device)
     await driver.identify()
     # The two places, and one command for each model but the first and for the end.
@@ -237,7 +196,7 @@ async def test_the_walk_is_done_once_a_connection_and_its_way_is_kept():
 
 async def test_a_device_that_is_deaf_where_it_has_nothing_is_found_by_the_next_contacts():
     device = Map(deaf={40000, 50000})
-    device.lay(0, common(), inverter(), controls())
+    lay(device, 0, common(), inverter(), controls())
     driver = driver_to(device)
 
     for _ in range(2):
@@ -254,13 +213,13 @@ async def test_a_device_that_is_deaf_where_it_has_nothing_is_found_by_the_next_c
 
 async def test_models_that_moved_are_found_again_after_a_reconnect():
     device = Map()
-    device.lay(40000, common(), inverter(), controls())
+    lay(device, 40000, common(), inverter(), controls())
     driver = driver_to(device)
     await driver.identify()
     await driver.write(50)
     assert device.writes[0] == (40000 + 2 + 68 + 52 + 5, [50])
 
-    device.lay(40000, common(), (64_001, [0] * 10), inverter(), controls())
+    lay(device, 40000, common(), (64_001, [0] * 10), inverter(), controls())
     await device.connect()
     device.writes.clear()
     await driver.identify()
@@ -272,7 +231,7 @@ async def test_models_that_moved_are_found_again_after_a_reconnect():
 @pytest.mark.parametrize("has", [[common(), inverter()], [common(), inverter(), controls(length=4)]])
 async def test_a_device_without_the_model_of_its_limit_is_refused_with_those_it_has(has):
     device = Map()
-    device.lay(40000, *has)
+    lay(device, 40000, *has)
     models = ", ".join(str(number) for number, _ in has)
 
     with pytest.raises(DeviceRefused, match=rf"has no WMaxLim\w+ \(limit_\w+\) in a model 123; .* {models}$"):
@@ -297,7 +256,7 @@ async def test_a_device_without_a_map_is_no_sunspec_device():
 
 async def test_a_model_without_its_scale_factor_makes_no_reading():
     device = Map()
-    device.lay(40000, common(), (INVERTER, inverter()[1][:13]), controls())
+    lay(device, 40000, common(), (INVERTER, inverter()[1][:13]), controls())
 
     assert (await driver_to(device).poll()).readings["P_kW"] is None
 
@@ -306,8 +265,8 @@ async def test_devices_of_equal_models_share_how_they_are_read_and_others_do_not
     profile = sunspec_profile()
     devices = [Map(), Map(), Map()]
     for device in devices[:2]:
-        device.lay(40000, common(), inverter(), controls())
-    devices[2].lay(40000, common(), controls(), inverter())
+        lay(device, 40000, common(), inverter(), controls())
+    lay(devices[2], 40000, common(), controls(), inverter())
     drivers = [driver_to(device, profile) for device in devices]
     for driver in drivers:
         await driver.identify()
@@ -337,7 +296,7 @@ async def test_somebody_who_never_ends_is_not_walked_for_ever():
 )
 async def test_every_chain_is_walked_to_its_end(base, models):
     device = Map()
-    device.lay(base, *((number, [0] * length) for number, length in models))
+    lay(device, base, *((number, [0] * length) for number, length in models))
 
     found = await models_from(base, lambda address, count: device.read(1, Table.HOLDING, address, count))
 
@@ -347,25 +306,3 @@ async def test_every_chain_is_walked_to_its_end(base, models):
         address += 2 + length
     assert found == tuple(expected)
     assert len(device.reads) == 1 + len(models)
-
-
-# --- steps that only a block, or only time, completes ---------------------------------------------------------
-
-
-async def test_points_written_together_go_with_one_command():
-    limit = {
-        "register": "limit_pct",
-        "write_class": "volatile",
-        "tolerance": 0.5,
-        "set": [{"point": "limit_pct", "value": "$value", "together": {"limit_time": 30}}],
-    }
-    device = Map()
-    device.lay(40000, common(), inverter(), controls())
-    driver = driver_to(device, sunspec_profile(limit=limit))
-    at = 40000 + 2 + 68 + 52
-
-    await driver.write(50)
-
-    assert device.writes == [(at + 5, [50, 30])]
-    assert driver.take_writes() == {"limit_pct": 1, "limit_time": 1}
-    assert driver.commands_per_write == 1

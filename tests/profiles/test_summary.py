@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import pytest
-import yaml
 
 from edge.core.commands import WriteClass
-from edge.profiles.loader import DATA, load_all
+from edge.profiles.loader import load_all
 from edge.profiles.model import ValueKind
 from edge.profiles.points import Confidence
 from edge.profiles.reading import profile_from_builtins
@@ -20,16 +18,37 @@ PROFILES = load_all()
 
 @pytest.fixture
 def data() -> dict[str, Any]:
-    data: dict[str, Any] = yaml.safe_load((DATA / "inverter" / "generic_modbus.yaml").read_text())
-    data["parameters"] = {}
-    data["limit"]["tolerance"] = 0.1
-    data["points"] = {
-        "limit_target": {**_point(32), "type": "u16", "access": "read_write", "scale": 0.01, "unit": "%"},
-        "limit_in_force": {**_point(50), "type": "u16", "scale": 0.01, "unit": "%"},
-        "power": {**_point(51), "type": "s32", "unit": "kW"},
-        "beat": {**_point(60), "type": "u16", "access": "write"},
+    return {
+        "name": "inverter",
+        "title": "Inverter",
+        "maker": "Generic",
+        "model": "inverter",
+        "category": "inverter",
+        "protocol": "modbus_tcp",
+        "verified_on_hardware": False,
+        "source": "test",
+        "value_kind": "active_power_limit_pct",
+        "points": {
+            "limit_target": {
+                **_point(32),
+                "type": "u16",
+                "access": "read_write",
+                "scale": 0.01,
+                "unit": "%",
+            },
+            "limit_in_force": {**_point(50), "type": "u16", "scale": 0.01, "unit": "%"},
+            "power": {**_point(51), "type": "s32", "unit": "kW"},
+            "beat": {**_point(60), "type": "u16", "access": "write"},
+        },
+        "limit": {
+            "register": "limit_target",
+            "write_class": "volatile",
+            "tolerance": 0.1,
+            "set": [{"point": "limit_target", "value": "$value"}],
+            "readback": "limit_in_force",
+        },
+        "telemetry": {"P_kW": "power"},
     }
-    return copy.deepcopy(data)
 
 
 def _point(address: int) -> dict[str, Any]:

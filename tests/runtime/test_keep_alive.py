@@ -99,8 +99,24 @@ async def test_changed_default_is_armed_at_once(tmp_path):
         await plant.run(2)
         plant.raw[A]["default_value"] = 40.0
         plant.apply()
-        await plant.run(TIMEOUT_S / 3 + 1)
+        await plant.run(2)
         assert device.registers.get("own_value") == 40
+
+
+async def test_changed_time_is_armed_at_once_and_kept_from_then_on(tmp_path):
+    async with running_plant(tmp_path) as plant:
+        device = await plant.add(A, failsafe(timeout_s=3600.0))
+        plant.apply()
+        await plant.run(2)
+        assert device.registers.get("own_timeout") == 3600
+
+        plant.configure(A, failsafe(), port=device.port)
+        plant.apply()
+        await plant.run(3)
+        assert device.registers.get("own_timeout") == TIMEOUT_S
+        device.writes.clear()
+        await plant.run(3 * TIMEOUT_S)
+        assert device.writes["own_timeout"] >= 8
 
 
 @pytest.mark.parametrize("keep_alive_class", ["persistent", "unknown"])
