@@ -1,4 +1,4 @@
-"""The rules of control over every device that is asked by Modbus TCP or XML-DA: a node's cycle, a device that lives.
+"""The rules of control over every device that is asked over TCP: a node's cycle, and a device that lives.
 
 What drivers promise of each profile is in tests/drivers/test_driver_contract.py; here it is what becomes of it.
 """
@@ -20,6 +20,7 @@ from edge.profiles.model import Limit, Profile
 from edge.profiles.points import Protocol
 from edge.runtime import config
 from edge.simulators.device import Fault, Simulated
+from edge.simulators.http_json import SimulatedHttp
 from edge.simulators.xml_da import SimulatedXmlDa
 from edge.wire.messages import Code
 from tests.drivers.benches import setpoints
@@ -27,10 +28,15 @@ from tests.runtime.plant import NAMEPLATE_KW, Plant, running_plant
 
 A, B = "DEVICE_A", "DEVICE_B"
 PERIOD_S = 10.0
+# Those that are reached by a URL, and what simulates them.
+ON_THE_WEB: dict[Protocol, type[SimulatedHttp | SimulatedXmlDa]] = {
+    Protocol.HTTP: SimulatedHttp,
+    Protocol.XML_DA: SimulatedXmlDa,
+}
 PROFILES = [
     profile
     for profile in load_all().values()
-    if profile.protocol in (Protocol.MODBUS_TCP, Protocol.XML_DA) and profile.controllable
+    if profile.protocol in (Protocol.MODBUS_TCP, *ON_THE_WEB) and profile.controllable
 ]
 
 
@@ -70,10 +76,9 @@ async def plant_with(
                 for name, one in profile.parameters.items()
             },
         }
-        if profile.protocol is Protocol.XML_DA:
-            server = SimulatedXmlDa(
-                profile=impatient, nameplate_kw=NAMEPLATE_KW, clock=plant.clock.boottime_s
-            )
+        simulated = ON_THE_WEB.get(profile.protocol)
+        if simulated is not None:
+            server = simulated(profile=impatient, nameplate_kw=NAMEPLATE_KW, clock=plant.clock.boottime_s)
             await server.start()
             plant.configure(A, impatient, **{"url": server.url, **given, **changes})
             try:
