@@ -810,6 +810,28 @@ async def test_one_connection_serves_many_calls(clock):
     assert len(connections) == 1
 
 
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"HTTP/1.0 200 OK\r\nContent-Type: text/xml\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n",
+        b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nConnection: close\r\n\r\n",
+    ],
+    ids=["old", "closing", "continuing"],
+)
+async def test_a_server_may_end_the_connection_with_each_answer(clock, head):
+    async def serve(request: bytes, writer: asyncio.StreamWriter) -> None:
+        writer.write(head + GOOD)
+        writer.close()
+
+    async with raw_server(serve) as url:
+        session = session_to(url, clock)
+        await session.connect()
+        for _ in range(3):
+            assert (await session.get_status()).reply.state == "running"
+        await session.aclose()
+
+
 async def test_a_proxy_of_the_environment_is_not_asked(stack, clock, monkeypatch):
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
