@@ -456,6 +456,15 @@ async def test_what_a_server_collects_is_asked_for_in_place_of_everything(stack,
     assert b"Park.WindSpeed" not in server.exchanges[-2][1]
 
 
+async def test_a_server_may_name_what_changed_by_items_alone(stack, clock):
+    server, _, driver = await at(stack, clock, profile=subscribing(TURBINE))
+    server.omits = {"handles"}
+    await driver.poll()
+    server.shown["power"] = 12.5
+
+    assert (await driver.poll()).readings["P_kW"] == 12.5
+
+
 async def test_a_subscription_never_stands_for_the_setpoint(stack, clock):
     _, _, driver = await at(stack, clock, profile=subscribing(TURBINE))
     await driver.poll()
@@ -818,6 +827,17 @@ async def test_the_password_and_the_query_stand_in_no_message(clock):
         await session.aclose()
     assert "hidden" not in str(caught.value)
     assert "secret" not in str(caught.value)
+
+
+async def test_a_request_is_not_told_to_the_log(clock, caplog):
+    caplog.set_level("INFO")
+    async with raw_server(await answers(http(GOOD))) as url:
+        session = session_to(f"{url}?token=hidden", clock)
+        await session.connect()
+        await session.get_status()
+        await session.aclose()
+
+    assert "hidden" not in caplog.text
 
 
 def test_the_schema_judges_what_the_server_answers():
