@@ -11,7 +11,7 @@ from typing import Protocol
 
 from edge.drivers import mbap
 from edge.drivers.base import Session
-from edge.drivers.errors import DeviceRefused, DeviceUnreachable, ReadingInvalid
+from edge.drivers.errors import DeviceAway, DeviceRefused, DeviceUnreachable, ReadingInvalid
 from edge.drivers.mbap import (
     READ_COILS,
     READ_DISCRETE,
@@ -354,7 +354,7 @@ class ModbusSession:
             reason = EXCEPTIONS.get(code, "for a reason of its own")
             if code in UNIT_UNREACHABLE:
                 # The gateway answers, and the units beside this one may as well: the connection stays.
-                raise DeviceUnreachable(f"no answer from {self.endpoint} unit {unit}: {reason}")
+                raise DeviceAway(f"no answer from {self.endpoint} unit {unit}: {reason}")
             raise DeviceRefused(
                 f"{self.endpoint} unit {unit} refused to {FUNCTIONS[function]} {address}: {reason}"
                 f" (Modbus exception {code})"

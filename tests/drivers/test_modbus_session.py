@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from edge.drivers.errors import DeviceRefused, DeviceUnreachable
+from edge.drivers.errors import DeviceAway, DeviceRefused, DeviceUnreachable
 from edge.drivers.modbus import ModbusSession
 from edge.profiles.points import Table
 
@@ -298,6 +298,18 @@ async def test_coil_that_is_refused_says_so():
 
         with pytest.raises(DeviceRefused, match="refused to read discrete input 5: it has no such register"):
             await task
+
+
+@pytest.mark.parametrize("code", [10, 11])
+async def test_unit_that_a_gateway_does_not_reach_is_away_and_the_way_to_it_is_sound(code):
+    async with connected() as (session, peer):
+        task = asyncio.create_task(read(session))
+        request = await peer.requests.get()
+        await peer.send(request[:4] + bytes([0, 3, UNIT, 0x83, code]))
+
+        with pytest.raises(DeviceAway, match=f"no answer from .* unit {UNIT}: the "):
+            await task
+        assert session.connected
 
 
 @dataclass

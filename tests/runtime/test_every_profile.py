@@ -1,4 +1,4 @@
-"""The rules of control over every device that is reached by Modbus TCP: a node's cycle and a device that lives.
+"""The rules of control over every device that is asked over TCP: a node's cycle, and a device that lives.
 
 What drivers promise of each profile is in tests/drivers/test_driver_contract.py; here it is what becomes of it.
 """
@@ -14,23 +14,29 @@ import msgspec
 import pytest
 
 from edge.core.commands import WriteClass
-from edge.drivers.modbus import ModbusDriver, ModbusSession
+from edge.drivers.registry import DRIVERS
 from edge.profiles.loader import load_all
 from edge.profiles.model import Limit, Profile
 from edge.profiles.points import Protocol
 from edge.runtime import config
-from edge.simulators.device import Fault
-from edge.simulators.modbus import SimulatedDevice
+from edge.simulators.device import Fault, Simulated
+from edge.simulators.http_json import SimulatedHttp
+from edge.simulators.xml_da import SimulatedXmlDa
 from edge.wire.messages import Code
 from tests.drivers.benches import setpoints
 from tests.runtime.plant import NAMEPLATE_KW, Plant, running_plant
 
 A, B = "DEVICE_A", "DEVICE_B"
 PERIOD_S = 10.0
+# Those that are reached by a URL, and what simulates them.
+ON_THE_WEB: dict[Protocol, type[SimulatedHttp | SimulatedXmlDa]] = {
+    Protocol.HTTP: SimulatedHttp,
+    Protocol.XML_DA: SimulatedXmlDa,
+}
 PROFILES = [
     profile
     for profile in load_all().values()
-    if profile.protocol is Protocol.MODBUS_TCP and profile.controllable
+    if profile.protocol in (Protocol.MODBUS_TCP, *ON_THE_WEB) and profile.controllable
 ]
 
 
@@ -50,7 +56,7 @@ def each(profiles: list[Profile]) -> pytest.MarkDecorator:
 @asynccontextmanager
 async def plant_with(
     profile: Profile, directory: Path, **changes: Any
-) -> AsyncIterator[tuple[Plant, SimulatedDevice]]:
+) -> AsyncIterator[tuple[Plant, Simulated]]:
     """A node, and a device of this profile that it does not know yet."""
     # A session that gives up late would only keep the test waiting.
     impatient = msgspec.structs.replace(profile, timeout_ms=200)
@@ -70,15 +76,24 @@ async def plant_with(
                 for name, one in profile.parameters.items()
             },
         }
-        device = await plant.add(A, impatient, **{**given, **changes})
-        yield plant, device
+        simulated = ON_THE_WEB.get(profile.protocol)
+        if simulated is not None:
+            server = simulated(profile=impatient, nameplate_kw=NAMEPLATE_KW, clock=plant.clock.boottime_s)
+            await server.start()
+            plant.configure(A, impatient, **{"url": server.url, **given, **changes})
+            try:
+                yield plant, server
+            finally:
+                await server.stop()
+        else:
+            yield plant, await plant.add(A, impatient, **{**given, **changes})
 
 
 def tolerance(profile: Profile) -> float:
     return limit_of(profile).tolerance
 
 
-def holds(device: SimulatedDevice, value: float) -> bool:
+def holds(device: Simulated, value: float) -> bool:
     return abs(device.limit_in_force - value) <= tolerance(device.profile)
 
 
@@ -87,24 +102,20 @@ def usual(profile: Profile) -> float:
     return next(one for one in setpoints(profile)[1:] if one != profile.default_value)
 
 
-async def set_by_another(plant: Plant, device: SimulatedDevice, value: float) -> None:
+async def set_by_another(plant: Plant, device: Simulated, value: float) -> None:
     """Another controller writes to a device, and goes."""
 
     async def sleep(seconds: float) -> None:
         plant.clock.advance(seconds)
 
-    session = ModbusSession(
-        host=device.host,
-        port=device.port,
-        timeout_s=2.0,
-        min_gap_s=device.profile.min_gap_ms / 1000,
-        connect_delay_s=device.profile.connect_delay_ms / 1000,
-        clock=plant.clock.boottime_s,
-        sleep=sleep,
+    (planned,) = config.plan(plant.body).devices.values()
+    constructors = DRIVERS[device.profile.protocol]
+    session = constructors.session(
+        **config.pace_of([planned]).arguments, clock=plant.clock.boottime_s, sleep=sleep
     )
     await session.connect()
-    driver = ModbusDriver(
-        session=session, profile=device.profile, unit=device.unit, nameplate_kw=NAMEPLATE_KW
+    driver = constructors.driver(
+        session=session, profile=device.profile, unit=planned.config.unit, nameplate_kw=NAMEPLATE_KW
     )
     await driver.write(value)
     await session.aclose()
@@ -228,11 +239,8 @@ async def test_rule_14_the_device_acts_by_itself_once_nothing_of_ours_is_there(p
 
 @each(PROFILES)
 async def test_rule_22_a_control_point_has_one_owner(profile, tmp_path):
-    async with plant_with(profile, tmp_path) as (plant, device):
-        plant.configure(B, plant.profiles[f"{profile.name}-{A}"], port=device.port)
-        plant.raw[B] |= {
-            key: plant.raw[A][key] for key in ("min_value", "max_value", "default_value", "parameters")
-        }
+    async with plant_with(profile, tmp_path) as (plant, _):
+        plant.raw[B] = {**plant.raw[A], "id": B, "tag": B}
 
         planned = config.plan(plant.body)
 
