@@ -49,7 +49,7 @@ def probe_send(dispatcher: Dispatcher, probe_id: UUID) -> None:
             probe_close(probe_id=probe_id, state=ProbeState.NOT_SENT, detail=why)
             return
         topics = NodeTopics(node.tenant_tag, str(node.pk))
-        dispatcher.probe(topics, _command(probe, fresh=known.fresh), fresh_at=known.fresh_at)
+        dispatcher.probe(topics, probe_command(probe, fresh=known.fresh), fresh_at=known.fresh_at)
     except (LiveUnavailable, LinkUnavailable) as error:
         probe_close(probe_id=probe_id, state=ProbeState.NOT_SENT, detail=error.detail)
     except SendUnconfirmed as error:
@@ -57,7 +57,8 @@ def probe_send(dispatcher: Dispatcher, probe_id: UUID) -> None:
         log.warning("probe_unconfirmed", probe=str(probe_id), error=error.detail)
 
 
-def _command(probe: Probe, *, fresh: str) -> ProbeCommand:
+def probe_command(probe: Probe, *, fresh: str) -> ProbeCommand:
+    """What the node is told; needs `node`, `device` and `device_type` loaded."""
     device, candidate, body = "", None, None
     if probe.candidate is None:
         # Gone since: the node will say that it knows none of an empty name.

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from django import forms
 from django.core.exceptions import ValidationError
 from django.db.models import QuerySet
-from django.utils.html import escape
+from django.urls import reverse
+from django.utils.html import escape, format_html
 
 from devices_app.address import PARITIES, type_parameters, type_profile
 from devices_app.choices import ValueKind
 from devices_app.models import Device, DeviceType
 from devices_app.services import device_draft
+from devices_app.type_summary import type_summary
 from edge.core.commands import WriteClass
 from edge.profiles.address import BAUD_RATES, STOP_BITS
 from edge.profiles.model import Profile
@@ -23,8 +25,10 @@ from smartgrid.errors import SgmError
 
 if TYPE_CHECKING:
     AnyModelForm = forms.ModelForm[Any]
+    AnyModelChoiceField = forms.ModelChoiceField[Any]
 else:
     AnyModelForm = forms.ModelForm
+    AnyModelChoiceField = forms.ModelChoiceField
 
 # A field of a parameter is called so, and then by the parameter's name.
 PARAMETER = "parameter_"
@@ -200,6 +204,7 @@ def device_form(kind: DeviceType, *, device: Device | None, node: Any = None) ->
             said = device.parameters.get(name)
             field.initial = "" if said is None else _text(said)
         own[PARAMETER + name] = field
+    own["device_type"] = KindField(queryset=DeviceType.objects.order_by("category", "name"))
     own["controlled_by"] = forms.ModelChoiceField(
         queryset=_controllers(device, node),
         required=False,
@@ -281,6 +286,7 @@ def device_fieldsets(kind: DeviceType, *, device: Device | None) -> Fieldsets:
         (
             None,
             {
+                "description": _about(kind),
                 "fields": [
                     "device_type",
                     SHOWN_FOR,
@@ -290,7 +296,7 @@ def device_fieldsets(kind: DeviceType, *, device: Device | None) -> Fieldsets:
                     "peak_power_kw",
                     "telemetry_s",
                     "meta_data",
-                ]
+                ],
             },
         )
     ]
@@ -305,6 +311,16 @@ def device_fieldsets(kind: DeviceType, *, device: Device | None) -> Fieldsets:
         about = "A device of this type is only measured."
         sets.append(("Control", {"fields": ["controlled_by"], "description": about}))
     return sets
+
+
+def _about(kind: DeviceType) -> str:
+    """What the type can do, and how far that can be relied on."""
+    summary = type_summary(kind)
+    can = "its profile cannot be used" if summary is None else summary.capability
+    known = "" if summary is None else f"; confidence: {summary.confidence}"
+    seen = "verified on hardware" if kind.verified_on_hardware else "not verified on hardware"
+    page = reverse("admin:devices_app_devicetype_change", args=[kind.pk])
+    return format_html('<a href="{}">{}</a>: {}{}; {}.', page, kind.name, can, known, seen)
 
 
 def _address_fieldsets(kind: DeviceType, device: Device | None) -> Fieldsets:
@@ -368,9 +384,15 @@ def device_initial(kind: DeviceType) -> dict[str, Any]:
     return initial
 
 
+class KindField(AnyModelChoiceField):
+    """A device type, with what nobody should overlook when he chooses it."""
+
+    def label_from_instance(self, obj: Any) -> str:
+        seen = "" if obj.verified_on_hardware else " (not verified on hardware)"
+        return f"{obj.category}: {obj.name}{seen}"
+
+
 class KindForm(forms.Form):
     """The first step to a new device: of which type it is, since that is what the rest depends on."""
 
-    device_type = forms.ModelChoiceField(
-        queryset=DeviceType.objects.order_by("category", "name"), label="Type"
-    )
+    device_type = KindField(queryset=DeviceType.objects.order_by("category", "name"), label="Type")

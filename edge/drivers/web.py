@@ -6,6 +6,7 @@ The only driver module that knows httpx. What is in a request and in its answer 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 import ssl
@@ -19,6 +20,9 @@ from urllib.parse import urlsplit, urlunsplit
 import httpx
 
 from edge.drivers.errors import DeviceRefused, DeviceUnreachable, DriverError
+
+# It would tell each request, and the whole URL of it, which may hold a secret.
+logging.getLogger("httpx").setLevel(logging.WARNING)
 
 # A server closes what is idle after five seconds or more; a request that meets that moment would be lost.
 KEPT_FOR_S = 4.0

@@ -344,10 +344,10 @@ class XmlDaDriver(PointDriver):
         return dict(self._collected)
 
     def _collect(self, names: Sequence[str], items: Iterable[ItemReply]) -> None:
+        by_handle = {str(number): name for number, name in enumerate(names)}
+        by_item = {self._items[name].item.casefold(): name for name in names}
         for item in items:
-            name = (
-                names[int(item.handle)] if item.handle.isdecimal() and int(item.handle) < len(names) else ""
-            )
+            name = by_handle.get(item.handle, "") if item.handle else by_item.get(item.name.casefold(), "")
             if not name or (item.name and item.name.casefold() != self._items[name].item.casefold()):
                 self._forget()
                 raise DeviceUnreachable(f"{self._where} told of other items than were subscribed to")

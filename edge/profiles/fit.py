@@ -67,6 +67,13 @@ def _check_limit(profile: Profile, limit: Limit) -> None:
     if is_signed != (low < 0):
         wanted = "a value below 0" if is_signed else "0 or more"
         raise ProfileError(key="min_value", expectation=f"expected {wanted} for {profile.value_kind}")
+    if profile.value_kind is not None and not profile.value_kind.is_limit:
+        for part in ("release", "readback_switch", "readback_no_limit"):
+            if getattr(limit, part) is not None:
+                raise ProfileError(
+                    key=f"limit.{part}",
+                    expectation=f"no value of {profile.value_kind.value} means that nothing is limited",
+                )
     if not any(limit.register in step.writes for step in limit.set):
         raise ProfileError(
             key="limit.register", expectation=f"{limit.register!r} is not written by limit.set"

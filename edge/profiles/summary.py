@@ -118,11 +118,7 @@ def _control(profile: Profile, limit: Limit) -> Control:
 
 def _fallback(profile: Profile, own: OwnFallback) -> Fallback:
     names = _written((*own.arm, *own.keep_alive)) | ({own.preset} if own.preset is not None else set())
-    unless = []
-    if own.keep_alive_class is not WriteClass.VOLATILE:
-        unless.append("accept_wear")
-    if own.takes != "value" and not own.always_armed:
-        unless.append("arm_fallback")
+    unless = fallback_consents(profile)
     return Fallback(
         takes=own.takes,
         timeout_s=own.timeout_s,
@@ -130,6 +126,27 @@ def _fallback(profile: Profile, own: OwnFallback) -> Fallback:
         unless=" and ".join(unless),
         confidence=_weakest(profile, names) or Confidence.UNVERIFIED,
     )
+
+
+def fallback_consents(profile: Profile) -> dict[str, str]:
+    """What a device of this type must be set to before its own fallback is armed (rule 14), and why.
+
+    What is armed anyway is not made safer by leaving it unanswered: its setpoint would only not hold.
+    """
+    own = profile.limit.fallback if profile.limit is not None else None
+    consents: dict[str, str] = {}
+    if own is None:
+        return consents
+    if own.keep_alive_class is not WriteClass.VOLATILE:
+        consents["accept_wear"] = "keeping it from acting would wear its register"
+    if own.always_armed:
+        return consents
+    if own.takes != "value":
+        consents["arm_fallback"] = f"the device can only {own.takes} by itself"
+    elif _weakest(profile, _written(own.arm)) in (Confidence.UNVERIFIED, Confidence.DISPUTED):
+        # A guessed register, stored by the device, is no safety.
+        consents["arm_fallback"] = "what arms it is not verified"
+    return consents
 
 
 def _controlled_by(profile: Profile, limit: Limit) -> set[str]:

@@ -24,6 +24,7 @@ from edge.profiles.errors import ProfileError
 from edge.profiles.model import Limit, Parity, Profile
 from edge.profiles.points import Point, Protocol
 from edge.profiles.reading import profile_from_builtins
+from edge.profiles.summary import fallback_consents
 from edge.runtime.documents import CONFIG, SCHEDULES, DocumentRefused
 from edge.wire.messages import BoundConfig, DeviceConfig, Document, NodeConfig, ScheduleBody, SiteConfig
 
@@ -316,7 +317,7 @@ def planned_device(raw: Mapping[str, object], site: SiteConfig, profiles: Profil
     limit = profile.limit
     measured_only = device.measured_only or limit is None
     try:
-        settings = _settings(device, site, limit, excluded=device.excluded or measured_only)
+        settings = _settings(device, site, profile, excluded=device.excluded or measured_only)
     except ValueError as error:
         raise DocumentRefused(str(error)) from error
     if protocol is Protocol.PROXY:
@@ -405,10 +406,9 @@ def _check_line(planned: Planned, others: Mapping[str, Planned]) -> None:
             raise DocumentRefused(f"{line} on {line.port}: expected {theirs}, as {tag} has it")
 
 
-def _settings(
-    device: DeviceConfig, site: SiteConfig, limit: Limit | None, *, excluded: bool
-) -> DeviceSettings:
-    keep_alive, missing = _own_fallback(device, limit)
+def _settings(device: DeviceConfig, site: SiteConfig, profile: Profile, *, excluded: bool) -> DeviceSettings:
+    limit = profile.limit
+    keep_alive, missing = _own_fallback(device, profile)
     return DeviceSettings(
         tag=device.tag,
         category=device.category,
@@ -433,20 +433,15 @@ def _settings(
     )
 
 
-def _own_fallback(device: DeviceConfig, limit: Limit | None) -> tuple[KeepAlive | None, str]:
-    """How the device's own fallback is to be armed, and why it is not (rule 14).
-
-    One that needs no arming acts in any case, as its maker or its installer chose: it has its sign of life,
-    or each setpoint would end with it.
-    """
-    own = limit.fallback if limit is not None else None
+def _own_fallback(device: DeviceConfig, profile: Profile) -> tuple[KeepAlive | None, str]:
+    """How the device's own fallback is to be armed, and why it is not (rule 14)."""
+    own = profile.limit.fallback if profile.limit is not None else None
     if own is None:
         return None, ""
-    if own.keep_alive_class is not WriteClass.VOLATILE and not device.accept_wear:
-        return None, "no own fallback: keeping it from acting would wear its register, accept_wear is off"
-    # What is armed anyway is not made safer by leaving it unanswered: the setpoint would only not hold.
-    if own.takes != "value" and not own.always_armed and not device.arm_fallback:
-        return None, f"no own fallback: the device can only {own.takes} by itself, arm_fallback is off"
+    given = {"accept_wear": device.accept_wear, "arm_fallback": device.arm_fallback}
+    for consent, why in fallback_consents(profile).items():
+        if not given[consent]:
+            return None, f"no own fallback: {why}, {consent} is off"
     return KeepAlive(device.default_value, own.timeout_s), ""
 
 

@@ -92,7 +92,7 @@ def test_new_device_is_first_asked_for_its_type(admin_client, story):
     page = page_of(admin_client, f"{ADD}?node={story.node_a.pk}")
     assert asked(page) - {"csrfmiddlewaretoken"} == {"device_type", "node"}
     for kind in DeviceType.objects.all():
-        assert kind.name in page
+        assert f"{kind.category}: {kind.name} (not verified on hardware)" in page
 
 
 def test_modbus_device_is_asked_for_host_port_and_unit_with_its_profile_s_defaults(admin_client, story):
@@ -101,6 +101,7 @@ def test_modbus_device_is_asked_for_host_port_and_unit_with_its_profile_s_defaul
     assert asked(page) >= NETWORK | CONTROL
     assert not asked(page) & (SERIAL | LOGIN | {"protocol", "parameters"})
     assert 'value="1502"' in page
+    assert "confidence: unverified; not verified on hardware" in page
     assert 'value="7"' in page
 
 

@@ -456,6 +456,15 @@ async def test_what_a_server_collects_is_asked_for_in_place_of_everything(stack,
     assert b"Park.WindSpeed" not in server.exchanges[-2][1]
 
 
+async def test_a_server_may_name_what_changed_by_items_alone(stack, clock):
+    server, _, driver = await at(stack, clock, profile=subscribing(TURBINE))
+    server.omits = {"handles"}
+    await driver.poll()
+    server.shown["power"] = 12.5
+
+    assert (await driver.poll()).readings["P_kW"] == 12.5
+
+
 async def test_a_subscription_never_stands_for_the_setpoint(stack, clock):
     _, _, driver = await at(stack, clock, profile=subscribing(TURBINE))
     await driver.poll()
@@ -801,6 +810,28 @@ async def test_one_connection_serves_many_calls(clock):
     assert len(connections) == 1
 
 
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"HTTP/1.0 200 OK\r\nContent-Type: text/xml\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n",
+        b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nConnection: close\r\n\r\n",
+    ],
+    ids=["old", "closing", "continuing"],
+)
+async def test_a_server_may_end_the_connection_with_each_answer(clock, head):
+    async def serve(request: bytes, writer: asyncio.StreamWriter) -> None:
+        writer.write(head + GOOD)
+        writer.close()
+
+    async with raw_server(serve) as url:
+        session = session_to(url, clock)
+        await session.connect()
+        for _ in range(3):
+            assert (await session.get_status()).reply.state == "running"
+        await session.aclose()
+
+
 async def test_a_proxy_of_the_environment_is_not_asked(stack, clock, monkeypatch):
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
@@ -818,6 +849,17 @@ async def test_the_password_and_the_query_stand_in_no_message(clock):
         await session.aclose()
     assert "hidden" not in str(caught.value)
     assert "secret" not in str(caught.value)
+
+
+async def test_a_request_is_not_told_to_the_log(clock, caplog):
+    caplog.set_level("INFO")
+    async with raw_server(await answers(http(GOOD))) as url:
+        session = session_to(f"{url}?token=hidden", clock)
+        await session.connect()
+        await session.get_status()
+        await session.aclose()
+
+    assert "hidden" not in caplog.text
 
 
 def test_the_schema_judges_what_the_server_answers():

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings, strategies as st
 from lxml import etree
 
 from edge.drivers import xml_da_messages as messages
@@ -279,6 +280,38 @@ def test_whatever_is_no_answer_is_soon_said_to_be_none(data):
         messages.read_answer(data)
     # Devices share a process: what one sends must not hold up the others.
     assert time.process_time() - began < 1
+
+
+PLAIN = answer(
+    f'<ReadResponse>{RESULT}<RItemList><Items ItemName="a" ClientItemHandle="0" ResultID="da:S_CLAMP"'
+    ' Timestamp="2026-06-01T10:00:00Z"><Value i:type="x:double">5</Value><Quality QualityField="good"/></Items>'
+    '</RItemList><Errors ID="da:S_CLAMP"><Text>clamped</Text></Errors></ReadResponse>'
+)
+DECLARED = b'<?xml version="1.0" encoding="utf-8"?>' + PLAIN
+PLACES = st.integers(0, len(DECLARED))
+CHANGES = st.lists(
+    st.tuples(PLACES, st.integers(0, 40), st.one_of(st.binary(max_size=6), st.sampled_from(
+        [b"<", b"</", b"&", b"&#0;", b"]]>", b"<!DOCTYPE a>", b"<![CDATA[", b"xmlns:da=''", b"utf-16", b"ucs4", b"\0"]
+    ))),
+    min_size=1,
+    max_size=4,
+)  # fmt: skip
+
+
+@given(changes=CHANGES)
+@settings(max_examples=300, deadline=None)
+def test_however_an_answer_is_spoiled_it_is_an_answer_or_none(changes):
+    data = DECLARED
+    for place, length, text in changes:
+        data = data[:place] + text + data[place + length :]
+
+    try:
+        reply, items = messages.read_answer(data)
+    except (NotXmlDa, Fault):
+        return
+
+    assert isinstance(reply.state, str)
+    assert all(item.raw is None or isinstance(item.raw, float | str) for item in items)
 
 
 def test_comments_and_instructions_between_the_parts_change_nothing():

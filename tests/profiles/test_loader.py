@@ -332,3 +332,16 @@ def test_only_xml_da_servers_collect_for_us(data):
 
     with pytest.raises(ProfileError, match="xml_da only"):
         profile_from_builtins({**data, "subscribe": True})
+
+
+@pytest.mark.parametrize("part", ["release", "readback_switch", "readback_no_limit"])
+def test_a_signed_setpoint_has_no_value_that_limits_nothing(part):
+    body = profile_to_builtins(load_all()["generic_modbus_battery_setpoint"])
+    body["limit"][part] = {
+        "release": body["limit"]["set"],
+        "readback_switch": {"point": body["limit"]["readback"], "equals": 1.0},
+        "readback_no_limit": 100.0,
+    }[part]
+    with pytest.raises(ProfileError, match="means that nothing is limited") as caught:
+        profile_from_builtins(body)
+    assert caught.value.key == f"limit.{part}"

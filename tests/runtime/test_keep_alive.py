@@ -17,10 +17,13 @@ TIMEOUT_S = 30.0
 A = "INVERTER_01"
 
 
-def failsafe(*, write_class: WriteClass = WriteClass.VOLATILE, **fallback: Any) -> Profile:
+def failsafe(
+    *, write_class: WriteClass = WriteClass.VOLATILE, confidence: str = "verified", **fallback: Any
+) -> Profile:
     """A profile whose device falls back by itself, armed and kept alive through two registers."""
     body = profile_to_builtins(profile("generic_modbus"))
-    source = {"source": "of this test", "confidence": "verified", "type": "u16", "access": "read_write"}
+    source = {"source": "of this test", "confidence": confidence, "type": "u16", "access": "read_write"}
+    source["note"] = "as unsure as it is said to be"
     body["points"]["own_value"] = {**source, "name": "fallback", "address": 60, "scale": 0.01, "unit": "%"}
     body["points"]["own_timeout"] = {**source, "name": "timeout", "address": 61, "unit": "s"}
     body["limit"]["write_class"] = write_class
@@ -148,6 +151,22 @@ async def test_device_that_can_only_release_or_stop_is_armed_by_explicit_configu
         await plant.run(2)
         assert is_armed(device)
         assert no_own_fallback(plant) == []
+
+
+@pytest.mark.parametrize("confidence", ["unverified", "disputed"])
+async def test_fallback_through_registers_that_nobody_is_sure_of_is_armed_by_explicit_configuration(
+    tmp_path, confidence
+):
+    async with running_plant(tmp_path) as plant:
+        device = await plant.add(A, failsafe(confidence=confidence))
+        plant.apply()
+        await plant.run(60)
+        assert device.writes.total() == 0
+        assert "what arms it is not verified, arm_fallback is off" in no_own_fallback(plant)[0]
+        plant.raw[A]["arm_fallback"] = True
+        plant.apply()
+        await plant.run(2)
+        assert is_armed(device)
 
 
 @pytest.mark.parametrize("takes", ["release", "stop"])
