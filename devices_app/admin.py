@@ -120,6 +120,7 @@ class DeviceTypeAdmin(ServiceAdmin):
         "verified_on_hardware",
     ]
     search_fields = ["name", "profile", "id"]
+    ordering = ["category", "name"]
     readonly_fields = ["id", "created_at", "on_hardware"]
     fields = [
         "id",
@@ -171,7 +172,7 @@ class DeviceTypeAdmin(ServiceAdmin):
     @admin.display(description="what it can do")
     def capability(self, row: DeviceType) -> str:
         summary = type_summary(row)
-        return "its profile cannot be used" if summary is None else summary.capability
+        return "its profile cannot be used" if summary is None else summary.capability_in_short
 
     @admin.display(description="write class")
     def write_class(self, row: DeviceType) -> str:

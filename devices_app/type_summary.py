@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ from edge.profiles.parameters import Parameter, parameters_named
 from edge.profiles.points import Confidence, Item, Point, Register
 from edge.profiles.summary import Capabilities, capabilities_of, confidence_of
 
+READS_IN_SHORT = 2
 NO_FALLBACK = "none"
 FALLBACK_WORDS = {
     "value": "takes what it was armed with",
@@ -60,9 +61,19 @@ class TypeSummary:
 
     @property
     def capability(self) -> str:
-        """In a line: what is controlled, and what is read."""
+        """In a line: what is controlled, and all that is read."""
+        return self._capability(self.capabilities.reads)
+
+    @property
+    def capability_in_short(self) -> str:
+        """The same for a list: of what is read, only the first and how much there is."""
+        reads = self.capabilities.reads
+        more = len(reads) - READS_IN_SHORT
+        return self._capability((*reads[:READS_IN_SHORT], f"{more} more") if more > 1 else reads)
+
+    def _capability(self, read: Sequence[str]) -> str:
         control = self.capabilities.control
-        reads = f"reads {', '.join(self.capabilities.reads)}" if self.capabilities.reads else "reads nothing"
+        reads = f"reads {', '.join(read)}" if read else "reads nothing"
         if control is None:
             return reads
         taken = f", in {control.unit}" if control.unit not in ("", "%") else ""

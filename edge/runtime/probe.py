@@ -350,7 +350,8 @@ def _row(line: ProbeLine) -> tuple[str, ...]:
     verdict = "FAILED" if line.verdict is Verdict.FAILED else line.verdict.value
     value = ""
     if line.value is not None:
-        shown = line.value if isinstance(line.value, str) else f"{line.value:g}"
+        # A code or a marker whole, however many digits it has.
+        shown = line.value if isinstance(line.value, str) else f"{line.value:.10g}"
         value = f"{shown} {line.unit}".strip()
     name = " ".join(filter(None, (line.key, line.name)))
     return verdict, f"{line.part}: {name}" if name else line.part, line.doc, value, line.expected, line.detail

@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 from edge.plant import KIND_BY_CATEGORY, QUANTITIES, TAKES, Kind, Machine, Quantity, Site, Takes
-from edge.profiles.model import FALLBACK, TIMEOUT, VALUE, LimitUnit, Profile
+from edge.profiles.model import FALLBACK, TIMEOUT, VALUE, LimitUnit, OwnFallback, Profile, Step
 from edge.profiles.points import Value
 
 # Readings that only rise, and are known at night.
@@ -259,11 +259,21 @@ class Simulated(ABC):
         lapsed_at, self.alive_at = self.alive_at + timeout_s, None
         # It acted then, whenever somebody comes to look.
         self.machine.advance(lapsed_at)
-        for step in limit.set:
-            for name, written in step.writes.items():
-                self.put(name, value if written == VALUE else written)
+        self._carry_out(limit.set, value)
         self.machine.limit_pct = self.limit_in_force
         self.take_limit()
+
+    def set_by_hand(self, setpoint: float) -> None:
+        """Have this setpoint, in the unit of its profile, as if somebody else had set it on the spot."""
+        limit = self.profile.limit
+        assert limit is not None
+        self._carry_out((*limit.once, *limit.set), self._in_theirs(setpoint))
+        self.take_limit()
+
+    def _carry_out(self, steps: Iterable[Step], value: Value) -> None:
+        for step in steps:
+            for name, written in step.writes.items():
+                self.put(name, value if written == VALUE else written)
 
     def state(self) -> dict[str, Any]:
         """All there is to see of it, as JSON can carry it; `alive_s` since a controller's sign of life.
@@ -343,11 +353,19 @@ class Simulated(ABC):
             return
         armed = {name for step in own.arm for name in step.writes}
         kept = {name for step in own.keep_alive for name in step.writes}
-        if names & armed or (names & kept and (self.alive_at is not None or own.always_armed)):
+        if names & armed or (names & kept and self._is_armed(own)):
             self.alive_at = self.clock()
         elif own.always_armed and self.alive_at is None and self.target in names:
             # A setpoint of which nobody ever says that it is still wanted lapses, too.
             self.alive_at = self.clock()
+
+    def _is_armed(self, own: OwnFallback) -> bool:
+        """Tell whether it watches for signs of life, whoever has set it up to do so."""
+        return self.alive_at is not None or all(
+            bool(self.get(name)) if value == TIMEOUT else value == FALLBACK or self.get(name) == value
+            for step in own.arm
+            for name, value in step.writes.items()
+        )
 
     # --- units
 

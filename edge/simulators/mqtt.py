@@ -163,7 +163,7 @@ class SimulatedMqttDevice(Simulated):
             with suppress(aiomqtt.MqttError, OSError):
                 await self._one_session()
             if self._task is None:
-                # The library swallows a cancellation now and then.
+                # It was stopped while it had no connection to lose.
                 return
             await asyncio.sleep(self._retry_s)
 
@@ -175,7 +175,10 @@ class SimulatedMqttDevice(Simulated):
                 topics = {point.topic for point in self._points.values() if point.writable}
                 if topics:
                     await client.subscribe([(topic, 1) for topic in sorted(topics)], timeout=TIMEOUT_S)
-                if self.profile.availability is not None:
+                where = self.profile.availability
+                if where is not None:
+                    # The last will of its former connection may come behind its return.
+                    await client.subscribe(where.topic, 1, timeout=TIMEOUT_S)
                     await self._say_available(client)
                 self._up.set()
                 async for message in client.messages:
@@ -277,6 +280,11 @@ class SimulatedMqttDevice(Simulated):
 
     async def _hear(self, client: Client, message: aiomqtt.Message) -> None:
         payload = message.payload
+        where = self.profile.availability
+        if where is not None and message.topic.value == where.topic:
+            if not message.retain and payload == self._availability(where.offline):
+                await self._say_available(client)
+            return
         if not isinstance(payload, bytes) or (message.retain and not self._naive):
             return
         self.commands += 1

@@ -1,16 +1,19 @@
 """The MQTT library's client, mended where connections end; devices are spoken to and simulated by it.
 
-aiomqtt 2.5.1 waits for its whole timeout where a broker hangs up on a greeting, leaves the socket of one that
-failed open, and registers sockets with the event loop that have been closed meanwhile.
+aiomqtt 2.5.1 waits for its whole timeout where a broker hangs up, leaves the socket of a greeting that failed
+open, registers sockets with the event loop that have been closed meanwhile, and on Python 3.11 swallows a
+cancellation that meets an answer.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import socket
 import ssl
 import struct
-from typing import Any
+from collections.abc import Awaitable
+from typing import Any, TypeVar
 
 import aiomqtt
 from paho.mqtt import client as paho
@@ -18,6 +21,9 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 # `struct linger`: on, and no time for it.
 _DISCARD = struct.pack("ii", 1, 0)
+
+
+T = TypeVar("T")
 
 
 class _ClosedSocket(ssl.SSLSocket):
@@ -76,6 +82,24 @@ class Client(aiomqtt.Client):
         self._client._sock_close()  # noqa: SLF001 - there is no other way to end what does not answer
         if not self._disconnected.done():
             self._disconnected.set_result(None)
+
+    async def _wait_for(self, fut: Awaitable[T], timeout: float | None) -> T:
+        """What the library waits by for all answers: none comes any more once the connection is gone."""
+        answer = asyncio.ensure_future(fut)
+        ends: set[asyncio.Future[Any]] = {answer, self._disconnected}
+        patience = self.timeout if timeout is None else timeout
+        try:
+            await asyncio.wait(
+                ends,
+                timeout=None if patience == math.inf else patience,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            if answer.done():
+                return answer.result()
+        finally:
+            if answer is not fut:
+                answer.cancel()
+        raise aiomqtt.MqttError("the connection ended" if self.is_gone else "Operation timed out")
 
     # --- the library's callbacks
 

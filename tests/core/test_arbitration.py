@@ -991,6 +991,17 @@ def test_own_fallback_is_armed_anew_where_the_device_may_have_restarted(clock, f
     assert decision.keep_alive is KeepAliveDue.ARM
 
 
+def test_sign_of_life_that_was_under_way_when_the_fallback_was_given_up_arms_nothing(clock):
+    state, _ = decide(device(), ProcessImage(readback=100.0), clock.now())
+    state = kept_alive(state, 100.0, clock.now())
+    state, decision = decide(state, EMPTY, clock.advance(1))
+    assert decision.keep_alive is None
+    # Wanted again, it is armed from the beginning.
+    state = replace(state, settings=replace(state.settings, keep_alive=FALLBACK))
+    _, decision = decide(state, EMPTY, clock.advance(1))
+    assert decision.keep_alive is KeepAliveDue.ARM
+
+
 @pytest.mark.parametrize("change", [{"excluded": True}, {"owned_by": "LOGGER_01"}])
 def test_device_nobody_may_write_is_not_kept_alive(clock, change):
     state = device(keep_alive=FALLBACK, **change)

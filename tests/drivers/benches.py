@@ -23,7 +23,7 @@ from edge.drivers.serial_line import SerialSettings
 from edge.drivers.xml_da import XmlDaDriver, XmlDaSession
 from edge.plant import Machine, Site
 from edge.profiles.loader import load_all
-from edge.profiles.model import VALUE, Profile
+from edge.profiles.model import VALUE, LimitUnit, Profile
 from edge.profiles.points import Protocol
 from edge.simulators.device import Fault
 from edge.simulators.http_json import SimulatedHttp
@@ -444,3 +444,15 @@ def setpoints(profile: Profile) -> list[float]:
         return [*codes, codes[0]]
     span = high - low
     return [low, low + 0.37 * span, high, low + 0.64 * span]
+
+
+def falls_back_to(profile: Profile, device: Any, *, armed_with: float) -> float:
+    """What a device has in force once its own fallback has acted; its `preset` must be one that it shows."""
+    assert profile.limit is not None
+    own = profile.limit.fallback
+    assert own is not None
+    if own.takes != "preset":
+        return {"value": armed_with, "release": profile.max_value, "stop": profile.min_value}[own.takes]
+    assert own.preset is not None
+    preset: float = device.get(own.preset)
+    return preset if profile.limit.unit is LimitUnit.SAME else float(device.limit_in_percent(preset))

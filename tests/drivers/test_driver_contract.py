@@ -14,7 +14,7 @@ import pytest
 from edge.drivers.errors import DeviceRefused, DeviceUnreachable, DriverError
 from edge.drivers.registry import DRIVERS
 from edge.profiles.check import UNIT_BY_SUFFIX
-from edge.profiles.model import LimitUnit, Profile
+from edge.profiles.model import Profile
 from edge.profiles.points import Protocol
 from edge.simulators.device import Fault
 from tests.drivers.benches import (
@@ -24,6 +24,7 @@ from tests.drivers.benches import (
     Bench,
     Case,
     cases,
+    falls_back_to,
     on_bench,
     setpoints,
     ways_of,
@@ -348,19 +349,12 @@ async def test_a_device_releases_itself_once_everything_of_ours_is_gone(case):
         await bench.session.aclose()
         bench.clock.advance(own.timeout_s * 1.01 + 1)
 
-        taken = bench.device.limit_in_force
         if own.takes == "preset" and own.preset is None:
             # Only its installer knows what it takes.
             return
-        expected = {"value": wanted, "release": profile.max_value, "stop": profile.min_value}.get(own.takes)
-        if expected is None:
-            assert own.preset is not None
-            preset = bench.device.get(own.preset)
-            assert isinstance(preset, float | int)
-            if profile.limit.unit is not LimitUnit.SAME:
-                preset = bench.device.limit_in_percent(preset)
-            expected = preset
-        assert taken == pytest.approx(expected, abs=tolerance(profile))
+        assert bench.device.limit_in_force == pytest.approx(
+            falls_back_to(profile, bench.device, armed_with=wanted), abs=tolerance(profile)
+        )
 
 
 @each([case for case in CONTROLLABLE if case not in FALLING_BACK])

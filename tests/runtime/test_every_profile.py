@@ -1,248 +1,389 @@
-"""The rules of control over every device that is asked over TCP: a node's cycle, and a device that lives.
+"""Every device type under a node: what the rules of control promise, held over its own protocol.
 
-What drivers promise of each profile is in tests/drivers/test_driver_contract.py; here it is what becomes of it.
+The driver contract suite (`tests/drivers/test_driver_contract.py`) proves the drivers; here the cycle, the bus and
+the arbitration are in between, on a clock that is turned. A proxy has a suite of its own, `test_proxy`.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
 
-import msgspec
 import pytest
 
 from edge.core.commands import WriteClass
-from edge.drivers.registry import DRIVERS
-from edge.profiles.loader import load_all
-from edge.profiles.model import Limit, Profile
-from edge.profiles.points import Protocol
-from edge.runtime import config
-from edge.simulators.device import Fault, Simulated
-from edge.simulators.http_json import SimulatedHttp
-from edge.simulators.xml_da import SimulatedXmlDa
+from edge.profiles.model import OwnFallback
+from edge.simulators.device import Fault
 from edge.wire.messages import Code
-from tests.drivers.benches import setpoints
-from tests.runtime.plant import NAMEPLATE_KW, Plant, running_plant
+from tests.drivers.benches import NAMEPLATE_KW, falls_back_to, setpoints
+from tests.runtime.every import (
+    CONTROLLABLE,
+    ON_A_WIRE,
+    OTHER,
+    READABLE,
+    SHORT_MS,
+    TAG,
+    Stage,
+    each,
+    stage,
+)
+from tests.servers import device_broker
 
-A, B = "DEVICE_A", "DEVICE_B"
-PERIOD_S = 10.0
-# Those that are reached by a URL, and what simulates them.
-ON_THE_WEB: dict[Protocol, type[SimulatedHttp | SimulatedXmlDa]] = {
-    Protocol.HTTP: SimulatedHttp,
-    Protocol.XML_DA: SimulatedXmlDa,
-}
-PROFILES = [
-    profile
-    for profile in load_all().values()
-    if profile.protocol in (Protocol.MODBUS_TCP, *ON_THE_WEB) and profile.controllable
+FALLING_BACK = [case for case in ON_A_WIRE if case.profile.limit and case.profile.limit.fallback]
+BUDGETED = [
+    case
+    for case in CONTROLLABLE
+    if case.profile.limit and case.profile.limit.write_class is WriteClass.PERSISTENT
 ]
+RECOGNISED = [case for case in ON_A_WIRE if case.profile.identity.checks or case.profile.identity.nameplate]
+WRITE_PERIOD_S = 10.0
+LONG_HOLD_S = 3600.0
+# Each second of a silence costs its timeout.
+LAPSES_S = 5.0
 
 
-def limit_of(profile: Profile) -> Limit:
-    assert profile.limit is not None
-    return profile.limit
+@pytest.fixture(scope="module")
+def shared_broker(request) -> Iterator[str]:
+    with device_broker() as broker:
+        yield broker.url
 
 
-READABLE = [profile for profile in PROFILES if limit_of(profile).readback is not None]
-FALLING_BACK = [profile for profile in PROFILES if limit_of(profile).fallback is not None]
+@pytest.fixture
+def broker_url(request, case) -> str:
+    """Of the one broker of this module, for those who need one."""
+    return request.getfixturevalue("shared_broker") if case.way == "mqtt" else ""
 
 
-def each(profiles: list[Profile]) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("profile", profiles, ids=lambda profile: profile.name)
+def own_fallback(of: Stage) -> OwnFallback:
+    own = of.limit.fallback
+    assert own is not None
+    return own
 
 
-@asynccontextmanager
-async def plant_with(
-    profile: Profile, directory: Path, **changes: Any
-) -> AsyncIterator[tuple[Plant, Simulated]]:
-    """A node, and a device of this profile that it does not know yet."""
-    # A session that gives up late would only keep the test waiting.
-    impatient = msgspec.structs.replace(profile, timeout_ms=200)
-    async with running_plant(directory) as plant:
-        plant.site["curtailment_time_limit_s"] = 3600.0
-        plant.site["cyclic_write_timeout_s"] = PERIOD_S
-        given = {
-            "min_value": profile.min_value,
-            "max_value": profile.max_value,
-            "default_value": profile.default_value,
-            "poll_s": 2.0,
-            "arm_fallback": True,
-            "accept_wear": True,
-            # What its installer would say of it.
-            "parameters": {
-                name: one.example if one.default is None else one.default
-                for name, one in profile.parameters.items()
-            },
-        }
-        simulated = ON_THE_WEB.get(profile.protocol)
-        if simulated is not None:
-            server = simulated(profile=impatient, nameplate_kw=NAMEPLATE_KW, clock=plant.clock.boottime_s)
-            await server.start()
-            plant.configure(A, impatient, **{"url": server.url, **given, **changes})
-            try:
-                yield plant, server
-            finally:
-                await server.stop()
+# --- a hold and its end ---------------------------------------------------------------------------------------
+
+
+@each(CONTROLLABLE)
+async def test_setpoint_is_in_force_within_a_second_and_so_is_the_default_once_it_lapses(
+    case, tmp_path, broker_url
+):
+    async with stage(case, tmp_path, broker_url) as site:
+        await site.begin()
+        answer = site.hold(site.usual)
+
+        await site.within_a_second(lambda: site.is_at(site.usual))
+
+        await site.plant.run(30, answer.done)
+        assert answer.result().ok, answer.result().reason
+        held_until = site.plant.cycle.units[TAG].state.hold
+        assert held_until is not None
+        await site.plant.run(held_until.ends_boottime_s - site.clock.boottime_s())
+        assert site.is_at(site.usual)
+        await site.within_a_second(lambda: site.is_at(site.default))
+        await site.plant.run(30, lambda: site.plant.logged("watchdog"))
+        (entry,) = site.plant.logged("watchdog")
+        assert (entry.value, entry.devices[TAG].ok) == (site.default, True)
+
+
+# --- rules 11 and 19: what failed stays owed, and is paid within a second -----------------------------------------
+
+
+@each(ON_A_WIRE, Fault.REFUSE)
+async def test_hold_that_could_not_be_written_is_owed_until_the_device_is_back(
+    case, fault, tmp_path, broker_url
+):
+    async with stage(case, tmp_path, broker_url, patience_ms=SHORT_MS) as site:
+        await site.begin()
+        await site.suffer(fault)
+
+        result = await site.held(site.usual)
+
+        assert result.code == Code.WRITE_FAILED
+        assert "still trying until" in result.detail
+        await site.plant.run(10)
+        await site.recover()
+        await site.within_a_second(lambda: site.is_at(site.usual))
+        await site.plant.run(30, lambda: TAG in site.plant.cycle.values)
+        assert site.plant.cycle.values[TAG] == site.usual
+
+
+@each(ON_A_WIRE, Fault.SILENT)
+async def test_lapse_is_owed_until_a_device_that_was_away_confirms_its_default(
+    case, fault, tmp_path, broker_url
+):
+    async with stage(case, tmp_path, broker_url, patience_ms=SHORT_MS) as site:
+        await site.begin()
+        assert (await site.held(site.usual, hold_s=LAPSES_S)).ok
+        await site.suffer(fault)
+
+        await site.plant.run(LAPSES_S + 1)
+
+        state = site.plant.cycle.units[TAG].state
+        assert (state.hold, state.lapse is not None) == (None, True)
+        assert not any(entry.devices[TAG].ok for entry in site.plant.logged("watchdog"))
+        await site.recover()
+        await site.within_a_second(lambda: site.is_at(site.default))
+        await site.plant.run(30, lambda: site.plant.cycle.units[TAG].state.lapse is None)
+        assert site.plant.logged("watchdog")[-1].devices[TAG].ok
+
+
+@each(ON_A_WIRE, Fault.WRITE_EXCEPTION)
+async def test_write_that_a_device_refuses_is_tried_again_until_it_is_taken(
+    case, fault, tmp_path, broker_url
+):
+    async with stage(case, tmp_path, broker_url) as site:
+        await site.begin()
+        await site.suffer(fault)
+
+        result = await site.held(site.usual, hold_s=60)
+
+        assert result.code == Code.WRITE_FAILED
+        assert "still trying until" in result.detail
+        await site.recover()
+        await site.plant.run(15, lambda: site.is_at(site.usual))
+
+
+# --- rule 12: what is written is read back ----------------------------------------------------------------------
+
+
+@each(READABLE, Fault.IGNORE_WRITES, Fault.STALE_READBACK)
+async def test_readback_that_differs_is_a_mismatch_after_three_tries(case, fault, tmp_path, broker_url):
+    async with stage(
+        case, tmp_path, broker_url, patience_ms=SHORT_MS if case.way == "mqtt" else 5000
+    ) as site:
+        await site.begin()
+        before = site.sent
+        await site.suffer(fault)
+
+        result = await site.held(site.usual)
+
+        assert result.code in (Code.READBACK_MISMATCH, Code.WRITE_FAILED), result.reason
+        if result.code == Code.WRITE_FAILED:
+            # Some of its steps wait for the device to say that it has taken them.
+            assert any(step.until is not None for step in site.limit.set)
         else:
-            yield plant, await plant.add(A, impatient, **{**given, **changes})
+            assert site.sent - before == 3
+        assert result.readback is None or abs(result.readback - site.usual) > site.limit.tolerance
+        errors = [entry.devices[TAG].detail for entry in site.plant.logged("device_error")]
+        assert any(result.code in error for error in errors)
 
 
-def tolerance(profile: Profile) -> float:
-    return limit_of(profile).tolerance
+# --- rule 13: who may be written again, and how often ----------------------------------------------------------
 
 
-def holds(device: Simulated, value: float) -> bool:
-    return abs(device.limit_in_force - value) <= tolerance(device.profile)
+@each(CONTROLLABLE)
+async def test_setpoint_is_repeated_where_that_costs_nothing_and_nowhere_else(case, tmp_path, broker_url):
+    async with stage(case, tmp_path, broker_url) as site:
+        site.plant.site["cyclic_write_timeout_s"] = WRITE_PERIOD_S
+        await site.begin()
+        assert (await site.held(site.usual)).ok
+        before = site.sent
+
+        await site.plant.run(3 * WRITE_PERIOD_S + 5)
+
+        assert site.is_at(site.usual)
+        if site.wears:
+            assert site.sent == before
+        else:
+            assert site.sent >= before + 3
 
 
-def usual(profile: Profile) -> float:
-    """A setpoint that limits, and is no default."""
-    return next(one for one in setpoints(profile)[1:] if one != profile.default_value)
+@each(READABLE)
+async def test_setpoint_that_somebody_else_has_changed_is_written_again_at_the_next_turn(
+    case, tmp_path, broker_url
+):
+    async with stage(case, tmp_path, broker_url) as site:
+        site.plant.site["cyclic_write_timeout_s"] = WRITE_PERIOD_S
+        await site.begin()
+        assert (await site.held(site.usual)).ok
+        before = site.sent
+        site.device.set_by_hand(site.another)
+        assert not site.is_at(site.usual)
+
+        await site.plant.run(2 * WRITE_PERIOD_S, lambda: site.is_at(site.usual) and site.sent > before)
 
 
-async def set_by_another(plant: Plant, device: Simulated, value: float) -> None:
-    """Another controller writes to a device, and goes."""
+@each(BUDGETED)
+async def test_hold_is_refused_once_the_days_budget_covers_its_release_only(case, tmp_path, broker_url):
+    async with stage(case, tmp_path, broker_url) as site:
+        await site.begin()
+        wanted = [site.usual, site.another]
+        for number in range(100):
+            command = site.plant.command(**{TAG: wanted[number % 2]})
+            if command.refused:
+                break
+            await site.plant.run(30, command.waiting[TAG].done)
+            assert command.waiting[TAG].result().ok
 
-    async def sleep(seconds: float) -> None:
-        plant.clock.advance(seconds)
-
-    (planned,) = config.plan(plant.body).devices.values()
-    constructors = DRIVERS[device.profile.protocol]
-    session = constructors.session(
-        **config.pace_of([planned]).arguments, clock=plant.clock.boottime_s, sleep=sleep
-    )
-    await session.connect()
-    driver = constructors.driver(
-        session=session, profile=device.profile, unit=planned.config.unit, nameplate_kw=NAMEPLATE_KW
-    )
-    await driver.write(value)
-    await session.aclose()
-    plant.clock.advance(2 * device.profile.min_gap_ms / 1000)
-
-
-@each(PROFILES)
-async def test_a_request_reaches_the_device_and_lapses_to_its_default(profile, tmp_path):
-    async with plant_with(profile, tmp_path) as (plant, device):
-        plant.apply()
-        await plant.run(30, lambda: plant.cycle.units[A].reachable)
-        wanted = usual(profile)
-        answer = plant.setpoint(hold_s=60, DEVICE_A=wanted)[A]
-        await plant.run(30, answer.done)
-
+        assert command.refused[TAG].code == Code.WEAR
+        assert (
+            site.plant.cycle.units[TAG].state.spent_today
+            < site.plant.cycle.units[TAG].settings.writes_per_day
+        )
+        answer = site.plant.release(TAG)[TAG]
+        await site.plant.run(30, answer.done)
         assert answer.result().ok
-        assert holds(device, wanted)
-        await plant.run(75, lambda: holds(device, profile.default_value))
-        assert device.gap_violations == []
-        assert device.sessions_refused == 0
+        assert site.is_at(site.default)
 
 
-@each(READABLE)
-async def test_rule_18_a_limit_that_stands_there_is_logged_and_then_replaced(profile, tmp_path):
-    async with plant_with(profile, tmp_path) as (plant, device):
-        theirs = usual(profile)
-        await set_by_another(plant, device, theirs)
-        assert holds(device, theirs)
-
-        plant.apply()
-        await plant.run(60, lambda: holds(device, profile.default_value))
-
-        (entry,) = plant.logged("standing")
-        assert entry.value == pytest.approx(theirs, abs=tolerance(profile))
-
-
-@each(PROFILES)
-async def test_rule_11_what_could_not_be_written_is_owed_until_it_can(profile, tmp_path):
-    async with plant_with(profile, tmp_path) as (plant, device):
-        plant.apply()
-        await plant.run(30, lambda: plant.cycle.units[A].reachable)
-        await device.set_fault(Fault.WRITE_EXCEPTION)
-        wanted = usual(profile)
-        answer = plant.setpoint(hold_s=3600, DEVICE_A=wanted)[A]
-        await plant.run(30, answer.done)
-        assert answer.result().code is Code.WRITE_FAILED
-        assert "still trying until" in answer.result().detail
-        assert not holds(device, wanted)
-
-        await device.set_fault(Fault.NONE)
-        await plant.run(60, lambda: holds(device, wanted))
-
-
-@each(READABLE)
-async def test_rule_12_what_is_acknowledged_and_not_done_is_a_mismatch_after_three_tries(profile, tmp_path):
-    async with plant_with(profile, tmp_path) as (plant, device):
-        plant.apply()
-        await plant.run(30, lambda: plant.cycle.units[A].reachable)
-        await device.set_fault(Fault.IGNORE_WRITES)
-        wanted = usual(profile)
-        answer = plant.setpoint(hold_s=3600, DEVICE_A=wanted)[A]
-        await plant.run(300, answer.done)
-        # Some look after each step whether it was taken, and find out at once.
-        assert answer.result().code in (Code.READBACK_MISMATCH, Code.WRITE_FAILED)
-        assert plant.logged("device_error") != []
-
-        await device.set_fault(Fault.NONE)
-        await plant.run(120, lambda: holds(device, wanted))
-
-
-@each(PROFILES)
-async def test_rule_13_only_what_is_volatile_is_written_to_repeat_a_value(profile, tmp_path):
-    async with plant_with(profile, tmp_path, arm_fallback=False, accept_wear=False) as (plant, device):
-        plant.apply()
-        answer = plant.setpoint(hold_s=3600, DEVICE_A=usual(profile))[A]
-        await plant.run(60, answer.done)
-        target = device.target
-        before = device.writes[target]
-
-        await plant.run(3.5 * PERIOD_S)
-
-        again = device.writes[target] - before
-        own = limit_of(profile).fallback
-        kept_alive = own is not None and any(target in step.writes for step in own.keep_alive)
-        if limit_of(profile).write_class is WriteClass.VOLATILE:
-            assert again >= 3
-        elif not kept_alive:
-            assert again == 0
+# --- rule 14: the device's own fallback ----------------------------------------------------------------------------
 
 
 @each(FALLING_BACK)
-async def test_rule_14_the_device_acts_by_itself_once_nothing_of_ours_is_there(profile, tmp_path):
-    own = limit_of(profile).fallback
-    assert own is not None
-    default = setpoints(profile)[-1] if own.takes == "value" else profile.default_value
-    async with plant_with(profile, tmp_path, default_value=default) as (plant, device):
-        clock = plant.clock
-        plant.apply()
-        await plant.run(30, lambda: plant.cycle.units[A].reachable)
-        mine = next(
-            one for one in setpoints(profile) if one not in (default, profile.min_value, profile.max_value)
+async def test_own_fallback_is_armed_where_that_wears_nothing_and_releases_to_a_known_value(
+    case, tmp_path, broker_url
+):
+    async with stage(case, tmp_path, broker_url) as site:
+        own = own_fallback(site)
+        beyond = {name for step in (*own.arm, *own.keep_alive) for name in step.writes} - {
+            name
+            for step in (*site.limit.once, *site.limit.set, *(site.limit.release or ()))
+            for name in step.writes
+        }
+        wears = own.keep_alive_class is not WriteClass.VOLATILE
+        must_be_asked_for = bool(own.arm) and own.takes != "value"
+        await site.begin()
+        await site.plant.run(5)
+
+        assert (site.device.alive_at is not None) == (not wears and not must_be_asked_for)
+        if wears:
+            assert "accept_wear is off" in site.alarms("no_own_fallback")[0]
+        elif must_be_asked_for:
+            assert f"can only {own.takes}" in site.alarms("no_own_fallback")[0]
+        else:
+            assert site.alarms("no_own_fallback") == []
+        if wears or must_be_asked_for:
+            assert not any(site.device.writes[name] for name in beyond)
+        site.devices[TAG] |= {"accept_wear": True, "arm_fallback": True}
+        site.apply()
+        await site.plant.run(10, lambda: site.device.alive_at is not None)
+        await site.plant.run(1)
+        assert site.alarms("no_own_fallback") == []
+
+
+@each(FALLING_BACK)
+async def test_device_obeys_while_it_is_kept_alive_and_releases_itself_once_all_of_ours_is_gone(
+    case, tmp_path, broker_url
+):
+    async with stage(case, tmp_path, broker_url) as site:
+        own = own_fallback(site)
+        site.plant.site["curtailment_time_limit_s"] = LONG_HOLD_S
+        default = setpoints(case.profile)[-1]
+        # The sign of life is apart from polls, from the cyclic writer and from the lifetime.
+        await site.begin(
+            accept_wear=True,
+            arm_fallback=True,
+            poll_s=60.0,
+            lifetime="singular",
+            default_value=default,
         )
-        answer = plant.setpoint(hold_s=3600, DEVICE_A=mine)[A]
-        await plant.run(30, answer.done)
-        await plant.run(2 * min(own.timeout_s, 30))
-        assert holds(device, mine)
-        assert device.alive_at is not None
-        plant.outlive()
-    # The node is dead now, and nobody gives a sign of life.
-    clock.advance(own.timeout_s + 1)
-    taken = device.limit_in_force
-    await device.stop()
+        assert (await site.held(site.usual, hold_s=LONG_HOLD_S)).ok
+        await site.plant.run(1.5 * own.timeout_s)
+        assert site.is_at(site.usual)
 
-    expected = {"value": default, "release": profile.max_value, "stop": profile.min_value}.get(own.takes)
-    if expected is None:
-        # What its installer has preset.
-        assert abs(taken - mine) > tolerance(profile)
-    else:
-        assert taken == pytest.approx(expected, abs=tolerance(profile))
+        # In which nothing of the node runs.
+        site.clock.advance(1.01 * own.timeout_s + 1)
+
+        if own.takes == "preset" and own.preset is None:
+            # Only its installer knows what it takes.
+            return
+        assert site.in_force == pytest.approx(
+            falls_back_to(site.profile, site.device, armed_with=default), abs=site.limit.tolerance
+        )
 
 
-@each(PROFILES)
-async def test_rule_22_a_control_point_has_one_owner(profile, tmp_path):
-    async with plant_with(profile, tmp_path) as (plant, _):
-        plant.raw[B] = {**plant.raw[A], "id": B, "tag": B}
+# --- rule 18: it is read before it is written ----------------------------------------------------------------------
 
-        planned = config.plan(plant.body)
 
-        assert list(planned.devices) == [A]
-        assert f"its control point is that of {A}" in planned.refused[B]
+@each(READABLE)
+async def test_limit_that_somebody_else_has_set_is_logged_before_it_is_overwritten(
+    case, tmp_path, broker_url
+):
+    async with stage(case, tmp_path, broker_url) as site:
+        await site.add()
+        site.device.set_by_hand(site.usual)
+        logged_by_then: list[int] = []
+        site.device.on_write = lambda: logged_by_then.append(len(site.plant.logged("standing")))
+        site.apply()
+
+        await site.plant.run(30, lambda: site.is_at(site.default))
+
+        (entry,) = site.plant.logged("standing")
+        assert entry.value == pytest.approx(site.usual, abs=site.limit.tolerance)
+        assert set(logged_by_then) == {1}
+
+
+@each(READABLE)
+async def test_device_that_holds_what_is_wanted_is_not_written(case, tmp_path, broker_url):
+    async with stage(case, tmp_path, broker_url) as site:
+        await site.add(lifetime="singular")
+        site.device.set_by_hand(site.default)
+        site.apply()
+
+        await site.plant.run(10, lambda: TAG in site.plant.cycle.values)
+        await site.plant.run(5)
+
+        assert site.plant.cycle.values[TAG] == site.default
+        # Of some, the setpoint itself is the sign of life.
+        own = site.limit.fallback
+        kept = {name for step in (own.keep_alive if own else ()) for name in step.writes}
+        assert site.target in kept or site.device.writes[site.target] == 0
+        assert site.plant.logged("standing") == []
+
+
+# --- rule 22, and whom a node does not know: what is not ours is not written ----------------------------------------
+
+
+def written(site: Stage, tag: str = TAG) -> dict[str, int]:
+    return {name: count for name, count in site.simulated[tag].writes.items() if count}
+
+
+@each(RECOGNISED)
+async def test_device_of_another_type_or_size_is_never_written(case, tmp_path, broker_url):
+    async with stage(case, tmp_path, broker_url) as site:
+        await site.add(accept_wear=True, arm_fallback=True)
+        identity = case.profile.identity
+        if identity.checks:
+            point = identity.checks[-1].point
+            site.device.put(point, "other" if case.profile.points[point].is_text else 7)
+        else:
+            assert identity.nameplate is not None
+            site.device.put(identity.nameplate, NAMEPLATE_KW / 2)
+        site.apply()
+
+        result = await site.held(site.usual)
+        await site.plant.run(90)
+
+        assert result.code == Code.WRITE_FAILED
+        assert "expected" in result.detail or "is rated" in result.detail
+        assert written(site) == {}
+
+
+@each(ON_A_WIRE)
+async def test_device_behind_the_control_point_of_another_is_measured_and_never_written(
+    case, tmp_path, broker_url
+):
+    async with stage(case, tmp_path, broker_url) as site:
+        await site.add(owned_by="LOGGER_01", accept_wear=True, arm_fallback=True)
+        site.device.set_by_hand(site.usual)
+        site.apply()
+
+        refused = site.plant.command(**{TAG: site.another}).refused[TAG]
+        await site.plant.run(30)
+
+        assert (refused.code, "LOGGER_01" in refused.detail) == (Code.OWNED_BY, True)
+        assert written(site) == {}
+        assert site.is_at(site.usual)
+        assert site.plant.cycle.units[TAG].reachable
+
+
+@each(ON_A_WIRE)
+async def test_second_device_on_a_control_point_is_refused_and_the_first_goes_on(case, tmp_path, broker_url):
+    async with stage(case, tmp_path, broker_url) as site:
+        await site.begin()
+        site.devices[OTHER] = {**site.devices[TAG], "id": OTHER, "tag": OTHER}
+
+        plan = site.apply()
+
+        assert plan.refused == {OTHER: f"its control point is that of {TAG}"}
+        assert site.plant.command(**{OTHER: site.usual}).refused[OTHER].code == Code.UNKNOWN_DEVICE
+        assert (await site.held(site.usual)).ok
