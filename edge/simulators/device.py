@@ -259,7 +259,7 @@ class Simulated(ABC):
         lapsed_at, self.alive_at = self.alive_at + timeout_s, None
         # It acted then, whenever somebody comes to look.
         self.machine.advance(lapsed_at)
-        self._take_steps(limit.set, value)
+        self._put_all(limit.set, value)
         self.machine.limit_pct = self.limit_in_force
         self.take_limit()
 
@@ -267,10 +267,10 @@ class Simulated(ABC):
         """Have this setpoint, in the unit of its profile, as if somebody else had set it on the spot."""
         limit = self.profile.limit
         assert limit is not None
-        self._take_steps((*limit.once, *limit.set), self._in_theirs(setpoint))
+        self._put_all((*limit.once, *limit.set), self._in_theirs(setpoint))
         self.take_limit()
 
-    def _take_steps(self, steps: Iterable[Step], value: Value) -> None:
+    def _put_all(self, steps: Iterable[Step], value: Value) -> None:
         for step in steps:
             for name, written in step.writes.items():
                 self.put(name, value if written == VALUE else written)

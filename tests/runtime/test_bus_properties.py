@@ -44,7 +44,7 @@ class World:
 
     def __init__(self, *, min_gap_ms: int) -> None:
         self.clock = TurnedClock()
-        self.kind = profile(protocol=Protocol.MODBUS_RTU, min_gap_ms=min_gap_ms)
+        self.kind = profile(protocol=Protocol.MODBUS_RTU, also=(), min_gap_ms=min_gap_ms)
         self.line = SimulatedLine(clock=self.clock.boottime_s)
         self.told: dict[str, Device] = {}
         self.broken: list[str] = []

@@ -624,7 +624,7 @@ async def test_abandoned_id_of_a_device_that_is_configured_changes_nothing(tmp_p
 
 
 async def test_line_that_loses_a_member_keeps_session_gap_and_waiters_of_the_others(tmp_path):
-    kind = profile(protocol=Protocol.MODBUS_RTU, min_gap_ms=20)
+    kind = profile(protocol=Protocol.MODBUS_RTU, also=(), min_gap_ms=20)
     async with running_plant(tmp_path) as plant:
         line = SimulatedLine(clock=plant.clock.boottime_s)
         tags = [A, B, "INVERTER_03"]
