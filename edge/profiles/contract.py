@@ -1,7 +1,8 @@
-"""What the driver contract suite holds each device type to, for the suite's cases and for the documents.
+"""What the contract suites hold each device type to, for their cases and for the documents.
 
-The suite (`tests/drivers/test_driver_contract.py`) runs every profile against a simulated device of its kind,
-by every way of reaching it. Which of its claims concern a profile follows from what the profile says.
+They run every profile against a simulated device of its kind: its driver by every way of reaching it
+(`tests/drivers/test_driver_contract.py`), and a node with it (`tests/runtime/test_every_profile.py`). Which
+of their claims concern a profile follows from what the profile says.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from edge.profiles.points import Protocol
 
 
 class Claim(StrEnum):
-    """One thing that the suite makes sure of; the text is what it promises."""
+    """One thing that the suites make sure of; the text is what it promises."""
 
     IDENTITY = "identity"
     RATED_POWER = "rated power"
@@ -23,6 +24,10 @@ class Claim(StrEnum):
     SETPOINT = "setpoint"
     READ_BACK = "read-back"
     WEAR = "wear"
+    REPEATED = "repeated"
+    OWED = "owed"
+    STANDING = "standing limit"
+    OWNER = "owner"
     RESTART = "restart"
     OWN_FALLBACK = "own fallback"
     PACE = "pace"
@@ -42,6 +47,10 @@ _PROMISES = {
     Claim.SETPOINT: "every setpoint written is in force, and is released; one outside its range is refused",
     Claim.READ_BACK: "the setpoint in force is read back; an ignored write and an old read-back are noticed",
     Claim.WEAR: "every write is counted by the register it goes to, and none takes more commands than said",
+    Claim.REPEATED: "its setpoint is written again and again where that wears nothing, and nowhere else",
+    Claim.OWED: "what could not be written, and the end of a hold, is written once it is back, within 1 s",
+    Claim.STANDING: "a limit that somebody else has set is logged with its value before it is overwritten",
+    Claim.OWNER: "behind another's control point, or as the second on its own, it is never written",
     Claim.RESTART: "after a restart what is volatile is forgotten and what is stored is kept; it obeys again",
     Claim.OWN_FALLBACK: "kept alive it does not act by itself; once all of ours is gone it does, in time",
     Claim.PACE: "the pauses and sessions it allows are kept, over reconnections too",
@@ -50,7 +59,7 @@ _PROMISES = {
 
 
 def contract_of(profile: Profile) -> tuple[Claim, ...]:
-    """The claims that the suite makes of a device of this type.
+    """The claims that the suites make of a device of this type.
 
     None of a proxy, which has no driver: `tests/runtime/test_proxy.py` is its suite.
     """
@@ -66,6 +75,10 @@ def contract_of(profile: Profile) -> tuple[Claim, ...]:
         Claim.SETPOINT: limit is not None,
         Claim.READ_BACK: limit is not None and limit.readback is not None,
         Claim.WEAR: limit is not None,
+        Claim.REPEATED: limit is not None,
+        Claim.OWED: limit is not None and not profile.protocol.is_inside,
+        Claim.STANDING: limit is not None and limit.readback is not None and not profile.protocol.is_inside,
+        Claim.OWNER: limit is not None and not profile.protocol.is_inside,
         Claim.RESTART: limit is not None,
         Claim.OWN_FALLBACK: limit is not None and limit.fallback is not None,
         Claim.PACE: True,

@@ -68,7 +68,8 @@ read-back.
 """
 CONTRACT_IS = """\
 **Contract**: what `make test` makes sure of, for each device type by every protocol that reaches it
-(`tests/drivers/test_driver_contract.py`). A profile that does not pass is not released.
+(`tests/drivers/test_driver_contract.py`), and under a node (`tests/runtime/test_every_profile.py`). A profile
+that does not pass is not released.
 """
 
 

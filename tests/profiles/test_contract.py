@@ -1,4 +1,4 @@
-"""The page promises of each device what the driver contract suite makes sure of for it, no more and no less."""
+"""The page promises of each device what the contract suites make sure of for it, no more and no less."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from edge.drivers.registry import DRIVERS
 from edge.profiles.contract import Claim, contract_of
 from edge.profiles.loader import load_all
 from tests.drivers import test_driver_contract as suite
+from tests.runtime import test_every_profile as under_a_node
 
 PROFILES = load_all()
 # The tests that stand for each claim. Each is run for all profiles of which the claim is made.
@@ -31,8 +32,21 @@ TESTS: dict[Claim, tuple[Callable[..., object], ...]] = {
         suite.test_every_write_is_counted_by_the_register_it_went_to,
         suite.test_a_write_takes_the_commands_it_says,
     ),
+    Claim.REPEATED: (under_a_node.test_setpoint_is_repeated_where_that_costs_nothing_and_nowhere_else,),
+    Claim.OWED: (
+        under_a_node.test_hold_that_could_not_be_written_is_owed_until_the_device_is_back,
+        under_a_node.test_lapse_is_owed_until_a_device_that_was_away_confirms_its_default,
+    ),
+    Claim.STANDING: (under_a_node.test_limit_that_somebody_else_has_set_is_logged_before_it_is_overwritten,),
+    Claim.OWNER: (
+        under_a_node.test_device_behind_the_control_point_of_another_is_measured_and_never_written,
+        under_a_node.test_second_device_on_a_control_point_is_refused_and_the_first_goes_on,
+    ),
     Claim.RESTART: (suite.test_a_device_that_restarts_forgets_what_is_volatile_and_obeys_again,),
-    Claim.OWN_FALLBACK: (suite.test_a_device_releases_itself_once_everything_of_ours_is_gone,),
+    Claim.OWN_FALLBACK: (
+        suite.test_a_device_releases_itself_once_everything_of_ours_is_gone,
+        under_a_node.test_device_obeys_while_it_is_kept_alive_and_releases_itself_once_all_of_ours_is_gone,
+    ),
     Claim.PACE: (suite.test_pauses_and_sessions_are_kept_over_all_commands_and_reconnects,),
     Claim.FAULTS: (suite.test_a_device_that_gives_no_right_answer_is_unreachable_until_it_does,),
 }

@@ -106,6 +106,7 @@ class Stage:
     stack: AsyncExitStack
     simulated: dict[str, Simulated] = field(default_factory=dict)
     devices: dict[str, dict[str, Any]] = field(default_factory=dict)
+    profiles: dict[str, dict[str, Any]] = field(default_factory=dict)
     sessions: list[MqttSession] = field(default_factory=list)
 
     # --- setting it up
@@ -139,10 +140,23 @@ class Stage:
             **changes,
         }
 
+    def add_proxy(self, kind: Profile) -> None:
+        """Let there be a proxy of this type, called as its type is."""
+        self.profiles[kind.name] = BODIES[kind.name]
+        self.devices[kind.name] = {
+            "id": kind.name,
+            "tag": kind.name,
+            "category": "park",
+            "profile": kind.name,
+        }
+
     def apply(self) -> config.Plan:
         """Make the node control them all; its plan says whom it refuses."""
-        profiles = {self.profile.name: self.body}
-        body = {"site": self.plant.site, "devices": list(self.devices.values()), "profiles": profiles}
+        body = {
+            "site": self.plant.site,
+            "devices": list(self.devices.values()),
+            "profiles": {self.profile.name: self.body, **self.profiles},
+        }
         plan = config.plan(body)
         self.plant.fleet.apply(plan)
         self.plant.cycle.set_schedules({})

@@ -15,7 +15,7 @@ from edge.profiles.model import OwnFallback
 from edge.profiles.summary import fallback_consents
 from edge.simulators.device import Fault
 from edge.wire.messages import Code
-from tests.drivers.benches import NAMEPLATE_KW, falls_back_to, setpoints
+from tests.drivers.benches import NAMEPLATE_KW, PROFILES, falls_back_to, setpoints
 from tests.runtime.every import (
     CONTROLLABLE,
     ON_A_WIRE,
@@ -36,6 +36,12 @@ BUDGETED = [
     if case.profile.limit and case.profile.limit.write_class is WriteClass.PERSISTENT
 ]
 RECOGNISED = [case for case in ON_A_WIRE if case.profile.identity.checks or case.profile.identity.nameplate]
+PROXY = PROFILES["proxy_device"]
+FOLLOWING = [
+    case
+    for case in ON_A_WIRE
+    if case.profile.value_kind and PROXY.value_kind and case.profile.value_kind.can_take(PROXY.value_kind)
+]
 WRITE_PERIOD_S = 10.0
 LONG_HOLD_S = 3600.0
 # Each second of a silence costs its timeout.
@@ -125,6 +131,23 @@ async def test_lapse_is_owed_until_a_device_that_was_away_confirms_its_default(
         await site.within_a_second(lambda: site.is_at(site.default))
         await site.plant.run(30, lambda: site.plant.cycle.units[TAG].state.lapse is None)
         assert site.plant.logged("watchdog")[-1].devices[TAG].ok
+
+
+@each(READABLE, Fault.SILENT)
+async def test_write_that_was_not_confirmed_is_owed_though_the_device_may_have_taken_it(
+    case, fault, tmp_path, broker_url
+):
+    async with stage(case, tmp_path, broker_url, patience_ms=SHORT_MS) as site:
+        await site.begin()
+        site.device.on_write = lambda: site.device.break_down(fault, delay_s=0)
+
+        result = await site.held(site.usual)
+
+        assert result.code == Code.WRITE_FAILED
+        site.device.on_write = None
+        site.device.set_by_hand(site.another)
+        await site.recover()
+        await site.within_a_second(lambda: site.is_at(site.usual))
 
 
 @each(ON_A_WIRE, Fault.WRITE_EXCEPTION)
@@ -278,6 +301,7 @@ async def test_device_obeys_while_it_is_kept_alive_and_releases_itself_once_all_
         )
         assert (await site.held(site.usual, hold_s=LONG_HOLD_S)).ok
         await site.plant.run(1.5 * own.timeout_s)
+        assert site.is_at(site.usual)
         for _ in range(2):
             # Once more after it has fallen back, though all that arms it stands there already.
             site.hold(site.usual, hold_s=LONG_HOLD_S)
@@ -390,3 +414,36 @@ async def test_second_device_on_a_control_point_is_refused_and_the_first_goes_on
         assert plan.refused == {OTHER: f"its control point is that of {TAG}"}
         assert site.command({OTHER: site.usual}).refused[OTHER].code == Code.UNKNOWN_DEVICE
         assert (await site.held(site.usual)).ok
+
+
+@each(FOLLOWING)
+async def test_device_behind_a_proxy_takes_its_value_and_no_request_of_its_own(case, tmp_path, broker_url):
+    async with stage(case, tmp_path, broker_url) as site:
+        site.add_proxy(PROXY)
+        await site.begin(owned_by=PROXY.name)
+
+        refused = site.command({TAG: site.another}).refused[TAG]
+        site.command({PROXY.name: site.usual})
+
+        assert (refused.code, PROXY.name in refused.detail) == (Code.OWNED_BY, True)
+        await site.within_a_second(lambda: site.is_at(site.usual))
+
+
+# --- rule 20: what leaves is left as if nobody had been there -------------------------------------------------------
+
+
+@each(ON_A_WIRE)
+async def test_device_that_leaves_goes_back_to_its_default(case, tmp_path, broker_url):
+    async with stage(case, tmp_path, broker_url) as site:
+        await site.begin()
+        assert (await site.held(site.usual)).ok
+        default = site.default
+        del site.devices[TAG]
+
+        site.apply()
+
+        await site.plant.run(30, lambda: site.plant.logged("retired"))
+        (entry,) = site.plant.logged("retired")
+        assert entry.value == pytest.approx(default, abs=site.limit.tolerance)
+        assert site.is_at(default)
+        assert site.plant.cycle.leaving == {}
