@@ -33,6 +33,20 @@ from tests.drivers.benches import (
 CASES = cases()
 CONTROLLABLE = [case for case in CASES if case.profile.controllable]
 MEASURED = [case for case in CASES if not case.profile.controllable]
+# A line that breaks concerns its session, and what is read over it the profile: each session meets each kind of
+# reading, and each profile one session. All of them by all ways would only wait for more timeouts.
+KINDS_OF_READING = {
+    "generic_modbus": "few registers",
+    "generic_sunspec_123": "a walk over models",
+    "sungrow_sg110cx": "pauses between commands",
+    "sg_ready_heat_pump": "coils",
+    "eastron_sdm630": "several blocks, and nothing written",
+}
+BREAKABLE = [
+    case
+    for case in CASES
+    if case.way in ("memory", ways_of(case.profile)[0]) or case.profile.name in KINDS_OF_READING
+]
 # Sessions fail in the same way under a write as under a poll: once for each profile will do.
 FIRST_WAYS = [case for case in CONTROLLABLE if case.way in ("memory", ways_of(case.profile)[0])]
 FALLING_BACK = [case for case in CONTROLLABLE if case.profile.limit and case.profile.limit.fallback]
@@ -111,6 +125,11 @@ def test_for_every_unit_it_is_known_what_a_reading_can_be():
 
 def test_every_protocol_that_a_node_speaks_is_on_a_bench():
     assert DRIVERS.keys() == {way.protocol for way in BENCHES.values()}
+
+
+@pytest.mark.parametrize("way", ["tcp", "serial", "rtu_over_tcp"])
+def test_every_session_of_several_kinds_of_reading_meets_them_all_broken(way):
+    assert {case.profile.name for case in BREAKABLE if case.way == way} >= KINDS_OF_READING.keys()
 
 
 def test_every_profile_that_a_node_can_reach_is_on_a_bench():
@@ -432,7 +451,12 @@ async def assert_tells_nothing_wrong(bench: Bench) -> None:
         assert readings["P_kW"] == pytest.approx(truth, abs=POWER_TOLERANCE_KW)
 
 
-@suffering(*BREAKING)
+def late_s(fault: Fault) -> float:
+    """For how long the answers of before may still come."""
+    return LATE_S if fault is Fault.DELAY else 0.0
+
+
+@suffering(*BREAKING, of=BREAKABLE)
 async def test_a_device_that_gives_no_right_answer_is_unreachable_until_it_does(case, fault):
     async with on_bench(case, connect=False, timeout_s=SHORT_S) as bench:
         await tried(bench, bench.driver.poll)
@@ -441,7 +465,7 @@ async def test_a_device_that_gives_no_right_answer_is_unreachable_until_it_does(
         with pytest.raises(DeviceUnreachable):
             await bench.driver.poll()
 
-        bench.clock.let_late_answers_come(within_s=LATE_S)
+        bench.clock.let_late_answers_come(within_s=late_s(fault))
         await assert_well(bench, case)
 
 
@@ -454,11 +478,11 @@ async def test_a_write_without_a_right_answer_is_never_taken_for_one_that_was_co
         with pytest.raises(DeviceUnreachable):
             await bench.driver.write(usual(case.profile))
 
-        bench.clock.let_late_answers_come(within_s=LATE_S)
+        bench.clock.let_late_answers_come(within_s=late_s(fault))
         await assert_well(bench, case)
 
 
-@suffering(Fault.GARBAGE)
+@suffering(Fault.GARBAGE, of=BREAKABLE)
 async def test_garbage_is_no_reading(case, fault):
     async with on_bench(case, connect=False, timeout_s=SHORT_S) as bench:
         await tried(bench, bench.driver.poll)
@@ -472,7 +496,7 @@ async def test_garbage_is_no_reading(case, fault):
         await assert_well(bench, case)
 
 
-@suffering(Fault.REFUSE)
+@suffering(Fault.REFUSE, of=BREAKABLE)
 async def test_a_device_that_is_gone_takes_no_connection(case, fault):
     async with on_bench(case, connect=False) as bench:
         await bench.suffer(fault)
