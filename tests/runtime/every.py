@@ -257,6 +257,12 @@ class Stage:
         return self.plant.cycle.units[TAG].state.ledger.registers.get(self.target, Count()).ever
 
     @property
+    def hold_left_s(self) -> float:
+        hold = self.plant.cycle.units[TAG].state.hold
+        assert hold is not None
+        return hold.ends_boottime_s - self.clock.boottime_s()
+
+    @property
     def wears(self) -> bool:
         return self.limit.write_class is not WriteClass.VOLATILE
 

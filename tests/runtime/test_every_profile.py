@@ -20,6 +20,7 @@ from tests.runtime.every import (
     CONTROLLABLE,
     ON_A_WIRE,
     OTHER,
+    PATIENT_MS,
     READABLE,
     SHORT_MS,
     TAG,
@@ -44,8 +45,9 @@ FOLLOWING = [
 ]
 WRITE_PERIOD_S = 10.0
 LONG_HOLD_S = 3600.0
-# Each second of a silence costs its timeout.
-LAPSES_S = 5.0
+SHORT_HOLD_S = 10.0
+# Each second of a silence costs a timeout of real time.
+LAST_SECONDS_S = 0.7
 
 
 @pytest.fixture(scope="module")
@@ -81,9 +83,7 @@ async def test_setpoint_is_in_force_within_a_second_and_so_is_the_default_once_i
 
         await site.plant.run(30, answer.done)
         assert answer.result().ok, answer.result().reason
-        held_until = site.plant.cycle.units[TAG].state.hold
-        assert held_until is not None
-        await site.plant.run(held_until.ends_boottime_s - site.clock.boottime_s())
+        await site.plant.run(site.hold_left_s)
         assert site.is_at(site.usual)
         await site.within_a_second(lambda: site.is_at(site.default))
         await site.plant.run(30, lambda: site.plant.logged("watchdog"))
@@ -98,7 +98,7 @@ async def test_setpoint_is_in_force_within_a_second_and_so_is_the_default_once_i
 async def test_hold_that_could_not_be_written_is_owed_until_the_device_is_back(
     case, fault, tmp_path, broker_url
 ):
-    async with stage(case, tmp_path, broker_url, patience_ms=SHORT_MS) as site:
+    async with stage(case, tmp_path, broker_url) as site:
         await site.begin()
         await site.suffer(fault)
 
@@ -119,10 +119,11 @@ async def test_lapse_is_owed_until_a_device_that_was_away_confirms_its_default(
 ):
     async with stage(case, tmp_path, broker_url, patience_ms=SHORT_MS) as site:
         await site.begin()
-        assert (await site.held(site.usual, hold_s=LAPSES_S)).ok
+        assert (await site.held(site.usual, hold_s=SHORT_HOLD_S)).ok
+        await site.plant.run(site.hold_left_s - LAST_SECONDS_S)
         await site.suffer(fault)
 
-        await site.plant.run(LAPSES_S + 1)
+        await site.plant.run(2 * LAST_SECONDS_S)
 
         state = site.plant.cycle.units[TAG].state
         assert (state.hold, state.lapse is not None) == (None, True)
@@ -172,7 +173,7 @@ async def test_write_that_a_device_refuses_is_tried_again_until_it_is_taken(
 @each(READABLE, Fault.IGNORE_WRITES, Fault.STALE_READBACK)
 async def test_readback_that_differs_is_a_mismatch_after_three_tries(case, fault, tmp_path, broker_url):
     async with stage(
-        case, tmp_path, broker_url, patience_ms=SHORT_MS if case.way == "mqtt" else 5000
+        case, tmp_path, broker_url, patience_ms=SHORT_MS if case.way == "mqtt" else PATIENT_MS
     ) as site:
         await site.begin()
         before = site.sent
