@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from urllib.parse import quote, urlsplit, urlunsplit
 
 from edge.drivers.errors import DeviceRefused, DriverError, ReadingInvalid
@@ -20,27 +20,7 @@ JSON = "application/json"
 class HttpSession(WebSession):
     """One server. `url` is what the paths of its devices' points are below."""
 
-    def __init__(
-        self,
-        *,
-        url: str,
-        username: str = "",
-        password: str = "",
-        timeout_s: float,
-        min_gap_s: float,
-        clock: Callable[[], float],
-        sleep: Callable[[float], Awaitable[None]],
-    ) -> None:
-        super().__init__(
-            url=url,
-            username=username,
-            password=password,
-            timeout_s=timeout_s,
-            min_gap_s=min_gap_s,
-            clock=clock,
-            sleep=sleep,
-            max_answer=MAX_PAYLOAD,
-        )
+    max_answer = MAX_PAYLOAD
 
     async def ask(
         self, method: str, path: str, *, headers: Mapping[str, str], body: bytes | None = None

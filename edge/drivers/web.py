@@ -79,6 +79,9 @@ class WebSession:
     somebody listens.
     """
 
+    # Bytes of an answer; a protocol says what its servers may need.
+    max_answer: int
+
     def __init__(
         self,
         *,
@@ -89,7 +92,6 @@ class WebSession:
         min_gap_s: float,
         clock: Callable[[], float],
         sleep: Callable[[float], Awaitable[None]],
-        max_answer: int,
     ) -> None:
         parts = urlsplit(url)
         self.url = url
@@ -104,7 +106,6 @@ class WebSession:
         self._min_gap_s = min_gap_s
         self._clock = clock
         self._sleep = sleep
-        self._max_answer = max_answer
         self._client: httpx.AsyncClient | None = None
         # The connection in use: its stream, and what is beneath it.
         self._stream: Any = None
@@ -200,7 +201,7 @@ class WebSession:
         except _TooLong as error:
             await self.aclose()
             raise DeviceUnreachable(
-                f"{self.endpoint} answered with more than {self._max_answer} bytes"
+                f"{self.endpoint} answered with more than {self.max_answer} bytes"
             ) from error
         except _Encoded as error:
             await self.aclose()
@@ -307,7 +308,7 @@ class WebSession:
             body = bytearray()
             async for chunk in response.aiter_raw():
                 body += chunk
-                if len(body) > self._max_answer:
+                if len(body) > self.max_answer:
                     raise _TooLong
         finally:
             await response.aclose()

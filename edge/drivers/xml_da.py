@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import TypeVar
 
@@ -47,27 +47,7 @@ PING_MS = 60_000
 class XmlDaSession(WebSession):
     """One XML-DA server, one call at a time. `url` is its whole endpoint: its path is the maker's choice."""
 
-    def __init__(
-        self,
-        *,
-        url: str,
-        username: str = "",
-        password: str = "",
-        timeout_s: float,
-        min_gap_s: float,
-        clock: Callable[[], float],
-        sleep: Callable[[float], Awaitable[None]],
-    ) -> None:
-        super().__init__(
-            url=url,
-            username=username,
-            password=password,
-            timeout_s=timeout_s,
-            min_gap_s=min_gap_s,
-            clock=clock,
-            sleep=sleep,
-            max_answer=MAX_ANSWER,
-        )
+    max_answer = MAX_ANSWER
 
     async def get_status(self) -> ServerStatus:
         """Who the server is and how it is, whatever its state."""
