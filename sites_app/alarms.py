@@ -32,6 +32,7 @@ SEVERITIES: Mapping[str, AlarmSeverity] = {
     SLOT_NOT_CONFIRMED: AlarmSeverity.ERROR,
     "store_failed": AlarmSeverity.ERROR,
     "limit_not_held": AlarmSeverity.ERROR,
+    "not_followed": AlarmSeverity.ERROR,
 }
 
 # An alarm that goes on is written down again no more often than this, unless it says something new.

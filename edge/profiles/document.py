@@ -230,7 +230,8 @@ def _control(profile: Profile, limit: Limit, control: Control) -> list[str]:
         facts.append(f"**Release**, at {control.maximum:g}: {_steps(profile, limit.release)}.")
     if limit.readback is None:
         facts.append(
-            "**Read-back**: none; whether a setpoint is in force is judged by the power that is measured."
+            "**Read-back**: none; whether a setpoint is in force is judged by the power that is measured, and"
+            " told where that is more for 5 min."
         )
     else:
         switch = limit.readback_switch

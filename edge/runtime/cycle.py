@@ -30,6 +30,7 @@ from edge.runtime.bus import Bus, KeepAliveJob, WriteOutcome
 from edge.runtime.clock import Clock, wall
 from edge.runtime.database import StoreFailed
 from edge.runtime.night import LONGEST_NIGHT_S, POWER, Sleep
+from edge.runtime.obedience import PATIENCE_S, Obedience
 from edge.runtime.proxies import Line, Proxies, ProxyLine
 from edge.runtime.reasons import Outcome, Reasons
 from edge.runtime.store import Kept, Store
@@ -99,6 +100,7 @@ class Unit:
     reachable: bool | None = None
     lost_at: float = 0.0
     sleep: Sleep | None = None  # of a device that sleeps at night
+    obedience: Obedience | None = None  # of a device that does not show its setpoint
 
     @property
     def settings(self) -> DeviceSettings:
@@ -690,8 +692,25 @@ class Cycle:
             unit.image = replace(unit.image, readback=result.readback)
         if unit.sleep is not None:
             self._hear_power(unit, result.readings.get(POWER))
+        if unit.obedience is not None:
+            self._judge_by_power(unit, unit.obedience, result.readings.get(POWER))
         said = _moments(result.said_at_s, now)
         unit.readings = {key: Reading(value, said.get(key, now)) for key, value in result.readings.items()}
+
+    def _judge_by_power(self, unit: Unit, obedience: Obedience, power_kw: float | None) -> None:
+        """Rule 12, where nothing is read back. It is written again in any case: this tells."""
+        held, tag = unit.state.in_force, unit.settings.tag
+        if held is None or not held.confirmed or power_kw is None:
+            return
+        if not obedience.heard(power_kw, limit_pct=held.value, now_s=self._clock.boottime_s()):
+            return
+        if not obedience.is_doubted:
+            self.alarms.clear("not_followed", device=tag)
+            return
+        detail = f"it was set to {held.value:g} % and gives {power_kw:g} kW after {PATIENCE_S:g} s"
+        log.error("device does not follow its setpoint", device=tag, value=held.value, power_kw=power_kw)
+        self.alarms.set("not_followed", detail, device=tag)
+        self._device_error(unit, f"{Code.READBACK_MISMATCH}: {detail}")
 
     @staticmethod
     def _agrees(unit: Unit, value: float, readback: float) -> bool:
@@ -823,6 +842,8 @@ class Cycle:
             self.alarms.set("no_own_fallback", settings.no_own_fallback, device=settings.tag)
         elif settings.keep_alive is None:
             self.alarms.clear("no_own_fallback", device=settings.tag)
+        if unit.obedience is None or not settings.is_controlled:
+            self.alarms.clear("not_followed", device=settings.tag)
 
     def add(self, unit: Unit, *, leaving: bool) -> None:
         """Take a device over; it is evaluated with the next turn."""

@@ -37,6 +37,7 @@ from edge.runtime.cycle import Cycle, Unit
 from edge.runtime.database import StoreFailed
 from edge.runtime.documents import DocumentRefused
 from edge.runtime.night import sleep_of
+from edge.runtime.obedience import obedience_of
 from edge.runtime.proxies import Child, Family, Line, ProxyLine
 from edge.runtime.store import Kept, Leaving, Store
 from edge.wire.messages import Code, DeviceResult, SiteConfig
@@ -479,6 +480,9 @@ class Fleet:
             self.cycle.add(unit, leaving=key in self._leaving)
         unit.sleep = sleep_of(
             unit.sleep, sleeps=planned.profile.sleeps_at_night, nameplate_kw=planned.config.nameplate_kw
+        )
+        unit.obedience = obedience_of(
+            unit.obedience, planned.profile, nameplate_kw=planned.config.nameplate_kw
         )
         if key not in self._leaving:
             self.cycle.reconfigure(unit, planned.settings)

@@ -325,7 +325,8 @@ class Alarm(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
 
     Codes: `clock_unsynced`, `clock_holdover`, `store_failed`, `outbox_dropped`; of a device: `wear` (80 % of
     a day's writes are spent), `no_own_fallback` (the device has a fallback of its own that is not armed),
-    `limit_not_held` (its own fallback lets go of a connection limit).
+    `limit_not_held` (its own fallback lets go of a connection limit), `not_followed` (it shows no setpoint,
+    and gives more power than it was limited to).
     """
 
     code: str

@@ -13,6 +13,7 @@ import pytest
 from edge.core.commands import WriteClass
 from edge.profiles.model import OwnFallback
 from edge.profiles.summary import fallback_consents
+from edge.runtime.obedience import PATIENCE_S
 from edge.simulators.device import Fault
 from edge.wire.messages import Code
 from tests.drivers.benches import NAMEPLATE_KW, PROFILES, falls_back_to, setpoints
@@ -190,6 +191,31 @@ async def test_readback_that_differs_is_a_mismatch_after_three_tries(case, fault
         assert result.readback is None or abs(result.readback - site.usual) > site.limit.tolerance
         errors = [entry.devices[TAG].detail for entry in site.plant.logged("device_error")]
         assert any(result.code in error for error in errors)
+
+
+@each([case for case in ON_A_WIRE if case not in READABLE], Fault.IGNORE_WRITES)
+async def test_device_that_shows_no_setpoint_and_gives_more_for_minutes_is_told_of(
+    case, fault, tmp_path, broker_url
+):
+    async with stage(case, tmp_path, broker_url) as site:
+        site.plant.site["curtailment_time_limit_s"] = LONG_HOLD_S
+        await site.begin()
+        await site.suffer(fault)
+        # Nothing says otherwise so far.
+        assert (await site.held(site.usual, hold_s=LONG_HOLD_S)).ok
+        await site.plant.run(PATIENCE_S - 5)
+        assert site.alarms("not_followed") == []
+
+        await site.plant.run(10)
+
+        (told,) = site.alarms("not_followed")
+        assert told == "it was set to 37 % and gives 60 kW after 300 s"
+        (entry,) = site.plant.logged("device_error")
+        assert entry.devices[TAG].detail == f"readback_mismatch: {told}"
+        # It is written again in any case, and obeys at last.
+        await site.recover()
+        await site.plant.run(400, lambda: site.is_at(site.usual))
+        await site.plant.run(60, lambda: not site.alarms("not_followed"))
 
 
 # --- rule 13: who may be written again, and how often ----------------------------------------------------------
