@@ -7,6 +7,7 @@ that everything this software speaks can be looked at.
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -121,7 +122,11 @@ SITE_C = DemoSite(
     node_id="3e4f5a6b-7c8d-4e9f-8a1b-2c3d4e5f6a7b",
     node_name="node-03",
 )
-SITES = (SITE_A, SITE_B, SITE_C)
+# `guide`: without one of each type, for measurements and machines with little room.
+WHOLE, GUIDE = "whole", "guide"
+FLEETS = (WHOLE, GUIDE)
+IS_WHOLE = os.environ.get("SGM_DEMO_FLEET") != GUIDE
+SITES = (SITE_A, SITE_B, SITE_C) if IS_WHOLE else (SITE_A, SITE_B)
 
 BY_HAND = (
     DemoDevice(
@@ -265,7 +270,7 @@ def _one_of_each(by_hand: tuple[DemoDevice, ...]) -> tuple[DemoDevice, ...]:
     )
 
 
-DEVICES = (*BY_HAND, *_one_of_each(BY_HAND))
+DEVICES = tuple(device for device in (*BY_HAND, *_one_of_each(BY_HAND)) if device.site in SITES)
 
 # The guide's ids of the types of its own devices, by profile.
 GUIDE_DEVICE_TYPES = {

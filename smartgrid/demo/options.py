@@ -7,6 +7,7 @@ from pathlib import Path
 
 from django.core.exceptions import ImproperlyConfigured
 
+from smartgrid.demo.fleet import FLEETS, WHOLE
 from smartgrid.env import env_int, env_str
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -21,7 +22,8 @@ class DemoOptions:
     """The port of API and console (0: any free one), the time limit of both sites, where data lives.
 
     `broker` and `redis` are `system` (what is on PATH, else what comes with the demo) or name what comes
-    with the demo: `iotcore`, `bundled`. `record_writes`: a file to which the simulators append the moment of
+    with the demo: `iotcore`, `bundled`. `fleet` is which devices there are (`smartgrid.demo.fleet`).
+    `record_writes`: a file to which the simulators append the moment of
     each write, for benchmarks; empty: none.
     """
 
@@ -30,11 +32,12 @@ class DemoOptions:
     var: Path
     broker: str = "system"
     redis: str = "system"
+    fleet: str = WHOLE
     record_writes: str = ""
 
 
 def demo_options() -> DemoOptions:
-    """Read SGM_PORT, SGM_TIME_LIMIT, SGM_VAR, SGM_DEMO_BROKER, SGM_DEMO_REDIS; `DemoError` if one is bad."""
+    """Read SGM_PORT, SGM_TIME_LIMIT, SGM_VAR and SGM_DEMO_*; `DemoError` if one is bad."""
     try:
         return DemoOptions(
             port=env_int("SGM_PORT", default=8000, minimum=0, maximum=65535),
@@ -42,6 +45,7 @@ def demo_options() -> DemoOptions:
             var=Path(env_str("SGM_VAR", default=str(ROOT / "var"))).expanduser().resolve(),
             broker=_choice("SGM_DEMO_BROKER", ("system", "iotcore")),
             redis=_choice("SGM_DEMO_REDIS", ("system", "bundled")),
+            fleet=_choice("SGM_DEMO_FLEET", FLEETS),
             record_writes=env_str("SGM_DEMO_RECORD_WRITES"),
         )
     except ImproperlyConfigured as error:

@@ -139,7 +139,9 @@ class Demo:
     async def _bring_up(self) -> None:
         settings = self.settings
         await self._start_services()
-        await self.supervisor.run_once(settings.seeding(time_limit_s=self.options.time_limit_s))
+        await self.supervisor.run_once(
+            settings.seeding(time_limit_s=self.options.time_limit_s, fleet=self.options.fleet)
+        )
         self.protocols = read_json(self.var / "seeded.json")["protocols"]
         nodes = NodeWatch(
             port=settings.ports["mqtt"],

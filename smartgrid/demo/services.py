@@ -124,13 +124,14 @@ class DemoSettings:
     def inbox(self) -> ProcessSpec:
         return self._central("inbox", (sys.executable, "manage.py", "run_inbox"))
 
-    def seeding(self, *, time_limit_s: int) -> ProcessSpec:
+    def seeding(self, *, time_limit_s: int, fleet: str) -> ProcessSpec:
         """Not a process that stays: the database's tables, the fleet, the issuer's client, the tokens."""
         spec = self._central("seed", (sys.executable, "-m", "smartgrid.demo.seed"))
         env = {
             **spec.env,
             "SGM_VAR": str(self.var),
             "SGM_TIME_LIMIT": str(time_limit_s),
+            "SGM_DEMO_FLEET": fleet,
             "SGM_DEMO_CLIENT_ID": self.secrets["client_id"],
             "SGM_DEMO_CLIENT_SECRET": self.secrets["client_secret"],
             "SGM_DEMO_SITE_TOKEN": self.secrets["site_token"],

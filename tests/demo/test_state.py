@@ -110,6 +110,7 @@ def test_private_file_is_replaced_whole_and_stays_private(tmp_path: Path):
         ("SGM_TIME_LIMIT", "inf"),
         ("SGM_DEMO_BROKER", "rabbit"),
         ("SGM_DEMO_REDIS", "none"),
+        ("SGM_DEMO_FLEET", "half"),
     ],
 )
 def test_bad_option_names_its_variable(monkeypatch: pytest.MonkeyPatch, name: str, value: str):
@@ -119,7 +120,14 @@ def test_bad_option_names_its_variable(monkeypatch: pytest.MonkeyPatch, name: st
 
 
 def test_options_have_the_documented_defaults(monkeypatch: pytest.MonkeyPatch):
-    for name in ("SGM_PORT", "SGM_TIME_LIMIT", "SGM_VAR", "SGM_DEMO_BROKER", "SGM_DEMO_REDIS"):
+    for name in (
+        "SGM_PORT",
+        "SGM_TIME_LIMIT",
+        "SGM_VAR",
+        "SGM_DEMO_BROKER",
+        "SGM_DEMO_REDIS",
+        "SGM_DEMO_FLEET",
+    ):
         monkeypatch.delenv(name, raising=False)
     options = demo_options()
     assert (options.port, options.time_limit_s, options.var.name) == (8000, 60, "var")
