@@ -104,12 +104,13 @@ class DeviceTypeAdmin(ServiceAdmin):
     list_display = [
         "name",
         "category",
-        "protocols",
+        # First what a person must not overlook on a narrow screen.
+        "confidence",
+        "on_hardware",
         "capability",
         "write_class",
         "own_fallback",
-        "confidence",
-        "on_hardware",
+        "protocols",
     ]
     list_filter = [
         "category",
