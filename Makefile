@@ -32,7 +32,7 @@ test: $(VENV)/.dev-installed services ## the suite with real services on SQLite,
 	$(PYTEST) -q -m "not system" $(IN_TWO)
 	$(PYTEST) -m system
 
-test-quick: $(VENV)/.dev-installed ## what needs no service, in about a minute
+test-quick: $(VENV)/.dev-installed ## what needs no service, in about three minutes
 	HYPOTHESIS_PROFILE=quick $(PYTEST) -m "not services and not system and not long" --simulation-steps 100 \
 		$(IN_TWO)
 
