@@ -70,7 +70,9 @@ class Demo:
                 f"port {port} is taken by another program. End that one, or choose another port:"
                 f" SGM_PORT={port + 1} make demo"
             )
-        ports = demo_ports(self.var, names=("mqtt", "redis", DEVICES_BROKER, SWITCHBOARD, *port_names()))
+        names = ("mqtt", "redis", DEVICES_BROKER, SWITCHBOARD, *port_names())
+        # With some hundred ports of devices, one that happens to be the web's is a matter of weeks.
+        ports = demo_ports(self.var, names=names, taken=frozenset({port}))
         secrets = demo_secrets(self.var, node_names=tuple(site.node_name for site in SITES))
         self.settings = DemoSettings(
             var=self.var, port=port, ports=ports, secrets=secrets, split_connections=False

@@ -22,6 +22,7 @@ OWNED = (
     "broker",
     "database",
     "demo.json",
+    "devices-broker",
     "fleet.json",
     "issuer.pem",
     "log",
@@ -121,15 +122,19 @@ def demo_secrets(var: Path, *, node_names: tuple[str, ...]) -> dict[str, str]:
     return merged
 
 
-def demo_ports(var: Path, *, names: tuple[str, ...]) -> dict[str, int]:
-    """A free port for each name: the one of the last start where it is still free, else another."""
+def demo_ports(var: Path, *, names: tuple[str, ...], taken: frozenset[int] = frozenset()) -> dict[str, int]:
+    """A free port for each name: the one of the last start where it is still free, else another.
+
+    None of `taken`, which somebody is about to listen on.
+    """
     path = var / "ports.json"
     kept = read_json(path)
     chosen: dict[str, int] = {}
     for name in names:
         port = kept.get(name)
-        if not isinstance(port, int) or port in chosen.values() or not port_is_free(port):
-            port = free_port(taken=frozenset(chosen.values()) | frozenset(kept.values()))
+        used = taken | frozenset(chosen.values())
+        if not isinstance(port, int) or port in used or not port_is_free(port):
+            port = free_port(taken=used | frozenset(kept.values()))
         chosen[name] = port
     if chosen != kept:
         write_private(path, json.dumps(chosen, indent=2))

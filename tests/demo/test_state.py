@@ -66,6 +66,15 @@ def test_ports_stay_the_same_while_they_are_free(tmp_path: Path):
     assert second["mqtt"] != first["mqtt"]
 
 
+def test_port_that_somebody_is_about_to_listen_on_is_nobody_elses_not_even_from_an_earlier_start(
+    tmp_path: Path,
+):
+    first = demo_ports(tmp_path, names=("mqtt", "redis"))
+    second = demo_ports(tmp_path, names=("mqtt", "redis"), taken=frozenset({first["mqtt"]}))
+    assert second["mqtt"] != first["mqtt"]
+    assert second["redis"] == first["redis"]
+
+
 def test_port_with_a_listener_is_not_free():
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
