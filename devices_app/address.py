@@ -77,11 +77,11 @@ def _profile(body: bytes, parameters: bytes | None) -> Profile:
 def device_protocol(device: Device) -> Protocol | None:
     """By which of its profile's protocols the device is reached; None for one that we do not know."""
     kind = device.device_type
-    chosen = device.protocol or kind.protocol
-    also = kind.profile_body.get("also", [])
-    if not device.protocol and device.serial_port and Protocol.MODBUS_RTU in also:
-        chosen = Protocol.MODBUS_RTU
-    return Protocol(chosen) if chosen in list(Protocol) else None
+    protocols = [kind.protocol, *kind.profile_body.get("also", [])]
+    try:
+        return address.protocol_chosen(protocols, device.protocol or "", device.serial_port or "")
+    except ValueError:
+        return None
 
 
 def address_check(device: Device) -> None:

@@ -6,6 +6,7 @@ Two spellings of one place would let two devices own one control point. `ValueEr
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Sequence
 from urllib.parse import urlsplit, urlunsplit
 
 from edge.profiles.points import Protocol
@@ -46,6 +47,15 @@ def _host(text: str) -> str | None:
     except UnicodeError:
         return None
     return name.lower().removesuffix(".") or None if len(name) <= MAX_HOST else None
+
+
+def protocol_chosen(protocols: Sequence[str], chosen: str, serial_port: str) -> Protocol:
+    """By which of its profile's protocols a device is reached; a serial port speaks for itself."""
+    if chosen and chosen not in protocols:
+        raise ValueError(f"{chosen!r}: expected one of {', '.join(protocols)}")
+    if not chosen and serial_port and Protocol.MODBUS_RTU in protocols:
+        return Protocol.MODBUS_RTU
+    return Protocol(chosen or protocols[0])
 
 
 def units_of(protocol: Protocol) -> tuple[int, int]:

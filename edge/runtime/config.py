@@ -308,7 +308,8 @@ def planned_device(raw: Mapping[str, object], site: SiteConfig, profiles: Profil
     except (msgspec.ValidationError, ProfileError) as error:
         raise DocumentRefused(str(error)) from error
     _check_tag(device.tag)
-    protocol = _protocol(device, profile)
+    chosen = (device.protocol, device.serial_port)
+    protocol = _expected("protocol", address.protocol_chosen, profile.protocols, *chosen)
     if protocol not in DRIVERS and protocol is not Protocol.PROXY:
         raise DocumentRefused(f"this node's software does not speak {protocol.value}")
     endpoint = _endpoint(device, profile, protocol)
@@ -336,18 +337,6 @@ def _check_tag(tag: str) -> None:
         raise DocumentRefused(
             f"tag {tag!r}: a name that begins with {LEAVING!r} is kept for devices that left"
         )
-
-
-def _protocol(device: DeviceConfig, profile: Profile) -> Protocol:
-    """By which of its profile's protocols a device is reached; a serial port speaks for itself."""
-    if device.protocol:
-        if device.protocol not in profile.protocols:
-            known = ", ".join(protocol.value for protocol in profile.protocols)
-            raise DocumentRefused(f"protocol {device.protocol!r}: expected one of {known}")
-        return Protocol(device.protocol)
-    if device.serial_port and Protocol.MODBUS_RTU in profile.also:
-        return Protocol.MODBUS_RTU
-    return profile.protocol
 
 
 def _endpoint(device: DeviceConfig, profile: Profile, protocol: Protocol) -> Endpoint:
