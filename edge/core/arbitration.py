@@ -209,8 +209,8 @@ class Decision:
 
     `value` is None for a device nobody may write (excluded, or behind another's control point). `target` is
     where a ramp leads; without one it is the value. `through` is the proxy that passed the wish on, whose
-    source it is then. `until_*` tell when the array changes next by itself: the
-    end of a hold on the boot-time clock, of a slot in UTC.
+    source it is then. `because` is what the closed loop says of its wish. `until_*` tell when the array
+    changes next by itself: the end of a hold on the boot-time clock, of a slot in UTC.
     """
 
     tag: str
@@ -218,6 +218,7 @@ class Decision:
     target: float | None = None
     source: Source | None = None
     through: str | None = None
+    because: str = ""
     wish: float | None = None
     bounded_by: str | None = None
     request_id: str | None = None
@@ -259,16 +260,15 @@ def decide(state: DeviceState, image: ProcessImage, now: Instant) -> tuple[Devic
         until_boottime_s, until_utc = passed_on.until_boottime_s, passed_on.until_utc
     else:
         wish, source, until_boottime_s, until_utc = _wish(state, hold, image, now)
-    allowed = apply_bounds(wish, settings.bounds, device=settings.own_range)
+    bounds = bounds_of(settings, image)
+    allowed = apply_bounds(wish, bounds, device=settings.own_range)
     target, bounded_by = allowed.value, allowed.bounded_by
     resolved = (target, source)
     if resolved != state.resolved:
         events.append(SetpointChanged(settings.tag, target, source))
     ramp = _ramp(state, target, image, now)
     # Bounds are obeyed at once, whatever the ramp.
-    value = (
-        target if ramp is None else apply_bounds(ramp.value, settings.bounds, device=settings.own_range).value
-    )
+    value = target if ramp is None else apply_bounds(ramp.value, bounds, device=settings.own_range).value
     if ramp is not None and value != ramp.value:
         ramp = replace(ramp, value=value)
     in_force = state.in_force
@@ -303,6 +303,7 @@ def decide(state: DeviceState, image: ProcessImage, now: Instant) -> tuple[Devic
         target=target,
         source=source,
         through=None if passed_on is None else settings.proxy,
+        because=image.loop_because if passed_on is None and source is Source.CLOSED_LOOP else "",
         wish=wish,
         bounded_by=bounded_by,
         request_id=_request_id(hold, passed_on),
@@ -341,6 +342,13 @@ def decide(state: DeviceState, image: ProcessImage, now: Instant) -> tuple[Devic
             ramp=ramp,
         )
     return state, decision
+
+
+def bounds_of(settings: DeviceSettings, image: ProcessImage) -> tuple[Bound, ...]:
+    """The bounds of slot 0 as things are now, on top of the device's own range."""
+    if image.connection_bound is None:
+        return settings.bounds
+    return (*settings.bounds, image.connection_bound)
 
 
 def _passed_on(settings: DeviceSettings, image: ProcessImage) -> PassedOn | None:
@@ -627,6 +635,8 @@ def explain(decision: Decision) -> str:
         who += f" request {decision.request_id}"
     if decision.through is not None:
         who += f" through {decision.through}"
+    if decision.because:
+        who += f" ({decision.because})"
     text = f"{decision.tag} at {decision.value:g} by {who}"
     if decision.target is not None and decision.target != decision.value:
         text += f", on its ramp to {decision.target:g}"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from edge.core.commands import Source
+from edge.core.quantities import Bound
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +43,15 @@ class ProcessImage:
 
     `readback` is the setpoint in force as the device itself tells it, in the device type's unit; None where
     it was not read, is too old, or cannot be read. `loop_value` is the closed loop's output for this device;
-    None where no loop owns it or its meter is stale. `passed_on` is what the proxy of a child asks of it;
-    None where there is none to ask.
+    None where no loop owns it or has anything to say of it; `loop_because` says why, for people.
+    `connection_bound` is what the connection's limit leaves for this device, whoever asks; None where it has
+    none. `passed_on` is what the proxy of a child asks of it; None where there is none to ask.
     """
 
     readback: float | None = None
     loop_value: float | None = None
+    loop_because: str = ""
+    connection_bound: Bound | None = None
     clock: Clock = TRUSTED
     passed_on: PassedOn | None = None
 

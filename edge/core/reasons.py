@@ -10,7 +10,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from edge.core.arbitration import Decision, DeviceSettings, DeviceState, Retirement, decide, explain
+from edge.core.arbitration import (
+    Decision,
+    DeviceSettings,
+    DeviceState,
+    Retirement,
+    bounds_of,
+    decide,
+    explain,
+)
 from edge.core.commands import Source
 from edge.core.events import FallbackEntered, Retired
 from edge.core.image import ProcessImage
@@ -35,11 +43,15 @@ class Rung:
 
 @dataclass(frozen=True, slots=True)
 class Reason:
-    """The whole array of one device at one moment, from the source in force down to the default."""
+    """The whole array of one device at one moment, from the source in force down to the default.
+
+    `bounds` are those of slot 0, the device's own range first.
+    """
 
     settings: DeviceSettings
     rungs: tuple[Rung, ...]
     because: str
+    bounds: tuple[Bound, ...] = ()
 
     @property
     def in_force(self) -> Rung:
@@ -52,7 +64,8 @@ def reason(state: DeviceState, decision: Decision, image: ProcessImage, now: Ins
     `state` is the one that `decide` returned together with the decision, or a later one of the same cycle.
     """
     rungs = tuple(_rungs(state, decision, image, now))
-    return Reason(state.settings, rungs, _because(state, decision))
+    bounds = (state.settings.own_range, *bounds_of(state.settings, image))
+    return Reason(state.settings, rungs, _because(state, decision), bounds)
 
 
 def sentence(reason: Reason) -> str:
@@ -67,8 +80,7 @@ def sentence(reason: Reason) -> str:
         return f"{text}: it left this node"
     for rung in reason.rungs[1:]:
         text += f"; under it {_rung(rung)}"
-    bounds = (settings.own_range, *settings.bounds)
-    return f"{text}; bounds: {', '.join(_bound(bound) for bound in bounds)}"
+    return f"{text}; bounds: {', '.join(_bound(bound) for bound in reason.bounds)}"
 
 
 def _rungs(state: DeviceState, decision: Decision, image: ProcessImage, now: Instant) -> Iterator[Rung]:
@@ -82,7 +94,7 @@ def _rungs(state: DeviceState, decision: Decision, image: ProcessImage, now: Ins
             case Source.DIRECT:
                 state = replace(state, hold=None, lapse=None)
             case Source.CLOSED_LOOP:
-                image = replace(image, loop_value=None)
+                image = replace(image, loop_value=None, loop_because="")
             case Source.SCHEDULE:
                 # Without what it resolved to before: a slot may be in force because the clock is not trusted.
                 state = replace(state, schedule=NO_SCHEDULE, resolved=None)

@@ -811,6 +811,42 @@ def test_ends_of_the_range_belong_to_it(clock, value):
     assert value_of(held(device(), value, clock.now()), clock.now()) == value
 
 
+def test_connection_bound_holds_whoever_asks(clock):
+    image = ProcessImage(loop_value=90.0, connection_bound=Bound("connection limit", maximum=60.0))
+    free = device(schedule=slots({"10:00": 95.0}))
+    for state, image_of_it, source in (
+        (held(free, 80.0, clock.now()), image, Source.DIRECT),
+        (free, image, Source.CLOSED_LOOP),
+        (free, replace(image, loop_value=None), Source.SCHEDULE),
+        (device(), replace(image, loop_value=None), Source.DEFAULT),
+    ):
+        _, decision = decide(state, image_of_it, clock.now())
+        assert (decision.value, decision.source, decision.bounded_by) == (60.0, source, "connection limit")
+
+
+def test_connection_bound_moves_under_a_hold_and_never_above_another_authoritys(clock):
+    state = held(device(bounds=(Bound("grid", maximum=50.0),)), 80.0, clock.now())
+    values = []
+    for maximum in (30.0, 45.0, 70.0):
+        state, decision = decide(
+            state, ProcessImage(connection_bound=Bound("connection limit", maximum=maximum)), clock.now()
+        )
+        values.append((decision.value, decision.bounded_by))
+    assert values == [(30.0, "connection limit"), (45.0, "connection limit"), (50.0, "grid")]
+
+
+def test_connection_bound_for_import_raises_what_takes_too_much(clock):
+    state = held(device(minimum=-100.0, default_value=0.0), -80.0, clock.now())
+    image = ProcessImage(connection_bound=Bound("connection limit", minimum=-25.0))
+    assert value_of(state, clock.now(), image) == -25.0
+
+
+def test_connection_bound_is_obeyed_at_once_whatever_the_ramp(clock):
+    state = ramped(clock)
+    image = ProcessImage(connection_bound=Bound("connection limit", maximum=40.0))
+    assert value_of(state, clock.now(), image) == 40.0
+
+
 def test_bounds_of_others_do_not_refuse_a_request_but_bound_it(clock):
     state = held(device(bounds=(Bound("grid", maximum=50.0),)), 80.0, clock.now())
     _, decision = decide(state, EMPTY, clock.now())

@@ -9,6 +9,7 @@ from hypothesis import assume, event, example, given, strategies as st
 
 from edge.core.arbitration import (
     admit,
+    bounds_of,
     decide,
     explain,
     reconfigure,
@@ -54,7 +55,7 @@ def test_decision_is_within_the_devices_range_and_nobodys_maximum_is_exceeded(at
     device_settings = state.settings
     assert decision.value is not None
     assert device_settings.minimum <= decision.value <= device_settings.maximum
-    for bound in device_settings.bounds:
+    for bound in bounds_of(device_settings, image):
         # Only a device that cannot go lower exceeds a maximum.
         assert decision.value <= max(bound.maximum, device_settings.minimum)
 
@@ -78,7 +79,7 @@ def test_second_look_at_the_same_world_changes_nothing(at, image):
 @given(at=our.admitted(device_settings=controlled), image=our.images, value=our.percents, loop=our.percents)
 def test_lower_source_never_beats_a_higher_one(at, image, value, loop):
     state, now = at
-    allowed = apply_bounds(value, state.settings.bounds, device=state.settings.own_range).value
+    allowed = apply_bounds(value, bounds_of(state.settings, image), device=state.settings.own_range).value
     order = (state.last_order[0] + 1, 0)
     held, refusal = admit(state, replace(request(value), order=order), now)
     if refusal is None:

@@ -49,6 +49,24 @@ def test_sentence_says_who_holds_the_device_until_when_and_who_would_without():
     )
 
 
+def test_sentence_says_what_the_loop_says_and_what_the_connection_leaves():
+    now = ManualClock().now()
+    image = ProcessImage(
+        loop_value=54.0,
+        loop_because="loop GRID holds 40 kW of export at 90.8 kW of load",
+        connection_bound=Bound("connection limit 40 kW", maximum=50.0),
+    )
+    assert sentence(explained(device(), now, image)) == (
+        "INVERTER_01 at 50 by closed_loop (loop GRID holds 40 kW of export at 90.8 kW of load)"
+        ", asked for 54, bounded by connection limit 40 kW"
+        "; under it default 100 (bounded to 50 by connection limit 40 kW)"
+        "; bounds: device 0 to 100, connection limit 40 kW -inf to 50"
+    )
+    under_a_request = sentence(explained(held(device(), 30, now), now, image))
+    assert "at 30 by direct request req-1-1, until" in under_a_request
+    assert "; under it closed_loop 54 (bounded to 50 by connection limit 40 kW)" in under_a_request
+
+
 def test_default_holds_until_a_slot_with_a_value_of_its_own():
     now = ManualClock().now()
     assert sentence(explained(device(schedule=slots({"11:45": 30.0})), now)) == (
