@@ -9,14 +9,26 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; 
 # Pip's chatter about itself and its cache helps nobody here.
 PIP := $(RUN) -m pip --disable-pip-version-check --quiet install
 
-PYTEST := $(RUN) -m pytest
-# Two processes, each with services of its own. Tests of a whole system have the machine for themselves.
-IN_TWO := -n 2 --dist loadfile
+# Hundreds of processes start from the same files: each would compile them anew where this is set.
+unexport PYTHONDONTWRITEBYTECODE
+
+PYTEST := $(RUN) -m pytest --durations=12
+# So many processes, each with services of its own, file by file, in the order of tests/conftest.py. Tests of a whole
+# system have the machine for themselves: a demo that starts beside two others starves what has a second to answer.
+WORKERS ?= 2
+SPREAD := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+# Those that wait for half of their time keep two cores busy by three.
+WAITERS ?= 3
+# What claims nothing of the machine's pace takes the time that the tests with processes, pauses and deadlines leave
+# idle, and takes it from none of them. So that what it says stays together, it is shown a command at a time.
+BESIDE := -j2 --output-sync=line --no-print-directory PATIENTLY="nice -n 19"
+TESTS := test-timely test-patient-postgres test-patient
+ON_POSTGRES := $(RUN) -m tests.servers postgres $(PYTEST) -q --only-database -m "not system and not long"
 # Django's own commands need a key and a database, whatever they do with them.
-DJANGO := SGM_SECRET_KEY=only-for-checks SGM_DATABASE_URL=sqlite:///:memory: $(RUN) manage.py
+DJANGO = SGM_SECRET_KEY=only-for-checks SGM_DATABASE_URL=sqlite:///:memory: $(PATIENTLY) $(RUN) manage.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-reset test test-quick test-all coverage mutation lint types migrations-check check services bench-latency bench-edge bench-lines bench-backlog bench-sync bench-telemetry
+.PHONY: help demo demo-reset test test-timely test-patient test-patient-postgres test-quick test-all coverage mutation lint types migrations-check check services bench-latency bench-edge bench-lines bench-backlog bench-sync bench-telemetry bench-api bench-loop
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
@@ -28,22 +40,32 @@ demo-reset: $(VENV)/.demo-installed ## forget all that the demo has kept; the ne
 	@$(RUN) -m smartgrid.demo reset
 
 test: $(VENV)/.dev-installed services ## the suite with real services on SQLite, its database part on PostgreSQL too
-	$(RUN) -m tests.servers postgres $(PYTEST) -q --only-database -m "not system and not long" $(IN_TWO)
-	$(PYTEST) -q -m "not system" $(IN_TWO)
+	@$(MAKE) $(BESIDE) $(TESTS)
+
+test-timely:
+	$(PYTEST) -q -m "not system" --patient not $(SPREAD) -n $(WAITERS)
 	$(PYTEST) -m system
+	$(ON_POSTGRES) --patient not $(SPREAD)
+
+test-patient:
+	$(PATIENTLY) $(PYTEST) -q -m "not system" --patient only $(SPREAD)
+
+test-patient-postgres:
+	$(PATIENTLY) $(ON_POSTGRES) --patient only $(SPREAD)
 
 test-quick: $(VENV)/.dev-installed ## what needs no service, in about three minutes
 	HYPOTHESIS_PROFILE=quick $(PYTEST) -m "not services and not system and not long" --simulation-steps 100 \
-		$(IN_TWO)
+		$(SPREAD)
 
 test-all: test ## `make test` and the long runs
 	HYPOTHESIS_PROFILE=long $(PYTEST) -q tests/core
 	$(PYTEST) -q -s tests/simulation/test_machine.py --simulation-steps 10000
 	$(PYTEST) -q -s tests/runtime/test_crash_points.py --every-crash-point
+	$(PYTEST) -q -s tests/runtime/test_loop_sockets.py --every-seed
 	$(RUN) -m tests.servers postgres $(PYTEST) --only-database
 
 coverage: $(VENV)/.dev-installed ## that no branch of edge/core goes untested
-	HYPOTHESIS_PROFILE=quick $(RUN) -m coverage run -m pytest -q tests/core
+	HYPOTHESIS_PROFILE=quick $(PATIENTLY) $(RUN) -m coverage run -m pytest -q tests/core
 	$(RUN) -m coverage report
 
 mutation: $(VENV)/.dev-installed ## whether the core's tests notice a changed core, in a quarter of an hour
@@ -57,13 +79,14 @@ lint: $(VENV)/.dev-installed ## style, format, who may import whom, and the devi
 	$(RUN) -m edge profiles document --check
 
 types: $(VENV)/.dev-installed ## mypy, strict, tests included
-	SGM_SECRET_KEY=only-for-checks $(RUN) -m mypy .
+	SGM_SECRET_KEY=only-for-checks $(PATIENTLY) $(RUN) -m mypy .
 
 migrations-check: $(VENV)/.dev-installed ## Django's checks, and that no migration is missing
 	$(DJANGO) check
 	$(DJANGO) makemigrations --check --dry-run
 
-check: lint types migrations-check coverage test ## exactly what CI runs
+check: lint services ## exactly what CI runs
+	@$(MAKE) $(BESIDE) $(TESTS) types migrations-check coverage
 
 bench-latency: $(VENV)/.dev-installed services ## from a PUT to the register, beside the floor of the same run
 	@exec $(RUN) -m bench.latency
@@ -80,10 +103,16 @@ bench-sync: $(VENV)/.dev-installed services ## schedules to 1,000 and 3,000 node
 bench-telemetry: $(VENV)/.dev-installed services ## readings of 500 nodes into PostgreSQL, and the means of a quarter hour
 	@exec $(RUN) -m bench.telemetry
 
+bench-api: $(VENV)/.dev-installed services ## lists and details of 100,000 devices under 20 concurrent clients
+	@exec $(RUN) -m bench.api
+
 bench-lines: $(VENV)/.dev-installed ## what a dead device costs those beside it, over TCP and at 9600 baud
 	@exec $(RUN) -m bench.lines
 
-services: # Redis, mosquitto and PostgreSQL for the tests, installed where they are missing and we may
+bench-loop: $(VENV)/.dev-installed ## the closed loop on simulated plants, beside the physical bound and other controllers
+	@exec $(RUN) -m bench.closed_loop
+
+services: # Redis, mosquitto, PostgreSQL and HAProxy for the tests, installed where they are missing and we may
 	@.ci/services
 
 # --- environments: a stamp each, so that later starts find nothing to do ---------------------------------------
@@ -97,7 +126,7 @@ $(VENV)/.demo-installed: requirements.txt requirements-demo.txt edge/requirement
 	@$(PIP) -r requirements-demo.txt
 	@touch $@
 
-$(VENV)/.dev-installed: requirements-dev.txt $(VENV)/.demo-installed | $(VENV)/bin/python
+$(VENV)/.dev-installed: requirements-dev.txt clients/python/pyproject.toml $(VENV)/.demo-installed | $(VENV)/bin/python
 	@echo "Installing what tests and checks need ..."
 	@$(PIP) -r requirements-dev.txt
 	@touch $@

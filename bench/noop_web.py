@@ -21,12 +21,20 @@ class Input(serializers.Serializer[Any]):
 
 
 class NoopApi(APIView):
+    def get(self, _request: Request) -> Response:
+        return Response({"status": "success"})
+
     def put(self, request: Request) -> Response:
         wanted = Input(data=request.data)
         wanted.is_valid(raise_exception=True)
         return Response({"status": "success"})
 
 
-urlpatterns = [path("noop", NoopApi.as_view())]
+urlpatterns = [
+    path("noop", NoopApi.as_view()),
+    # Where the product's proxy looks whether a process lives, and a path that it has in its lane for reading.
+    path("healthz", NoopApi.as_view()),
+    path("v1/ping", NoopApi.as_view()),
+]
 
 application = get_wsgi_application()

@@ -82,7 +82,9 @@ class Run:
         for name, figure in self.figures.items():
             verdict = "" if figure.met is None else ("met" if figure.met else "MISSED")
             goal = f"goal {figure.goal}" if figure.goal else ""
-            print(f"{name:36} {figure.value:10.2f} {figure.unit:8} n={figure.n:<5} {goal:12} {verdict}")
+            # Energies of a second are thousandths.
+            value = f"{figure.value:10.4f}" if 0 < abs(figure.value) < 0.1 else f"{figure.value:10.2f}"
+            print(f"{name:36} {value} {figure.unit:8} n={figure.n:<5} {goal:12} {verdict}")
         met = sum(figure.met is True for figure in self.figures.values())
         missed = sum(figure.met is False for figure in self.figures.values())
         print(f"{met} figures met, {missed} missed")

@@ -91,8 +91,8 @@ def _copies(
     made_nodes: list[Node] = []
     made_devices: list[Device] = []
     for number, identity in enumerate(nodes):
-        own_site = _copy(site, pk=uuid.uuid4(), site_tag=f"site_{number:05d}")
-        own_node = _copy(
+        own_site = row_copy(site, pk=uuid.uuid4(), site_tag=f"site_{number:05d}")
+        own_node = row_copy(
             node,
             pk=uuid.UUID(identity.id),
             site=own_site,
@@ -103,7 +103,7 @@ def _copies(
         body["site"] |= {"id": str(own_site.pk), "tag": own_site.site_tag}
         for device in devices:
             tag = identity.device if device.category == "inverter" else f"{device.category}_{number:05d}"
-            made = _copy(
+            made = row_copy(
                 device, pk=uuid.uuid4(), site=own_site, node=own_node, device_tag=tag, config_id=uuid.uuid4()
             )
             made_devices.append(made)
@@ -119,7 +119,8 @@ def _copies(
     return places
 
 
-def _copy(row: Any, **changes: Any) -> Any:
+def row_copy(row: Any, **changes: Any) -> Any:
+    """A row like this one, not stored yet."""
     made = copy.copy(row)
     made._state = copy.copy(row._state)  # noqa: SLF001 - a row of its own, not the one it was copied from
     made._state.adding = True  # noqa: SLF001
@@ -190,8 +191,8 @@ def documents_create(places: Sequence[Place], *, first: date) -> None:
                         expires_at=expires_at,
                     )
                 )
-        _copy_in(schedules)
-        _copy_in(documents)
+        copy_in(schedules)
+        copy_in(documents)
     nodes = Node.objects.filter(pk__in=[place.node_id for place in places])
     # In the order in which everybody locks them: what they report goes on.
     list(nodes.select_for_update(no_key=True).order_by("pk").values_list("pk"))
@@ -199,7 +200,7 @@ def documents_create(places: Sequence[Place], *, first: date) -> None:
     nodes_sync_on_commit([place.node_id for place in places])
 
 
-def _copy_in(rows: Sequence[models.Model]) -> None:
+def copy_in(rows: Sequence[models.Model]) -> None:
     """Store these rows, all of one model, by COPY: Django's bulk_create takes four times as long."""
     options = rows[0]._meta  # noqa: SLF001 - Django's documented name for it
     filled = [field for field in options.concrete_fields if getattr(rows[0], field.attname) is not None]

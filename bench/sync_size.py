@@ -194,7 +194,7 @@ class Measurement:
             name = schedule.document_name
 
             def is_applied(site: uuid.UUID = place.site_id, name: str = name) -> bool:
-                (state,) = document_states(names_by_site={site: [name]})[site][name].values()
+                (state,) = document_states([(site, name)])[0].values()
                 return bool(state.status == DocumentStatus.APPLIED)
 
             until(is_applied, what=f"a changed {name} was not applied", within_s=CHANGE_WITHIN_S)

@@ -33,6 +33,7 @@ from edge.wire.messages import (
     PingClosing,
     PingCommand,
     ProbeCommand,
+    ReleaseCommand,
     SetpointCommand,
     Stage,
 )
@@ -40,6 +41,7 @@ from edge.wire.topics import NodeTopics
 from sites_app.node_link import CommandMessage, LinkUnavailable, MqttNodeLink, SendUnconfirmed, node_link
 from sites_app.presence import central_now, pongs_note
 from smartgrid import live
+from smartgrid.bulk import rows_change
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -66,14 +68,30 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     tenant: str
     node: str
     category: str
-    values: dict[str, float]
+    # device tag -> value; null: it is released, and so are all others of the command.
+    values: dict[str, float | None]
     hold_s: float
     fresh: str
     fresh_at: float
     deadline: datetime
     reason: str = ""
 
-    def command(self, *, fresh: str) -> SetpointCommand:
+    @property
+    def is_release(self) -> bool:
+        return None in self.values.values()
+
+    def command(self, *, fresh: str) -> SetpointCommand | ReleaseCommand:
+        if self.is_release:
+            return ReleaseCommand(
+                id=self.command_id,
+                epoch=self.epoch,
+                sequence=self.sequence,
+                fresh=fresh,
+                request_id=self.request_id,
+                category=self.category,
+                devices=tuple(self.values),
+                reason=self.reason,
+            )
         return SetpointCommand(
             id=self.command_id,
             epoch=self.epoch,
@@ -81,10 +99,25 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
             fresh=fresh,
             request_id=self.request_id,
             category=self.category,
-            values=self.values,
+            values={tag: value for tag, value in self.values.items() if value is not None},
             hold_s=self.hold_s,
             reason=self.reason,
         )
+
+
+class Question(msgspec.Struct, frozen=True, kw_only=True):
+    """What a node is asked that changes nothing, as it travels through the queue.
+
+    `payload` is the encoded command, `asker` whom its answer is told, by `answers_key`.
+    """
+
+    command_id: str
+    asker: str
+    tenant: str
+    node: str
+    op: str
+    payload: str
+    deadline: datetime
 
 
 class Note(msgspec.Struct, frozen=True, kw_only=True):
@@ -138,6 +171,13 @@ class _Ping:
     fresh: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    node: str
+    asker: str
+    left_at: float
+
+
 @dataclass(slots=True)
 class _Probing:
     topics: NodeTopics
@@ -163,6 +203,7 @@ class Dispatcher:
         self._pending: dict[str, _Pending] = {}
         self._pings: dict[str, _Ping] = {}
         self._probes: dict[str, _Probing] = {}
+        self._questions: dict[str, _Asked] = {}
         # Pings nobody waits for: their node, and when they left.
         self._watched: dict[str, tuple[str, float]] = {}
         # Answers to those, written down many at once: node -> ping, and when the answer arrived.
@@ -188,9 +229,15 @@ class Dispatcher:
         if central_now() - order.fresh_at > TOKEN_GOOD_FOR_S:
             fresh = self._ping(topics, epoch=order.epoch) or order.fresh
         now = timezone.now()
-        claimed = ControlCommand.objects.filter(
-            pk=order.sequence, state=CommandState.QUEUED, deadline__gt=now
-        ).update(state=CommandState.SENT)
+        claimed = rows_change(
+            ControlCommand,
+            changes={"state": CommandState.SENT},
+            where=[
+                ("sequence", "=", order.sequence),
+                ("state", "=", CommandState.QUEUED),
+                ("deadline", ">", now),
+            ],
+        )
         if not claimed:
             log.info("command_not_claimed", command=order.command_id)
             return
@@ -207,7 +254,8 @@ class Dispatcher:
 
     def _send(self, topics: NodeTopics, order: Order, *, fresh: str, ttl_s: float) -> None:
         payload = codec.encode(order.command(fresh=fresh))
-        self._link.send(topics, "setpoint", payload, command_id=order.command_id, ttl_s=ttl_s)
+        op = "release" if order.is_release else "setpoint"
+        self._link.send(topics, op, payload, command_id=order.command_id, ttl_s=ttl_s)
 
     def _not_sent(self, order: Order, state: CommandState, why: str) -> None:
         taken = ControlCommand.objects.filter(pk=order.sequence, state=state).update(
@@ -230,6 +278,43 @@ class Dispatcher:
         finally:
             del self._pings[ping_id]
         return ping.fresh
+
+    def ask(self, question: Question) -> None:
+        """Send a question, if it is still wanted; whoever asked is told the answer, or why there is none."""
+        asked = _Asked(question.node, question.asker, time.monotonic())
+        left_s = (question.deadline - timezone.now()).total_seconds()
+        if left_s <= 0:
+            log.info("question_too_late", command=question.command_id)
+            return
+        for old in [
+            key for key, it in list(self._questions.items()) if asked.left_at - it.left_at > FORGET_AFTER_S
+        ]:
+            self._questions.pop(old, None)
+        self._questions[question.command_id] = asked
+        topics = NodeTopics(question.tenant, question.node)
+        try:
+            if not self._link.is_up:
+                raise LinkUnavailable("the message broker is not connected")  # noqa: TRY301 - as `send` does
+            self._link.send(
+                topics,
+                question.op,
+                question.payload.encode(),
+                command_id=question.command_id,
+                ttl_s=left_s,
+            )
+        except LinkUnavailable as error:
+            _tell(question.asker, Note(command_id=question.command_id, not_sent=error.detail))
+        except SendUnconfirmed as error:
+            # It may have arrived: its answer will tell, or the deadline.
+            log.warning("question_unconfirmed", command=question.command_id, error=error.detail)
+
+    def _question_answered(self, topics: NodeTopics, answer: CommandAnswer, asked: _Asked) -> None:
+        if asked.node != topics.node:
+            log.error("answer_from_another_node", node=topics.node, command=answer.id)
+            return
+        # Taken out: the broker may deliver an answer twice.
+        self._questions.pop(answer.id, None)
+        _tell(asked.asker, Note(command_id=answer.id, answer=answer))
 
     def probe(self, topics: NodeTopics, command: ProbeCommand, *, fresh_at: float) -> None:
         """Send a probe, whose answers are left for whoever looks (`devices_app.probes`).
@@ -350,6 +435,10 @@ class Dispatcher:
         if answer.id in self._watched:
             self._pong(topics, answer, heard)
             return
+        asked = self._questions.get(answer.id)
+        if asked is not None:
+            self._question_answered(topics, answer, asked)
+            return
         probing = self._probes.get(answer.id)
         if probing is not None:
             self._probed(topics, answer, probing, payload)
@@ -415,6 +504,14 @@ def dispatcher() -> Dispatcher:
     """
     with _one_at_a_time:
         return _dispatcher()
+
+
+def question_encode(question: Question) -> dict[str, Any]:
+    return msgspec.to_builtins(question)  # type: ignore[no-any-return]
+
+
+def question_decode(raw: dict[str, Any]) -> Question:
+    return msgspec.convert(raw, Question)
 
 
 def order_encode(order: Order) -> dict[str, Any]:

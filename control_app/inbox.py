@@ -16,6 +16,7 @@ from django.db import transaction
 from control_app.node_logs import ReceivedLog, logs_record
 from control_app.pings import nodes_greet
 from control_app.services import command_resolve, commands_undelivered, nodes_in_doubt
+from devices_app.loop_live import loops_live_follow
 from devices_app.retirement import nodes_retiring, retired_record
 from devices_app.services import device_values_follow
 from devices_app.telemetry import ReceivedReadings, readings_record
@@ -35,7 +36,9 @@ ACCEPTANCE_OVER_S = 10.0
 
 
 def on_heartbeats(received: Sequence[ReceivedHeartbeat]) -> None:
-    """Signs of life. One of a session that nobody knew of is as good as the birth that got lost."""
+    """Signs of life, and how loops stand. One of a session that nobody knew of is as good as the birth that
+    got lost.
+    """
     births = heartbeats_note(received)
     nodes_presence_record(
         [
@@ -44,6 +47,7 @@ def on_heartbeats(received: Sequence[ReceivedHeartbeat]) -> None:
         ]
     )
     nodes_greet(UUID(birth.node_id) for birth in births)
+    loops_live_follow(received)
 
 
 def on_presences(received: Sequence[ReceivedPresence]) -> None:

@@ -18,14 +18,36 @@ class Status(models.TextChoices):
     FAILED = "failed"
 
 
+class Kind(models.TextChoices):
+    """What a client asked for: to hold devices at a value, or to end their holds."""
+
+    CURTAIL = "curtail"
+    RELEASE = "release"
+
+
+class Unit(models.TextChoices):
+    """What a value is in: the device type's own unit, or kW of all devices together."""
+
+    PERCENT = "percent"
+    KW = "kw", "kW"
+
+
 class ControlRequest(models.Model):
-    """What a client asked for. `result` is what it was told, or what was proved later."""
+    """What a client asked for. `result` is what it was told, or what was proved later.
+
+    `value` is as it was asked for, in `unit`; a release has none. `category` is empty where a release is not
+    narrowed to one. A request with an Idempotency-Key is known again by `idempotency`, made of its client,
+    its token and the key; `digest` tells whether it is the same request; `answer` is what is told again, and
+    empty while it is under way.
+    """
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     created_at = models.DateTimeField(default=timezone.now, editable=False)
     site = models.ForeignKey(Site, on_delete=models.PROTECT, related_name="control_requests")
+    kind = models.CharField(max_length=16, choices=Kind, default=Kind.CURTAIL, db_default=Kind.CURTAIL)
     category = models.CharField(max_length=64)
-    value = models.FloatField()
+    value = models.FloatField(null=True)
+    unit = models.CharField(max_length=16, choices=Unit, default=Unit.PERCENT, db_default=Unit.PERCENT)
     # None: all of the category.
     device_tags = models.JSONField(null=True)
     reason = models.CharField(max_length=500, blank=True, default="")
@@ -35,9 +57,23 @@ class ControlRequest(models.Model):
     # Null while it is under way.
     status = models.CharField(max_length=16, choices=Status, null=True)
     result = models.JSONField(null=True)
+    idempotency = models.CharField(max_length=64, null=True)
+    digest = models.CharField(max_length=64, blank=True, default="", db_default="")
+    answer = models.TextField(blank=True, default="", db_default="")
 
     class Meta:
         constraints = [
+            models.CheckConstraint(
+                condition=Q(kind=Kind.CURTAIL, value__isnull=False)
+                | Q(kind=Kind.RELEASE, value__isnull=True),
+                name="control_request_value_of_kind",
+            ),
+            models.CheckConstraint(condition=Q(unit__in=Unit.values), name="control_request_unit_known"),
+            models.UniqueConstraint(
+                fields=["idempotency"],
+                condition=Q(idempotency__isnull=False),
+                name="control_request_idempotency_unique",
+            ),
             models.CheckConstraint(
                 condition=Q(status__isnull=True) | Q(status__in=Status.values),
                 name="control_request_status_known",
@@ -51,7 +87,10 @@ class ControlRequest(models.Model):
         indexes = [models.Index(fields=["deadline"], condition=Q(status=None), name="control_request_open")]
 
     def __str__(self) -> str:
-        return f"{self.category} at {self.value:g}"
+        what = self.category or "all devices"
+        if self.value is None:
+            return f"{what} released"
+        return f"{what} at {self.value:g}{' kW' if self.unit == Unit.KW else ''}"
 
 
 class CommandState(models.TextChoices):
@@ -74,7 +113,7 @@ class ControlCommand(models.Model):
     request = models.ForeignKey(ControlRequest, on_delete=models.CASCADE, related_name="commands")
     node = models.ForeignKey(Node, on_delete=models.CASCADE, related_name="commands")
     epoch = models.PositiveIntegerField()
-    # device tag -> value
+    # device tag -> value in the unit of its type; null where it is released
     values = models.JSONField()
     deadline = models.DateTimeField()
     state = models.CharField(max_length=16, choices=CommandState, default=CommandState.QUEUED)
@@ -111,6 +150,7 @@ class ControlLog(models.Model):
     category = models.CharField(max_length=64)
     watchdog = models.BooleanField(default=False)
     value = models.FloatField(null=True)
+    unit = models.CharField(max_length=16, choices=Unit, default=Unit.PERCENT, db_default=Unit.PERCENT)
     result = models.JSONField()
     reason = models.CharField(max_length=500, blank=True, default="")
 

@@ -20,6 +20,7 @@ import msgspec
 import structlog
 from django.db import InterfaceError, OperationalError, ProgrammingError, transaction
 
+from control_app.events import control_logs_publish
 from control_app.models import (
     CommandState,
     ControlCommand,
@@ -324,7 +325,8 @@ def _record_together(items: Sequence[_Item], context: _Context) -> list[tuple[_I
             if item.key in moved and (digest := _digest_at(item.batch, position.last)):
                 position.digest = digest
             done.append((item, position.last))
-        ControlLog.objects.bulk_create([row for row in made if isinstance(row, ControlLog)])
+        lines = ControlLog.objects.bulk_create([row for row in made if isinstance(row, ControlLog)])
+        control_logs_publish(lines)
         DeviceErrorLog.objects.bulk_create([row for row in made if isinstance(row, DeviceErrorLog)])
         NodeEvent.objects.bulk_create([row for row in made if isinstance(row, NodeEvent)])
         NodeStream.objects.bulk_create(
@@ -426,6 +428,8 @@ def _take_entry(item: _Item, entry: LogEntry, context: _Context) -> None:
     for row in _rows(item, entry, context):
         if not (context.may_be_known(item, entry) and _is_there(row)):
             row.save(force_insert=True)
+            if isinstance(row, ControlLog):
+                control_logs_publish([row])
     if entry.kind == "watchdog":
         _confirm_values(item.node, entry, command)
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 from typing import Any
+from uuid import UUID
 
 from django.db.models import Max, QuerySet
 
-from control_app.models import ControlCommand, ControlLog, DeviceErrorLog
-from sites_app.selectors import sites_visible_to
+from control_app.models import ControlCommand, ControlLog, ControlRequest, DeviceErrorLog
+from sites_app.models import Site
+from sites_app.selectors import of_visible_sites
+from smartgrid.api.fields import moment
 from smartgrid.api.principal import Principal
+from smartgrid.kept import KeptForPrincipal
 
 
 def highest_sequence() -> int:
@@ -19,26 +23,42 @@ def highest_sequence() -> int:
 
 def control_logs_visible_to(principal: Principal) -> QuerySet[ControlLog]:
     """Control log lines of the visible sites, newest first."""
-    logs = ControlLog.objects.order_by("-created_at", "-pk")
-    return logs if principal.is_root else logs.filter(site__in=sites_visible_to(principal).order_by())
+    return of_visible_sites(ControlLog.objects.order_by("-created_at", "-pk"), principal)
+
+
+def site_control_logs_visible_to(principal: Principal, site_id: UUID) -> QuerySet[ControlLog]:
+    """Those of one site."""
+    return control_logs_visible_to(principal).filter(site_id=site_id)
 
 
 def device_errors_by_site(*, principal: Principal, since: datetime) -> dict[str, dict[str, Any]]:
     """Errors since a moment, as the guide groups them: site id -> name and devices -> count and details."""
-    errors = (
-        DeviceErrorLog.objects.filter(timestamp__gte=since)
-        .select_related("site")
-        .order_by("site__site_tag", "device_tag", "timestamp", "pk")
-    )
-    if not principal.is_root:
-        errors = errors.filter(site__in=sites_visible_to(principal).order_by())
-    sites: dict[str, dict[str, Any]] = {}
-    for entry in errors:
-        site = sites.setdefault(str(entry.site_id), {"site_name": entry.site.name, "devices": {}})
-        found = site["devices"].setdefault(entry.device_tag, {"total_errors": 0, "error_details": []})
+    sites: dict[UUID, dict[str, Any]] = {}
+    for site_id, site_name, device_tag, at, error in _ERRORS_SINCE.rows(principal, since):
+        site = sites.setdefault(site_id, {"site_name": site_name, "devices": {}})
+        found = site["devices"].setdefault(device_tag, {"total_errors": 0, "error_details": []})
         found["total_errors"] += 1
-        found["error_details"].append({"timestamp": entry.timestamp, "error": entry.error})
-    return sites
+        found["error_details"].append({"timestamp": moment(at), "error": error})
+    return {str(site_id): site for site_id, site in sites.items()}
+
+
+def _errors_since(principal: Principal, since: datetime) -> QuerySet[DeviceErrorLog, tuple[Any, ...]]:
+    errors = of_visible_sites(DeviceErrorLog.objects.filter(timestamp__gte=since), principal)
+    columns = ("site_id", "site__name", "device_tag", "timestamp", "error")
+    return errors.order_by("site__site_tag", "device_tag", "timestamp", "pk").values_list(*columns)
+
+
+_ERRORS_SINCE = KeptForPrincipal(_errors_since, datetime)
+
+
+def site_kept_by(site: Site) -> list[str]:
+    """What of these logs keeps a site from being deleted, for people."""
+    kept = {
+        "its control requests": ControlRequest,
+        "its control log": ControlLog,
+        "its device error log": DeviceErrorLog,
+    }
+    return [what for what, model in kept.items() if model._default_manager.filter(site=site).exists()]  # noqa: SLF001 - Django's documented name
 
 
 def hours_before(now: datetime, hours: int) -> datetime:

@@ -12,20 +12,26 @@ from uuid import UUID
 import msgspec
 import structlog
 from django.conf import settings
-from django.db import connection, transaction
+from django.db import IntegrityError, transaction
 from django.utils import timezone
 from kombu.exceptions import OperationalError
 
 from control_app.dispatch import Note, Order, accepted_key, answers_key, note_read, order_encode
-from control_app.models import CommandState, ControlCommand, ControlLog, ControlRequest, Status
+from control_app.events import control_logs_publish
+from control_app.models import CommandState, ControlCommand, ControlLog, ControlRequest, Kind, Status, Unit
+from control_app.questions import connection_give_back
+from control_app.repeats import RequestKey, answer_read, answer_write, earlier_result, in_progress
+from control_app.setpoint_throttle import setpoints_forget, setpoints_throttled
 from control_app.targets import Targets, offline_nodes, reason, targets_select
-from devices_app.services import device_values_confirm
+from devices_app.models import Device
+from devices_app.services import device_value_confirming, device_values_confirm, device_values_tell
 from edge.wire.messages import Code, CommandAnswer, DeviceResult, Stage
 from sites_app.models import Node
 from sites_app.presence import NodePresence, central_now, presence_read
 from smartgrid import live
 from smartgrid.api.principal import Principal
 from smartgrid.errors import DispatchUnavailable
+from smartgrid.folding import Insert, Update, Write, rows_create, writes_in_turn
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -37,10 +43,14 @@ OPEN = (CommandState.QUEUED, CommandState.SENT, CommandState.UNKNOWN)
 
 @dataclass(frozen=True, slots=True)
 class ControlResult:
-    """The answer to a control request: device tags that follow, and why the others do not."""
+    """The answer to a control request: device tags that follow, and why the others do not.
+
+    `is_repeated`: it is that of an earlier request with the same key, and nothing was done.
+    """
 
     updated: dict[str, None]
     not_updated: dict[str, str]
+    is_repeated: bool = False
 
     @property
     def status(self) -> Status:
@@ -51,6 +61,17 @@ class ControlResult:
     @property
     def body(self) -> dict[str, Any]:
         return {"updated": self.updated, "not_updated": self.not_updated}
+
+    def by_category(self, categories: Mapping[str, str]) -> dict[str, ControlResult]:
+        """Its parts by the category of their devices; empty is that of tags which no device has."""
+        parts: dict[str, ControlResult] = {}
+        for tag in [*self.updated, *self.not_updated]:
+            part = parts.setdefault(categories.get(tag, ""), ControlResult({}, {}))
+            if tag in self.updated:
+                part.updated[tag] = None
+            else:
+                part.not_updated[tag] = self.not_updated[tag]
+        return parts
 
 
 @dataclass(slots=True)
@@ -76,18 +97,96 @@ def category_curtail(
     category: str,
     value: float,
     device_tags: Sequence[str] | None,
+    unit: Unit = Unit.PERCENT,
     why: str = "",
+    key: RequestKey | None = None,
 ) -> ControlResult:
     """Hold the devices of a category at a value, and tell within the deadline what became of it.
 
-    `NotFound` for a site out of sight or without such devices, `Invalid` for a value no device may take,
-    `DispatchUnavailable` where certainly nothing was sent.
+    A value in kW is that of all the devices together, shared by their nameplates.
+
+    `key`: by it the same request is known again, which then gets the same answer. `NotFound` for a site out
+    of sight or without such devices, `Invalid` for a value no device may take, `Throttled` where all of them
+    were set too lately for the site, `Conflict` for a key that stands for another request or for one under
+    way, `DispatchUnavailable` where certainly nothing was sent.
     """
     started = time.monotonic()
-    within_s = float(settings.SGM_REQUEST_DEADLINE_S)
+    if (earlier := _earlier(principal, site_id, key)) is not None:
+        return earlier
     targets = targets_select(
-        principal=principal, site_id=site_id, category=category, device_tags=device_tags, value=value
+        principal=principal,
+        site_id=site_id,
+        category=category,
+        device_tags=device_tags,
+        value=value,
+        unit=unit,
     )
+    request = ControlRequest(
+        kind=Kind.CURTAIL,
+        site_id=targets.site_id,
+        category=category,
+        value=value,
+        unit=unit,
+        device_tags=None if device_tags is None else list(device_tags),
+        reason=why,
+        client_id=principal.client_id,
+        token_id=principal.token_id,
+    )
+    with setpoints_throttled(targets, mark=str(request.pk)) as confirm:
+        result = _carry_out(request, targets, key=key, started=started)
+        confirm(result.updated)
+    return result
+
+
+def devices_release(
+    *,
+    principal: Principal,
+    site_id: UUID,
+    category: str | None,
+    device_tags: Sequence[str] | None,
+    why: str = "",
+    key: RequestKey | None = None,
+) -> ControlResult:
+    """End the direct holds of a site's devices now, and tell within the deadline what became of it.
+
+    They go where they would have gone at the end of their holds: to schedule or default. One that nothing
+    holds stays where it is, and says so by being updated. `category` None: of all categories; `device_tags`
+    None: all of them. Errors as of `category_curtail`.
+    """
+    started = time.monotonic()
+    if (earlier := _earlier(principal, site_id, key)) is not None:
+        return earlier
+    targets = targets_select(
+        principal=principal, site_id=site_id, category=category, device_tags=device_tags, value=None
+    )
+    request = ControlRequest(
+        kind=Kind.RELEASE,
+        site_id=targets.site_id,
+        category=category or "",
+        device_tags=None if device_tags is None else list(device_tags),
+        reason=why,
+        client_id=principal.client_id,
+        token_id=principal.token_id,
+    )
+    result = _carry_out(request, targets, key=key, started=started)
+    setpoints_forget(targets, released=result.updated)
+    return result
+
+
+def _earlier(principal: Principal, site_id: UUID, key: RequestKey | None) -> ControlResult | None:
+    """The answer to the same request when it came first; None where it has no key, or comes first now."""
+    result = None if key is None else earlier_result(principal=principal, site_id=site_id, key=key)
+    return None if result is None else ControlResult(**result, is_repeated=True)
+
+
+def _carry_out(
+    request: ControlRequest, targets: Targets, *, key: RequestKey | None, started: float
+) -> ControlResult:
+    """Record a request, send its commands, wait for what becomes of them, and close it.
+
+    `started`: the moment of the process's monotonic clock from which its deadline counts.
+    """
+    within_s = float(settings.SGM_REQUEST_DEADLINE_S)
     try:
         presence = presence_read(targets.by_node)
     except live.LiveUnavailable as error:
@@ -96,36 +195,32 @@ def category_curtail(
     for node_id, why_not in offline.items():
         for device in targets.by_node[node_id]:
             targets.refused[device.tag] = reason(Code.NODE_OFFLINE, why_not)
-    now = timezone.now()
-    with transaction.atomic():
-        request = ControlRequest.objects.create(
-            created_at=now,
-            site_id=targets.site_id,
-            category=category,
-            value=value,
-            device_tags=None if device_tags is None else list(device_tags),
-            reason=why,
-            client_id=principal.client_id,
-            token_id=principal.token_id,
-            deadline=now + timedelta(seconds=within_s),
-        )
-        commands = _commands_create(request, targets, offline)
+    request.created_at = timezone.now()
+    request.deadline = request.created_at + timedelta(seconds=within_s)
+    if key is not None:
+        request.idempotency, request.digest = key.name, key.digest
+    commands = _commands(request, targets, offline)
+    try:
+        rows_create(request, commands)
+    except IntegrityError as error:
+        if key is None or not ControlRequest.objects.filter(idempotency=key.name).exists():
+            raise
+        # The same request came twice at once, and the other has the key.
+        raise in_progress() from error
     waiting = {str(command.id): _Waiting(command) for command in commands}
-    _connection_give_back()
+    connection_give_back()
     _queue(request, targets, waiting.values(), presence)
     _wait(request, waiting, until=started + within_s)
     return _close(request, targets.refused, list(waiting.values()))
 
 
-def _commands_create(
-    request: ControlRequest, targets: Targets, offline: Mapping[UUID, str]
-) -> list[ControlCommand]:
+def _commands(request: ControlRequest, targets: Targets, offline: Mapping[UUID, str]) -> list[ControlCommand]:
     """One command a node, or one a device where the node is not to be curtailed in batch."""
     commands = []
     for node_id, devices in targets.by_node.items():
         if node_id in offline:
             continue
-        values = {device.tag: request.value for device in devices}
+        values = {device.tag: targets.values[device.tag] for device in devices}
         batches = [values] if devices[0].in_batch else [{tag: value} for tag, value in values.items()]
         commands += [
             ControlCommand(
@@ -137,16 +232,7 @@ def _commands_create(
             )
             for batch in batches
         ]
-    return ControlCommand.objects.bulk_create(commands)
-
-
-def _connection_give_back() -> None:
-    """While we wait for the node another request may use the database connection.
-
-    SQLite has none to spare: its file is opened by each thread, and opening it anew costs more than it frees.
-    """
-    if connection.vendor != "sqlite" and not connection.in_atomic_block:
-        connection.close()
+    return commands
 
 
 def _queue(
@@ -248,24 +334,88 @@ def _request_close(
     Rows are locked in one order by all who write here (commands by their sequence, the request, devices), so
     that a view and an inbox which learn of the same result at the same moment wait for each other only once.
     """
+    if len(waiting) == 1 and (closed := _close_answered(request, refused, waiting[0])) is not None:
+        return closed
     with transaction.atomic():
         for item in waiting:
             _command_close(item)
         result = _result(refused, waiting, within_s=_within_s(request))
         taken = ControlRequest.objects.filter(pk=request.pk, status=None).update(
-            status=result.status, result=result.body
+            status=result.status, result=result.body, **_kept_answer(request, result, waiting)
         )
         if taken:
             _log_request(request, result)
         for item in waiting:
-            if item.state is CommandState.DONE:
-                device_values_confirm(
-                    node_id=item.command.node_id,
-                    values=confirmed_values(item.devices),
-                    sequence=item.command.sequence,
-                    is_first_word=True,
-                )
+            _values_confirm(item)
     return result, bool(taken)
+
+
+def _close_answered(
+    request: ControlRequest, refused: Mapping[str, str], item: _Waiting
+) -> tuple[ControlResult, bool] | None:
+    """The usual end, of one command with its answer for one device at most, in as few round trips as can be.
+
+    None, and nothing is done, where it is not the usual one, or another knew more of the command.
+    """
+    is_answered = item.state in {CommandState.DONE, CommandState.REFUSED}
+    values = confirmed_values(item.devices) if item.state is CommandState.DONE else {}
+    if not is_answered or len(values) > 1 or not request.category:
+        return None
+    result = _result(refused, [item], within_s=_within_s(request))
+    line = _log_line(request, request.category, result)
+    writes: list[Write] = [
+        Update(
+            ControlCommand,
+            where=[("sequence", "=", item.command.sequence), ("state", "in", OPEN)],
+            changes={"state": item.state, "result": msgspec.to_builtins(item.devices)},
+        ),
+        Update(
+            ControlRequest,
+            where=[("id", "=", request.pk), ("status", "is null", None)],
+            changes={
+                "status": result.status,
+                "result": result.body,
+                **_kept_answer(request, result, [item]),
+            },
+        ),
+        Insert(line),
+    ]
+    node_id, sequence = item.command.node_id, item.command.sequence
+    writes += [
+        device_value_confirming(node_id=node_id, tag=tag, value=value, sequence=sequence)
+        for tag, value in values.items()
+    ]
+    (closed, taken, *_), devices = writes_in_turn(*writes)
+    if not closed:
+        return None
+    if taken:
+        control_logs_publish([line])
+        device_values_tell(devices)
+    else:
+        _values_confirm(item)
+    return result, bool(taken)
+
+
+def _values_confirm(item: _Waiting) -> None:
+    """Record what devices have confirmed by the answer to a command."""
+    if item.state is CommandState.DONE:
+        device_values_confirm(
+            node_id=item.command.node_id,
+            values=confirmed_values(item.devices),
+            sequence=item.command.sequence,
+            is_first_word=True,
+        )
+
+
+def _kept_answer(
+    request: ControlRequest, result: ControlResult, waiting: Sequence[_Waiting]
+) -> dict[str, str | None]:
+    """What becomes of a request's key: its answer is kept, or the key is free where nothing was sent."""
+    if request.idempotency is None:
+        return {}
+    if waiting and all(item.state is CommandState.NOT_SENT for item in waiting):
+        return {"idempotency": None, "digest": ""}
+    return {"answer": answer_write(result.body)}
 
 
 def _command_close(item: _Waiting) -> None:
@@ -370,7 +520,7 @@ def command_resolve(*, command: ControlCommand, devices: Mapping[str, DeviceResu
         return True
     item = _Waiting(command, state=state, devices=dict(devices or {}))
     partial = _result({}, [item], within_s=_within_s(request))
-    before = request.result or {}
+    before = answer_read(request.answer) if request.answer else request.result or {}
     updated = {
         tag: None for tag in before.get("updated", {}) if tag not in partial.not_updated
     } | partial.updated
@@ -379,21 +529,41 @@ def command_resolve(*, command: ControlCommand, devices: Mapping[str, DeviceResu
     } | partial.not_updated
     corrected = ControlResult(updated, not_updated)
     request.status, request.result = corrected.status, corrected.body
-    request.save(update_fields=["status", "result"])
+    if request.idempotency is not None:
+        request.answer = answer_write(corrected.body)
+    request.save(update_fields=["status", "result", "answer"])
     _log_request(request, corrected)
     return True
 
 
 def _log_request(request: ControlRequest, result: ControlResult) -> None:
-    ControlLog.objects.create(
+    """One line; of a release that was not narrowed to a category, one for each that it reached."""
+    parts = {request.category: result}
+    if not request.category:
+        parts = result.by_category(_categories(request, result))
+    for category, part in parts.items():
+        line = _log_line(request, category, part)
+        line.save(force_insert=True)
+        control_logs_publish([line])
+
+
+def _log_line(request: ControlRequest, category: str, result: ControlResult) -> ControlLog:
+    return ControlLog(
         site_id=request.site_id,
         request=request,
         status=result.status,
-        category=request.category,
+        category=category,
         value=request.value,
+        unit=request.unit,
         result=result.body,
         reason=request.reason,
     )
+
+
+def _categories(request: ControlRequest, result: ControlResult) -> dict[str, str]:
+    tags = [*result.updated, *result.not_updated]
+    devices = Device.objects.filter(site_id=request.site_id, device_tag__in=tags)
+    return dict(devices.values_list("device_tag", "category"))
 
 
 def nodes_in_doubt(nodes: Iterable[Node]) -> set[UUID]:

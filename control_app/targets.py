@@ -6,8 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
+from django.db.models import QuerySet
+
+from control_app.models import Unit
 from devices_app.models import Device
 from devices_app.selectors import devices_visible_to, retiring_by_tag
+from edge.profiles.model import ValueKind
 from edge.profiles.points import Protocol
 from edge.wire.messages import Code
 from sites_app.presence import NodePresence
@@ -35,9 +39,12 @@ class Target:
     in_batch: bool
     site_id: UUID
     time_limit_s: int
+    throttle_s: int | None
     owned_by: str | None
     waits_for_control_point: bool
     protocol: str
+    nameplate_kw: float | None
+    value_kind: str | None
 
     @property
     def is_proxy(self) -> bool:
@@ -45,6 +52,7 @@ class Target:
 
 
 IS_EXCLUDED = "include_in_curtailment is off for this device"
+NO_NAMEPLATE = "peak_power_kw is not set, so its share of kW is unknown"
 IS_WAITING = "another node has yet to let go of its control point"
 # In the order of `Target`.
 COLUMNS = (
@@ -59,18 +67,25 @@ COLUMNS = (
     "node__curtail_in_batch",
     "site_id",
     "site__curtailment_time_limit",
+    "site__setpoint_throttle_s",
     "controlled_by__device_tag",
     "waits",
     "device_type__protocol",
+    "peak_power_kw",
+    "device_type__value_kind",
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """Devices to command by node, and the reason for each device that is not commanded."""
+    """Devices to command by node, and the reason for each device that is not commanded.
+
+    `values`: what each that is commanded is to be held at, in the unit of its type; None: it is released.
+    """
 
     site_id: UUID
     by_node: dict[UUID, list[Target]]
+    values: dict[str, float | None]
     refused: dict[str, str]
 
 
@@ -83,16 +98,19 @@ def targets_select(
     *,
     principal: Principal,
     site_id: UUID,
-    category: str,
+    category: str | None,
     device_tags: Sequence[str] | None,
-    value: float,
+    value: float | None,
+    unit: Unit = Unit.PERCENT,
 ) -> Targets:
     """Choose the devices of a request, in one query, and one more for each tier of proxies among them.
 
-    `NotFound` for a site out of sight, or without a device of this category; `Invalid` where the value is
-    outside the range of every device it could reach. Outside some: those answer `range`.
+    `category` None: of all categories. `value` None: they are to be released, whatever their range. A value
+    in kW is that of all devices together, each of which has its share by its nameplate. `NotFound` for a site
+    out of sight, or without a device of this category; `Invalid` where the value is outside the range of
+    every device it could reach, or none takes kW. Outside some: those answer `range`.
     """
-    found = devices_visible_to(principal).filter(site_id=site_id, category=category)
+    found = _of_category(devices_visible_to(principal).filter(site_id=site_id), category)
     if device_tags is not None:
         found = found.filter(device_tag__in=device_tags)
     devices = {row[0]: Target(*row) for row in found.order_by("device_tag").values_list(*COLUMNS)}
@@ -105,9 +123,9 @@ def targets_select(
     if not devices:
         is_any_retiring = any(why.startswith(Code.RETIRING) for why in refused.values())
         if not is_any_retiring and (
-            device_tags is None or not site.devices.filter(category=category).exists()
+            device_tags is None or not _of_category(site.devices.all(), category).exists()
         ):
-            raise NotFound(f"This site has no device of category {category!r}.")
+            raise NotFound(f"This site has no {_device_of(category)}.")
     controllable: list[Target] = []
     for device in _chosen(devices, device_tags):
         if device.owned_by is not None:
@@ -121,20 +139,77 @@ def targets_select(
             refused[device.tag] = reason(Code.RETIRING, IS_WAITING)
         else:
             controllable.append(device)
+    if value is None:
+        reached = controllable
+    elif unit is Unit.KW:
+        sharing, share = _shared(controllable, value, refused)
+        asked = f"{value:g} kW, {share:g} % of nameplate,"
+        value, reached = (
+            share,
+            _in_range(sharing, share, refused, asked=asked, share=f"its share is {share:g}, "),
+        )
+    else:
+        reached = _in_range(controllable, value, refused, asked=f"{value:g}")
+    by_node: dict[UUID, list[Target]] = {}
+    for device in reached:
+        by_node.setdefault(device.node_id, []).append(device)
+    proxies = [device.tag for device in reached if device.is_proxy]
+    return Targets(
+        site_id=site_id,
+        by_node=by_node,
+        values={device.tag: value for device in reached},
+        refused=_passed_over(proxies, site_id=site_id) | refused,
+    )
+
+
+def _shared(
+    controllable: Sequence[Target], value_kw: float, refused: dict[str, str]
+) -> tuple[list[Target], float]:
+    """Those that kW can be asked of, and the percent of nameplate at which they together give this power.
+
+    In proportion to their nameplates, so it is the same percent for each. One that cannot be reached keeps
+    its share: no other gets more because it is silent. Those that take no kW are added to `refused`.
+    """
+    sharing: list[Target] = []
+    total_kw = 0.0
+    for device in controllable:
+        if device.value_kind is None or not ValueKind(device.value_kind).is_power:
+            refused[device.tag] = reason(Code.UNIT, "its value is an operating mode, and no power")
+        elif device.nameplate_kw is None:
+            refused[device.tag] = reason(Code.NO_NAMEPLATE, NO_NAMEPLATE)
+        else:
+            sharing.append(device)
+            total_kw += device.nameplate_kw
+    if controllable and all(refused.get(device.tag, "").startswith(Code.UNIT) for device in controllable):
+        raise Invalid.field("unit", "the values of these devices are operating modes, and no power")
+    if not sharing:
+        return [], value_kw
+    # To a millionth of a percent, so that all they can do is not a rounding error more than that.
+    return sharing, round(100 * value_kw / total_kw, 6)
+
+
+def _in_range(
+    controllable: Sequence[Target], value: float, refused: dict[str, str], *, asked: str, share: str = ""
+) -> list[Target]:
+    """Those that may be held at this value, `asked` for in these words; the others are added to `refused`."""
     in_range = [device for device in controllable if device.minimum <= value <= device.maximum]
     if controllable and not in_range:
         low = min(device.minimum for device in controllable)
         high = max(device.maximum for device in controllable)
-        raise Invalid.field("value", f"{value:g} is outside the range of every device, {low:g} to {high:g}")
+        raise Invalid.field("value", f"{asked} is outside the range of every device, {low:g} to {high:g}")
     for device in controllable:
         if device not in in_range:
             detail = f"allowed is {device.minimum:g} to {device.maximum:g}"
-            refused[device.tag] = reason(Code.RANGE, detail)
-    by_node: dict[UUID, list[Target]] = {}
-    for device in in_range:
-        by_node.setdefault(device.node_id, []).append(device)
-    proxies = [device.tag for device in in_range if device.is_proxy]
-    return Targets(site_id, by_node, _passed_over(proxies, site_id=site_id) | refused)
+            refused[device.tag] = reason(Code.RANGE, share + detail)
+    return in_range
+
+
+def _of_category(devices: QuerySet[Device], category: str | None) -> QuerySet[Device]:
+    return devices if category is None else devices.filter(category=category)
+
+
+def _device_of(category: str | None) -> str:
+    return "device" if category is None else f"device of category {category!r}"
 
 
 def _passed_over(proxies: Sequence[str], *, site_id: UUID) -> dict[str, str]:
@@ -166,13 +241,13 @@ def _chosen(devices: Mapping[str, Target], tags: Iterable[str] | None) -> list[T
     return list({tag: devices[tag] for tag in tags if tag in devices}.values())
 
 
-def _unknown(tags: Iterable[str], *, site_id: UUID, category: str) -> dict[str, str]:
+def _unknown(tags: Iterable[str], *, site_id: UUID, category: str | None) -> dict[str, str]:
     """Why there is no device of these tags: it never was, or is just going."""
     retiring = retiring_by_tag(site_id=site_id, tags=tags)
     return {
         tag: reason(Code.RETIRING, f"{retiring[tag]} has yet to return it to its default and forget it")
         if tag in retiring
-        else reason(Code.UNKNOWN_DEVICE, f"no device of category {category!r} has this tag here")
+        else reason(Code.UNKNOWN_DEVICE, f"no {_device_of(category)} has this tag here")
         for tag in tags
     }
 

@@ -8,9 +8,10 @@ from uuid import UUID
 
 from celery import shared_task
 
-from control_app.dispatch import dispatcher, order_decode
+from control_app.dispatch import dispatcher, order_decode, question_decode
 from control_app.pings import nodes_ping
 from control_app.probes import probe_send
+from control_app.repeats import keys_forget
 from control_app.retention import logs_retain as log_lines_retain
 from control_app.services import requests_settle
 from devices_app.probes import probes_settle
@@ -20,6 +21,12 @@ from devices_app.probes import probes_settle
 def dispatch_command(order: dict[str, Any]) -> None:
     """Send one command; the claim of its row makes a second run harmless."""
     dispatcher().dispatch(order_decode(order))
+
+
+@shared_task(name="control_app.tasks.ask_node")  # type: ignore[untyped-decorator]
+def ask_node(question: dict[str, Any]) -> None:
+    """Ask a node something; a second run asks again, which changes nothing."""
+    dispatcher().ask(question_decode(question))
 
 
 @shared_task(name="control_app.tasks.settle_requests")  # type: ignore[untyped-decorator]
@@ -43,5 +50,6 @@ def ping_nodes(node_ids: list[str] | None = None) -> None:
 
 @shared_task(name="control_app.tasks.logs_retain")  # type: ignore[untyped-decorator]
 def logs_retain() -> None:
-    """Delete log lines that are older than they are to be kept."""
+    """Delete log lines that are older than they are to be kept, and let go of old Idempotency-Keys."""
     log_lines_retain(now=datetime.now(UTC))
+    keys_forget(now=datetime.now(UTC))

@@ -14,16 +14,23 @@ from django.forms import ModelForm
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import reverse
-from django.utils.html import format_html
+from django.utils.html import format_html, format_html_join
 from django.utils.safestring import mark_safe
 
+import devices_app.loop_admin  # noqa: F401 - registers closed loops
 from devices_app import services
 from devices_app.address import type_profile
 from devices_app.forms import PROBE, DeviceForm, KindForm, device_fieldsets, device_form, device_initial
 from devices_app.models import Device, DeviceBound, DeviceType, Probe, RetiringDevice, TelemetrySeries
 from devices_app.probes import probe_ask, probe_settle
 from devices_app.retirement import device_abandon
-from devices_app.selectors import device_node_says, probe_verdict, retiring_kept_by, series_with_newest
+from devices_app.selectors import (
+    device_loops,
+    device_node_says,
+    probe_verdict,
+    retiring_kept_by,
+    series_with_newest,
+)
 from devices_app.type_summary import TypeSummary, type_summary
 from smartgrid.admin import AnyModelAdmin, ServiceAdmin
 from smartgrid.errors import SgmError
@@ -231,6 +238,7 @@ SHOWN_OF_A_DEVICE = [
     "value",
     "value_sequence",
     "node_says",
+    "closed_loops",
     "last_probe",
 ]
 
@@ -322,6 +330,21 @@ class DeviceAdmin(ServiceAdmin):
     @admin.display(description="what its node says")
     def node_says(self, row: Device) -> str:
         return device_node_says(row)
+
+    @admin.display(description="closed loops")
+    def closed_loops(self, row: Device) -> str:
+        """Those it is the meter or a member of, with the way to them."""
+        return (
+            format_html_join(
+                ", ",
+                '{} <a href="{}">{}</a>',
+                (
+                    (role, reverse("admin:devices_app_closedloop_change", args=[loop.pk]), loop.loop_tag)
+                    for role, loop in device_loops(row)
+                ),
+            )
+            or "none"
+        )
 
     # --- a look at the device, before it is saved or after ------------------------------------------------
 

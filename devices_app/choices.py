@@ -31,6 +31,23 @@ class BoundOrigin(models.TextChoices):
     INSTALLER = "installer", "installer"
 
 
+class LoopMode(models.TextChoices):
+    """What a closed loop's setpoint means; the words are the core's."""
+
+    LIMIT = "limit", "limit: export must not exceed it"
+    TRACK = "track", "track: the meter is held at it"
+
+
+class LoopStand(models.TextChoices):
+    """How a closed loop stands; the words are the core's (`edge.core.closed_loop.Stand`)."""
+
+    TRACKING = "tracking", "tracking: the setpoint is met or being approached"
+    LIMITING = "limiting", "limiting: what it wants is beyond bounds or sun"
+    STALE = "stale", "stale: no fresh reading, the last output is held"
+    FALLBACK = "fallback", "fallback: the meter is silent"
+    MANUAL = "manual", "manual: direct requests hold all members"
+
+
 METER = "meter"
 # The order in which people read them; categories outside this list follow in alphabetical order.
 CATEGORY_ORDER = (

@@ -6,8 +6,9 @@ from typing import Any
 
 import msgspec
 
-from devices_app.models import Device
-from edge.wire.messages import BoundConfig, DeviceConfig, NodeConfig, SiteConfig
+from devices_app.loop_members import Membership, loops_of, memberships
+from devices_app.models import ClosedLoop, Device
+from edge.wire.messages import BoundConfig, DeviceConfig, LoopConfig, NodeConfig, SiteConfig
 from sites_app.documents import renderer_register
 from sites_app.models import Node
 from sites_app.tokens import decrypt
@@ -38,6 +39,7 @@ def node_config_render(node: Node) -> dict[str, Any]:
         ),
         devices=[msgspec.to_builtins(_device_config(device)) for device in devices],
         profiles={device.device_type.profile: device.device_type.profile_body for device in devices},
+        loops=_loops(node, devices),
         abandoned=tuple(
             sorted(str(config_id) for config_id in abandoned.values_list("config_id", flat=True))
         ),
@@ -45,6 +47,37 @@ def node_config_render(node: Node) -> dict[str, Any]:
     )
     body: dict[str, Any] = msgspec.to_builtins(config)
     return body
+
+
+def _loops(node: Node, devices: list[Device]) -> tuple[dict[str, Any], ...]:
+    """What the node's loops are, with the members they have at this moment."""
+    loops = list(loops_of([node.pk]))
+    # Of all of them: what one that is off names is no member of another.
+    members = memberships(loops, devices) if loops else {}
+    return tuple(msgspec.to_builtins(_loop_config(loop, members[loop.pk])) for loop in loops if loop.enabled)
+
+
+def _loop_config(loop: ClosedLoop, members: Membership) -> LoopConfig:
+    return LoopConfig(
+        id=str(loop.pk),
+        tag=loop.loop_tag,
+        meter=loop.meter.device_tag,
+        members=tuple(device.device_tag for device in members.members),
+        mode=loop.mode,
+        setpoint_kw=loop.setpoint_kw,
+        feed_forward=loop.feed_forward,
+        kp=loop.kp,
+        ki=loop.ki,
+        kd=loop.kd,
+        max_rate_pct_per_s=loop.max_rate_pct_per_s,
+        deadband_kw=loop.deadband_kw,
+        fallback_pct=loop.fallback_pct,
+        time_step_s=loop.time_step_s,
+        stale_after_s=loop.stale_after_s,
+        export_limit_kw=loop.export_limit_kw,
+        import_limit_kw=loop.import_limit_kw,
+        storage_first=loop.storage_first,
+    )
 
 
 def candidate_render(device: Device) -> dict[str, Any]:

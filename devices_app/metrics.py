@@ -14,7 +14,6 @@ import structlog
 from devices_app.choices import METER
 from devices_app.models import Device
 from devices_app.telemetry import STAMP, Latest, latest_key
-from sites_app.models import Site
 from sites_app.selectors import CURRENT_FOR, Metric
 from smartgrid import live
 
@@ -59,22 +58,22 @@ class _Current:
 _Readings = Mapping[tuple[UUID, str], _Current]
 
 
-def site_metrics_read(site: Site, now: datetime) -> list[Metric]:
+def site_metrics_read(site_id: UUID, now: datetime) -> list[Metric]:
     """The site's metrics at this moment; none where Redis has none or does not answer.
 
     A sum and a mean are over what is current, and as old as the oldest reading in them. A meter at the point
     of connection that has fallen silent leaves no power at all: what the devices do is another quantity.
     """
     try:
-        stored = live.hash_newest_read(latest_key(site.pk))
+        stored = live.hash_newest_read(latest_key(site_id))
     except live.LiveUnavailable as error:
-        log.warning("site_metrics_unavailable", site=site.site_tag, error=error.detail)
+        log.warning("site_metrics_unavailable", site=str(site_id), error=error.detail)
         return []
-    readings = _current(stored, site=site, now=now)
+    readings = _current(stored, site_id=site_id, now=now)
     if not readings:
         return []
     devices = list(
-        Device.objects.filter(site=site)
+        Device.objects.filter(site=site_id)
         .select_related("device_type")
         .only("category", "measured_only", "meta_data", "device_type__protocol")
     )
@@ -113,7 +112,7 @@ def _said_at_connection(meter: Device) -> object:
     return meter.meta_data.get(AT_CONNECTION) if isinstance(meter.meta_data, dict) else None
 
 
-def _current(stored: Mapping[str, tuple[str, str]], *, site: Site, now: datetime) -> _Readings:
+def _current(stored: Mapping[str, tuple[str, str]], *, site_id: UUID, now: datetime) -> _Readings:
     readings: dict[tuple[UUID, str], _Current] = {}
     for name, (stamp, text) in stored.items():
         source, _, key = name.partition("/")
@@ -122,7 +121,7 @@ def _current(stored: Mapping[str, tuple[str, str]], *, site: Site, now: datetime
             latest = msgspec.json.decode(text, type=Latest)
             source_id = UUID(source)
         except ValueError as error:
-            log.warning("site_reading_unreadable", site=site.site_tag, field=name, error=str(error))
+            log.warning("site_reading_unreadable", site=str(site_id), field=name, error=str(error))
             continue
         if now - at <= CURRENT_FOR:
             readings[source_id, key] = _Current(latest.value, at)

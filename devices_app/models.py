@@ -1,4 +1,4 @@
-"""Device types, devices, their bounds, what is retiring, telemetry: fields, constraints, facts of one row."""
+"""Device types, devices, closed loops, what is retiring, telemetry: fields, constraints, facts of a row."""
 
 from __future__ import annotations
 
@@ -10,7 +10,15 @@ from django.db.models import F, Q
 from django.utils import timezone
 
 from devices_app.address import PARITIES
-from devices_app.choices import CATEGORY_PATTERN, BoundOrigin, Lifetime, ValueKind
+from devices_app.choices import (
+    CATEGORY_PATTERN,
+    BoundOrigin,
+    Lifetime,
+    LoopMode,
+    LoopStand,
+    ValueKind,
+)
+from edge.core.loop.terms import LOOP_RANGES
 from edge.profiles.points import Protocol
 from sites_app.models import Node, Site
 
@@ -24,6 +32,11 @@ def _default_within_bounds(*, name: str) -> models.CheckConstraint:
         name=name,
         violation_error_message="min_value, default_value and max_value must be in this order.",
     )
+
+
+def is_modbus(protocol: str) -> bool:
+    """Tell whether devices of this protocol have a unit, and a host and port or a serial line."""
+    return protocol.startswith("modbus")
 
 
 class DeviceType(models.Model):
@@ -66,7 +79,7 @@ class DeviceType(models.Model):
 
     @property
     def speaks_modbus(self) -> bool:
-        return self.protocol.startswith("modbus")
+        return is_modbus(self.protocol)
 
     @property
     def has_limit(self) -> bool:
@@ -230,7 +243,11 @@ class Device(models.Model):
                 violation_error_message="ramp_pct_per_min must be above 0.",
             ),
         ]
-        indexes = [models.Index(fields=["site", "category"], name="device_site_category")]
+        indexes = [
+            models.Index(fields=["site", "category"], name="device_site_category"),
+            # As the API lists them.
+            models.Index(fields=["device_tag", "id"], name="device_listed"),
+        ]
 
     def __str__(self) -> str:
         return self.device_tag
@@ -278,6 +295,153 @@ class DeviceBound(models.Model):
         low = "" if self.minimum is None else f"{self.minimum:g}"
         high = "" if self.maximum is None else f"{self.maximum:g}"
         return f"{self.origin}: {low} to {high}"
+
+
+class ClosedLoop(models.Model):
+    """How a node holds the power at a meter by the setpoints of its members (design, section 3; ADR 0033).
+
+    Power is in kW, positive towards the grid. Its members are those of `LoopMember`, or whatever of the node
+    is of its `category`; who of them can be one is `devices_app.loop_members`' to say.
+    """
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    created_at = models.DateTimeField(default=timezone.now, editable=False)
+    # The meter's node and site. The service keeps them equal.
+    site = models.ForeignKey(Site, on_delete=models.PROTECT, related_name="loops", editable=False)
+    node = models.ForeignKey(Node, on_delete=models.PROTECT, related_name="loops", editable=False)
+    loop_tag = models.CharField(max_length=64, help_text="Its name; unique at its site.")
+    enabled = models.BooleanField(default=True, help_text="Off: its members are where they were without it.")
+    meter = models.ForeignKey(
+        Device,
+        on_delete=models.PROTECT,
+        related_name="metered_loops",
+        help_text="What measures the power to hold; of the same node as the members, and no member.",
+    )
+    category = models.CharField(
+        max_length=64,
+        null=True,
+        blank=True,
+        validators=[RegexValidator(CATEGORY_PATTERN)],
+        help_text="Members are all devices of the node of this category, also those that come later. Empty:"
+        " those that are named.",
+    )
+    members = models.ManyToManyField(Device, through="LoopMember", related_name="+", blank=True)
+    mode = models.CharField(
+        max_length=16,
+        choices=LoopMode,
+        default=LoopMode.LIMIT,
+        help_text="Whether export must not exceed the setpoint, or is held at it.",
+    )
+    setpoint_kw = models.FloatField(
+        null=True,
+        blank=True,
+        help_text="kW towards the grid, where no schedule says otherwise. Empty: the members' default.",
+    )
+    feed_forward = models.BooleanField(
+        default=True,
+        help_text="Command limit and load, and let the gains trim what is left. Off: a plain PID.",
+    )
+    kp = models.FloatField(default=0.3, help_text="Proportional gain, without a unit; 0 to 10.")
+    ki = models.FloatField(default=0.15, help_text="Integral gain, 1/s; 0 to 10.")
+    kd = models.FloatField(default=0.0, help_text="Derivative gain, s; 0 to 60.")
+    max_rate_pct_per_s = models.FloatField(
+        default=100.0,
+        help_text="How fast the output may change, % of the members' nominal power a second; 0.1 to 1000.",
+    )
+    deadband_kw = models.FloatField(default=0.0, help_text="A deviation below this is none, kW.")
+    fallback_pct = models.FloatField(
+        null=True,
+        blank=True,
+        help_text="What each member is given while the meter is silent, % of its nominal power. Empty: its"
+        " schedule, else its share of setpoint_kw by nominal power, else its default.",
+    )
+    time_step_s = models.FloatField(default=1.0, help_text="Seconds between two steps; 0.2 to 60.")
+    stale_after_s = models.FloatField(
+        default=10.0,
+        help_text="A reading older than this many seconds counts no longer; 1 to 300, above time_step_s.",
+    )
+    export_limit_kw = models.FloatField(
+        null=True,
+        blank=True,
+        help_text="What the connection may give at most, kW; also direct requests obey it. Empty: no limit.",
+    )
+    import_limit_kw = models.FloatField(
+        null=True,
+        blank=True,
+        help_text="What the connection may take at most, kW, as a positive number. Empty: no limit.",
+    )
+    storage_first = models.BooleanField(
+        default=False, help_text="Batteries take up what may not be exported before sun is curtailed."
+    )
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["site", "loop_tag"], name="loop_tag_unique_per_site"),
+            # Two loops on one meter would each take the other's members for load.
+            models.UniqueConstraint(fields=["meter"], name="loop_meter_has_one_loop"),
+            models.UniqueConstraint(fields=["node", "category"], name="loop_category_followed_once_per_node"),
+            models.CheckConstraint(condition=~Q(loop_tag=""), name="loop_tag_not_empty"),
+            models.CheckConstraint(
+                condition=Q(category__isnull=True) | Q(category__regex=CATEGORY_PATTERN),
+                name="loop_category_is_a_topic_level",
+            ),
+            models.CheckConstraint(condition=Q(mode__in=LoopMode.values), name="loop_mode_known"),
+            *(
+                models.CheckConstraint(
+                    condition=Q(**{f"{name}__isnull": True}) | Q(**{f"{name}__range": limits}),
+                    name=f"loop_{name}_in_range",
+                    violation_error_message=f"{name} must be {limits[0]:g} to {limits[1]:g}.",
+                )
+                for name, limits in LOOP_RANGES.items()
+            ),
+            models.CheckConstraint(
+                condition=Q(stale_after_s__gt=F("time_step_s")),
+                name="loop_stale_after_more_than_a_step",
+                violation_error_message="stale_after_s must be above time_step_s.",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return self.loop_tag
+
+
+class LoopMember(models.Model):
+    """A device that a loop names as its member; of one loop at most."""
+
+    id = models.BigAutoField(primary_key=True)
+    loop = models.ForeignKey(ClosedLoop, on_delete=models.CASCADE, related_name="named")
+    device = models.OneToOneField(Device, on_delete=models.PROTECT, related_name="named_by_loop")
+
+    def __str__(self) -> str:
+        return f"{self.device} of {self.loop}"
+
+
+class LoopChange(models.Model):
+    """A loop came to stand otherwise, as its node told. The newest of each loop are kept."""
+
+    id = models.BigAutoField(primary_key=True)
+    loop = models.ForeignKey(ClosedLoop, on_delete=models.CASCADE, related_name="changes")
+    # When, by the node's clock; and when central heard of it.
+    since = models.DateTimeField()
+    received_at = models.DateTimeField(default=timezone.now)
+    stand = models.CharField(max_length=16, choices=LoopStand)
+    # Why, for people, and whose bound its output met.
+    reason = models.CharField(max_length=500, blank=True, default="")
+    bounded_by = models.CharField(max_length=200, blank=True, default="")
+    setpoint_kw = models.FloatField(null=True)
+    measured_kw = models.FloatField(null=True)
+    output_kw = models.FloatField(null=True)
+
+    class Meta:
+        constraints = [
+            # However often, and however late, a node says it.
+            models.UniqueConstraint(fields=["loop", "since", "stand"], name="loop_change_once"),
+            models.CheckConstraint(condition=Q(stand__in=LoopStand.values), name="loop_change_stand_known"),
+        ]
+        indexes = [models.Index(fields=["loop", "-id"], name="loop_change_newest")]
+
+    def __str__(self) -> str:
+        return f"{self.stand} since {self.since:%Y-%m-%dT%H:%M:%SZ}"
 
 
 class RetiringDevice(models.Model):

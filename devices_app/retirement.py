@@ -8,7 +8,7 @@ the node reports a configuration without it and no longer lists it, or until som
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,6 +79,30 @@ def places_lock(site_ids: Iterable[uuid.UUID]) -> None:
     sites = Site.objects.filter(pk__in=set(site_ids)).order_by("pk")
     # Without the key: rows that refer to the site may come and go meanwhile.
     list(sites.select_for_update(no_key=True).values_list("pk", flat=True))
+
+
+@dataclass(frozen=True, slots=True)
+class TakenPlaces:
+    """What is still being retired from in some sites, for whoever asks for many devices."""
+
+    by_tag: Mapping[tuple[uuid.UUID, str], RetiringDevice]
+    by_control_point: Mapping[tuple[uuid.UUID, str | None], RetiringDevice]
+
+    @classmethod
+    def of(cls, site_ids: Iterable[uuid.UUID]) -> TakenPlaces:
+        """As it is now. Call under `places_lock` of these sites, or it may be otherwise a moment later."""
+        rows = list(retiring_waited_for().filter(site_id__in=set(site_ids)).select_related("node"))
+        return cls(
+            by_tag={(row.site_id, row.device_tag): row for row in rows},
+            by_control_point={(row.site_id, row.control_point): row for row in rows if row.control_point},
+        )
+
+    def free_check(self, device: Device) -> None:
+        """`place_free_check` of a device that is new, and so has left nothing behind itself."""
+        if found := self.by_tag.get((device.site_id, device.device_tag)):
+            raise _still_taken("device_tag", f"The tag {device.device_tag}", found)
+        if found := self.by_control_point.get((device.site_id, device.control_point)):
+            raise _still_taken("control_point", f"The control point {device.control_point}", found)
 
 
 def place_free_check(device: Device) -> None:
@@ -227,3 +251,8 @@ def node_kept_by(node: Node) -> list[str]:
         *(f"the device {tag}" for tag in devices),
         *(f"{tag}, still retiring" for tag in retiring.values_list("device_tag", flat=True)),
     ]
+
+
+def site_kept_by(site: Site) -> list[str]:
+    """What was measured at a site keeps it from being deleted; its devices are of its nodes, which do too."""
+    return ["what was measured there"] if site.series.exists() else []

@@ -2,36 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from datetime import datetime
-from enum import Enum
+from collections.abc import Iterable, Sequence
 from uuid import UUID
 
-from django.db.models import Exists, OuterRef, QuerySet, Subquery
+from django.db.models import Exists, OuterRef, Q, QuerySet, Subquery
 
 from devices_app.address import device_profile
-from devices_app.choices import category_rank
 from devices_app.models import (
+    ClosedLoop,
     Device,
     DeviceType,
     Probe,
-    Quality,
     RetiringDevice,
-    TelemetryMean,
     TelemetryReading,
     TelemetrySeries,
 )
-from sites_app.models import Node, Site
-from sites_app.selectors import sites_visible_to
+from sites_app.selectors import all_there, of_visible_sites
 from smartgrid.api.principal import Principal
-from smartgrid.errors import Invalid, NotFound
+from smartgrid.errors import REFUSED_SHOWN, Invalid, NotFound
 
 
 def devices_visible_to(principal: Principal) -> QuerySet[Device]:
     """The devices of the sites this principal may see, with their types."""
     devices = Device.objects.select_related("device_type").order_by("device_tag", "pk")
-    return devices if principal.is_root else devices.filter(site__in=sites_visible_to(principal).order_by())
+    return of_visible_sites(devices, principal)
+
+
+def site_devices_visible_to(principal: Principal, site_id: UUID) -> QuerySet[Device]:
+    """Those of one site."""
+    return devices_visible_to(principal).filter(site_id=site_id)
+
+
+def node_devices_visible_to(principal: Principal, site_id: UUID, node_id: UUID) -> QuerySet[Device]:
+    """Those of one node of this site."""
+    return site_devices_visible_to(principal, site_id).filter(node_id=node_id)
 
 
 def device_get(*, principal: Principal, device_id: UUID) -> Device:
@@ -41,12 +45,63 @@ def device_get(*, principal: Principal, device_id: UUID) -> Device:
     return device
 
 
-def devices_by_category(*, principal: Principal, site_id: UUID) -> dict[str, list[Device]]:
-    """A site's devices by category, categories in the order people read them."""
-    grouped: dict[str, list[Device]] = {}
-    for device in devices_visible_to(principal).filter(site_id=site_id):
-        grouped.setdefault(device.category, []).append(device)
-    return {category: grouped[category] for category in sorted(grouped, key=category_rank)}
+def devices_named(*, principal: Principal, device_ids: Sequence[UUID], field: str) -> list[Device]:
+    """Visible devices in this order, one that stands there twice also twice.
+
+    `NotFound` names the places in `field` where no such device stands, hidden and absent alike.
+    """
+    found = devices_visible_to(principal).in_bulk(set(device_ids))
+    if absent := [place for place, key in enumerate(device_ids) if key not in found]:
+        text = "No such device."
+        raise NotFound(text, errors={f"{field}.{place}": [text] for place in absent[:REFUSED_SHOWN]})
+    return [found[key] for key in device_ids]
+
+
+def loops_visible_to(principal: Principal) -> QuerySet[ClosedLoop]:
+    """The closed loops of the sites this principal may see, with their meters and nodes."""
+    loops = ClosedLoop.objects.select_related("site", "meter", "node").order_by("loop_tag", "pk")
+    return of_visible_sites(loops, principal)
+
+
+def loop_get(*, principal: Principal, loop_id: UUID) -> ClosedLoop:
+    loop = loops_visible_to(principal).filter(pk=loop_id).first()
+    if loop is None:
+        raise NotFound("No such loop.")
+    return loop
+
+
+def device_loops(device: Device) -> list[tuple[str, ClosedLoop]]:
+    """The closed loops that a device is the meter of, or a member of by name or category, and as what."""
+    loops = ClosedLoop.objects.filter(node_id=device.node_id)
+    wanted = loops.filter(Q(meter=device.pk) | Q(named__device=device.pk) | Q(category=device.category))
+    found = []
+    for loop in wanted.distinct().order_by("loop_tag"):
+        if loop.meter_id == device.pk:
+            found.append(("meter of", loop))
+        elif loop.category is None:
+            found.append(("member of", loop))
+        else:
+            found.append((f"{loop.category} of", loop))
+    return found
+
+
+def device_types_listed() -> QuerySet[DeviceType]:
+    """All types there are, for everybody: they say nothing of anybody's plant."""
+    return DeviceType.objects.order_by("name", "pk")
+
+
+def device_type_get(*, device_type_id: UUID) -> DeviceType:
+    device_type = DeviceType.objects.filter(pk=device_type_id).first()
+    if device_type is None:
+        raise NotFound("No such device type.")
+    return device_type
+
+
+def device_types_get(*, device_type_ids: Sequence[UUID]) -> list[DeviceType]:
+    """Types in this order, by one statement; else `NotFound` names the place of each that is absent."""
+    found = DeviceType.objects.in_bulk(set(device_type_ids))
+    all_there(device_type_ids, found, field="device_type_id", what="device type")
+    return [found[device_type_id] for device_type_id in device_type_ids]
 
 
 def retiring_waited_for() -> QuerySet[RetiringDevice]:
@@ -123,79 +178,6 @@ def waits_for_control_point() -> Exists:
     """For a query of devices: another node has not yet let go of this device's control point."""
     rows = retiring_waited_for().filter(site_id=OuterRef("site_id"), control_point=OuterRef("control_point"))
     return Exists(rows.exclude(node_id=OuterRef("node_id")))
-
-
-class Resolution(Enum):
-    """How much of a history is told."""
-
-    # Every reading that is kept, of whatever quality.
-    RAW = "raw"
-    # Means of the good readings of each quarter hour that is over.
-    QUARTER = "quarter"
-
-
-@dataclass(frozen=True, slots=True)
-class HistoryPoint:
-    """A reading, or the mean of the `count` readings of the quarter hour that begins at `at`."""
-
-    at: datetime
-    value: float
-    minimum: float
-    maximum: float
-    count: int
-    quality: str
-
-
-@dataclass(frozen=True, slots=True)
-class History:
-    """What one series was, the oldest first. `name` is the device's tag, or the node's name."""
-
-    series_id: int
-    device_id: UUID | None
-    name: str
-    key: str
-    unit: str
-    points: list[HistoryPoint]
-
-
-def history(
-    *, of: Device | Node | Site, key: str, since: datetime, until: datetime, resolution: Resolution
-) -> list[History]:
-    """What this key was from `since` until before `until`; one history for each series, by name and unit.
-
-    Of a device: at the site where it is now, so that nobody sees what it did for others. Of a node: its own
-    readings there, not its devices'. Of a site: all that was ever measured there, also by devices that are
-    gone. A key that nobody has gives none.
-    """
-    series = TelemetrySeries.objects.filter(key=key).select_related("device", "node")
-    match of:
-        case Device():
-            series = series.filter(device=of, site_id=of.site_id)
-        case Node():
-            series = series.filter(node=of, site_id=of.site_id)
-        case Site():
-            series = series.filter(site=of)
-    rows = sorted(series, key=lambda row: (row.source_name, row.unit, row.pk))
-    histories = {
-        row.pk: History(row.pk, row.device_id, row.source_name, row.key, row.unit, points=[]) for row in rows
-    }
-    if not histories:
-        return []
-    if resolution is Resolution.RAW:
-        readings = TelemetryReading.objects.filter(series__in=histories, at__gte=since, at__lt=until)
-        for number, at, value, quality in readings.order_by("at").values_list(
-            "series_id", "at", "value", "quality"
-        ):
-            point = HistoryPoint(at, value, value, value, 1, Quality(quality).label)
-            histories[number].points.append(point)
-    else:
-        means = TelemetryMean.objects.filter(series__in=histories, start__gte=since, start__lt=until)
-        for number, start, mean, minimum, maximum, count in means.order_by("start").values_list(
-            "series_id", "start", "mean", "minimum", "maximum", "count"
-        ):
-            point = HistoryPoint(start, mean, minimum, maximum, count, Quality.GOOD.label)
-            histories[number].points.append(point)
-    return list(histories.values())
 
 
 def series_with_newest() -> QuerySet[TelemetrySeries]:

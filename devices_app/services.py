@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 import uuid
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Any, TypedDict, Unpack
+from typing import Any, Required, TypedDict, Unpack
 
 import structlog
 from django.db import transaction
@@ -15,18 +15,33 @@ from django.db import transaction
 from devices_app.address import address_check, control_point_of, device_profile
 from devices_app.choices import BoundOrigin, ValueKind
 from devices_app.config import CONFIG
+from devices_app.events import COLUMNS, DeviceHolds, devices_publish
+from devices_app.loops import device_change_check, device_leave_check
 from devices_app.models import Device, DeviceBound, DeviceType
-from devices_app.retirement import Place, place_free_check, places_lock, retirement_begin, waits_at
+from devices_app.retirement import (
+    Place,
+    TakenPlaces,
+    place_free_check,
+    places_lock,
+    retirement_begin,
+    waits_at,
+)
 from devices_app.selectors import device_unfit, devices_unfit
 from edge.profiles import model as profiles
 from edge.wire.messages import Reported
 from sites_app.documents import node_documents_render, nodes_documents_render, nodes_render_later
 from sites_app.models import Node
 from sites_app.tokens import encrypt
-from smartgrid.errors import Conflict, Invalid, NotFound
-from smartgrid.integrity import check, store
+from smartgrid.bulk import Condition, rows_update_returning
+from smartgrid.errors import Conflict, Invalid, NotFound, SgmError, refusal_of_many
+from smartgrid.folding import Update
+from smartgrid.integrity import check, rows_store, store
 
 log = structlog.stdlib.get_logger(__name__)
+
+
+# How the name of a profile begins that somebody wrote for himself: none that comes with the software does.
+OWN = "own_"
 
 
 class DeviceTypeFields(TypedDict, total=False):
@@ -78,6 +93,15 @@ class DeviceFields(DeviceOptions, total=False):
     id: uuid.UUID
 
 
+class NewDevice(DeviceFields, total=False):
+    """One of many devices to be made. `controlled_by_id` may be another of them, by the id it is given."""
+
+    node: Required[Node]
+    device_type: Required[DeviceType]
+    device_tag: Required[str]
+    controlled_by_id: uuid.UUID | None
+
+
 class DeviceChanges(DeviceOptions, total=False):
     device_tag: str
     device_type: DeviceType
@@ -101,7 +125,10 @@ def device_type_update(
     """
     with transaction.atomic():
         # Without the key: a device that is just changed to this type holds its site already.
-        device_type = DeviceType.objects.select_for_update(no_key=True).get(pk=device_type.pk)
+        locked = DeviceType.objects.select_for_update(no_key=True).filter(pk=device_type.pk).first()
+        if locked is None:
+            raise NotFound("No such device type.")
+        device_type = locked
         changes: dict[str, Any] = dict(fields)
         if name is not None:
             changes["name"] = name
@@ -159,12 +186,123 @@ def device_create(
     return device
 
 
-def device_update(*, device: Device, by: str = "", **changes: Unpack[DeviceChanges]) -> Device:
+def devices_create(items: Sequence[NewDevice], *, by: str = "") -> list[Device]:
+    """Add all of these devices or none, as `device_create` does, in their order.
+
+    The error names each that is refused by its place in `items` (`17.device_tag`). However many they are,
+    what their checks ask the database is asked once, and each node is rendered once.
+    """
+    with transaction.atomic():
+        places_lock(fields["node"].site_id for fields in items)
+        taken = TakenPlaces.of(fields["node"].site_id for fields in items)
+        refused = _moved_nodes(items)
+        drafts = {
+            place: _device_new(
+                node=fields["node"],
+                device_type=fields["device_type"],
+                device_tag=fields["device_tag"],
+                fields={name: value for name, value in fields.items() if name not in _OF_NEW},
+            )
+            for place, fields in enumerate(items)
+            if place not in refused
+        }
+        refused |= _owners_set(drafts, items)
+        devices: dict[int, Device] = {}
+        left_out = {drafts[place].pk for place in refused if place in drafts}
+        for place in _owners_first(drafts):
+            # Nothing is known of a device whose owner is refused: it may be in a circle.
+            if place in refused or drafts[place].controlled_by_id in left_out:
+                left_out.add(drafts[place].pk)
+                continue
+            try:
+                _wear_acceptance_audit(drafts[place], accepted_before=False, by=by)
+                _device_check(drafts[place], taken=taken)
+                devices[place] = drafts[place]
+            except SgmError as error:
+                refused[place] = error
+                left_out.add(drafts[place].pk)
+        places = list(devices)
+        found = rows_store(list(devices.values()), trusted=("site", "node", "device_type", "controlled_by"))
+        refused |= {places[number]: error for number, error in found.items()}
+        if refused:
+            raise refusal_of_many(refused)
+        nodes_documents_render(nodes={fields["node"] for fields in items}, only=[CONFIG])
+    log.info("devices_created", devices=len(items), by=by)
+    return [devices[place] for place in range(len(items))]
+
+
+# What is said of a new device beside its fields.
+_OF_NEW = frozenset({"node", "device_type", "device_tag", "controlled_by_id"})
+
+
+def _moved_nodes(items: Sequence[NewDevice]) -> dict[int, SgmError]:
+    """The places of devices whose nodes are gone, or moved to other sites, since they were read."""
+    there = Node.objects.filter(pk__in={fields["node"].pk for fields in items})
+    sites = dict(there.values_list("pk", "site_id"))
+    return {
+        place: _moved(fields["node"])
+        for place, fields in enumerate(items)
+        if sites.get(fields["node"].pk) != fields["node"].site_id
+    }
+
+
+def _owners_set(drafts: Mapping[int, Device], items: Sequence[NewDevice]) -> dict[int, SgmError]:
+    """Give new devices those they are to be controlled by, new or stored; the places that name an absent."""
+    new = {device.pk: device for device in drafts.values()}
+    wanted = {place: items[place].get("controlled_by_id") for place in drafts}
+    stored = (
+        Device.objects.select_related("device_type")
+        .filter(pk__in={key for key in wanted.values() if key is not None} - new.keys())
+        .in_bulk()
+    )
+    absent: dict[int, SgmError] = {}
+    for place, key in wanted.items():
+        if key is None:
+            continue
+        if (owner := new.get(key) or stored.get(key)) is None:
+            absent[place] = NotFound("No such device.", errors={"controlled_by": ["No such device."]})
+        else:
+            drafts[place].controlled_by = owner
+    return absent
+
+
+def _owners_first(drafts: Mapping[int, Device]) -> list[int]:
+    """The places of new devices so that each comes after the one it is controlled by; circles come last."""
+    places = {device.pk: place for place, device in drafts.items()}
+    ordered: dict[int, None] = {}
+    for place in drafts:
+        chain: list[int] = []
+        at: int | None = place
+        while at is not None and at not in ordered and at not in chain:
+            chain.append(at)
+            owner = drafts[at].controlled_by_id
+            at = None if owner is None else places.get(owner)
+        ordered |= dict.fromkeys(reversed(chain))
+    return list(ordered)
+
+
+def device_replace(*, device: Device, node: Node, by: str = "", **fields: Unpack[DeviceChanges]) -> Device:
+    """Change a device to be as these fields say, and otherwise as one that is made anew (`device_update`).
+
+    Its tag and its type must be among them. Its password stays unless one is given: nobody can read it to say
+    it again.
+    """
+    columns = {field.name: field for field in Device._meta.concrete_fields}  # noqa: SLF001 - Django's documented name
+    defaults = {
+        name: columns[name].get_default() for name in DeviceOptions.__optional_keys__ if name in columns
+    } | _of_type(fields["device_type"])
+    changes: Any = defaults | fields
+    return device_update(device=device, node=node, by=by, **changes)
+
+
+def device_update(
+    *, device: Device, node: Node | None = None, by: str = "", **changes: Unpack[DeviceChanges]
+) -> Device:
     """Change a device at its node; `by`: who does it, where that is recorded.
 
     With another tag, address or profile it is another device to its node, which first retires the former one
     (rule 20): its hold ends. Errors as for `device_create`; `Conflict` too where it would no longer be
-    controllable and controls others.
+    controllable and controls others. `node`: where it is to be; errors also as for `device_move`.
     """
     with transaction.atomic():
         device = _device_lock(device)
@@ -172,6 +310,9 @@ def device_update(*, device: Device, by: str = "", **changes: Unpack[DeviceChang
         for field in changes:
             if field not in DeviceChanges.__optional_keys__:
                 raise Invalid.field(field, "cannot be changed")
+        if node is not None and node.pk != device.node_id:
+            _move_check(device, node)
+            device.node = node
         for field, value in _stored(changes).items():
             setattr(device, field, value)
         _wear_acceptance_audit(device, accepted_before=accepted_before, by=by)
@@ -222,24 +363,30 @@ def device_draft(
         for field, value in _stored(fields).items():
             setattr(drafted, field, value)
     _device_check(drafted)
+    if device is not None:
+        device_change_check(drafted)
     check(drafted)
     return drafted
 
 
 def _device_new(*, node: Node, device_type: DeviceType, device_tag: str, fields: Mapping[str, Any]) -> Device:
-    defaults: DeviceFields = {
-        "category": device_type.category,
-        "min_value": device_type.min_value,
-        "max_value": device_type.max_value,
-        "default_value": device_type.default_value,
-    }
     return Device(
         site_id=node.site_id,
         node=node,
         device_type=device_type,
         device_tag=device_tag,
-        **{**defaults, **_stored(fields)},
+        **{**_of_type(device_type), **_stored(fields)},
     )
+
+
+def _of_type(device_type: DeviceType) -> DeviceFields:
+    """What a device has of its type where it says nothing else."""
+    return {
+        "category": device_type.category,
+        "min_value": device_type.min_value,
+        "max_value": device_type.max_value,
+        "default_value": device_type.default_value,
+    }
 
 
 def _move_check(device: Device, node: Node) -> None:
@@ -247,21 +394,25 @@ def _move_check(device: Device, node: Node) -> None:
         raise Invalid.field("node", "a device stays at its site; delete it here and create it there")
     _node_check(node)
     _controls_none_check(device, "cannot move")
+    device_leave_check(device, "cannot move")
 
 
-def device_delete(*, device: Device, by: str = "") -> None:
+def device_delete(*, device: Device, by: str = "") -> Node:
     """Take a device from its node. Its tag and control point stay taken until the node has retired it.
 
-    What it controls must be changed first: `Conflict`.
+    The node that has yet to. What it controls must be changed first, and a closed loop that needs it:
+    `Conflict`.
     """
     with transaction.atomic():
         device = _device_lock(device)
         _controls_none_check(device, "cannot be deleted")
+        device_leave_check(device, "cannot be deleted")
         place = Place.of(device)
         device.delete()
         node_documents_render(node=place.node, only=[CONFIG])
         retirement_begin(place=place, reason="deleted", device=None)
     log.info("device_deleted", node=place.node.name, device=place.tag, by=by)
+    return place.node
 
 
 def device_bound_set(
@@ -327,18 +478,45 @@ def device_values_confirm(
     """
     if not values:
         return
-    devices = Device.objects.all() if asked_at is None else Device.objects.filter(created_at__lte=asked_at)
     if len(values) > 1:
         # In one order for all, so that two requests for the same devices do not wait for each other.
-        ordered = devices.filter(node_id=node_id, device_tag__in=values).order_by("pk")
+        ordered = Device.objects.filter(node_id=node_id, device_tag__in=values).order_by("pk")
         list(ordered.select_for_update(no_key=True).values_list("pk", flat=True))
     # Sequences are whole numbers: one below this one, or up to it.
     before = sequence if is_first_word else sequence + 1
     for value in sorted(set(values.values())):
-        tags = [tag for tag in values if values[tag] == value]
-        devices.filter(node_id=node_id, device_tag__in=tags, value_sequence__lt=before).update(
-            value=value, value_sequence=sequence
+        where: list[Condition] = [
+            ("node", "=", node_id),
+            ("device_tag", "in", [tag for tag in values if values[tag] == value]),
+            ("value_sequence", "<", before),
+        ]
+        if asked_at is not None:
+            where.append(("created_at", "<=", asked_at))
+        changed = rows_update_returning(
+            Device,
+            changes={"value": value, "value_sequence": sequence},
+            where=where,
+            returning=COLUMNS,
         )
+        devices_publish(DeviceHolds(*row) for row in changed)
+
+
+def device_value_confirming(*, node_id: uuid.UUID, tag: str, value: float, sequence: int) -> Update:
+    """The write by which `device_values_confirm` records the first word about a command to one device.
+
+    For who writes more in the same round trip; what it tells is for `device_values_tell`.
+    """
+    return Update(
+        Device,
+        where=[("node", "=", node_id), ("device_tag", "=", tag), ("value_sequence", "<", sequence)],
+        changes={"value": value, "value_sequence": sequence},
+        returning=COLUMNS,
+    )
+
+
+def device_values_tell(rows: Iterable[Sequence[Any]]) -> None:
+    """Tell listeners of devices by what `device_value_confirming` told of them."""
+    devices_publish(DeviceHolds(*row) for row in rows)
 
 
 def _stored(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -355,7 +533,12 @@ def _stored(fields: Mapping[str, Any]) -> dict[str, Any]:
 def _node_check(node: Node) -> None:
     """Refuse a node that has moved to another site, or was deleted, before its site was locked."""
     if not Node.objects.filter(pk=node.pk, site=node.site_id).exists():
-        raise Conflict(f"{node.name} is no longer a node of this site.", code="moved")
+        raise _moved(node)
+
+
+def _moved(node: Node) -> Conflict:
+    text = f"{node.name} is no longer a node of this site."
+    return Conflict(text, code="moved", errors={"node": [text]})
 
 
 def device_values_follow(reports: Iterable[tuple[uuid.UUID, Reported]]) -> None:
@@ -378,7 +561,13 @@ def device_values_follow(reports: Iterable[tuple[uuid.UUID, Reported]]) -> None:
         if now is not None and now != value and sequence <= reported.sequences.get(tag, 0):
             changed[now, sequence].append(pk)
     for (now, sequence), keys in sorted(changed.items()):
-        Device.objects.filter(pk__in=keys, value_sequence=sequence).update(value=now)
+        followed = rows_update_returning(
+            Device,
+            changes={"value": now},
+            where=[("id", "in", keys), ("value_sequence", "=", sequence)],
+            returning=COLUMNS,
+        )
+        devices_publish(DeviceHolds(*row) for row in followed)
 
 
 def _device_lock(device: Device) -> Device:
@@ -395,9 +584,16 @@ def _device_lock(device: Device) -> Device:
 def _device_change(device: Device, before: Place) -> None:
     """Store a changed device, tell its node, and its former node where it moved; retire what it left."""
     reason = _device_store(device, before=before)
+    device_change_check(device)
     node_documents_render(node=before.node, only=[CONFIG])
     if reason:
+        # What it holds at its new place nobody has said yet.
+        holds = DeviceHolds(
+            device.pk, device.device_tag, device.site_id, device.node_id, device.category, device.value
+        )
+        devices_publish([holds])
         retirement_begin(place=before, reason=reason, device=device)
+        device.refresh_from_db(fields=["waits"])
     if device.node_id != before.node.pk:
         # After its former place is known to be retiring, so that it is configured to wait for it.
         node_documents_render(node=device.node, only=[CONFIG])
@@ -430,15 +626,17 @@ def _controls_none_check(device: Device, what: str) -> None:
         raise Conflict(f"{device.device_tag} {what}: it controls {', '.join(tags)}.", code="controls_others")
 
 
-def _owner_check(device: Device) -> None:
+def _owner_check(device: Device, *, is_held: bool) -> None:
     """A device is controlled through another of its node, and that one through itself: proxies alone chain.
 
     Behind a proxy a device keeps its control point and follows; behind any other it is only measured.
+    `is_held`: the other was read under the lock of its site, if it is stored at all.
     """
     owner = device.controlled_by
     if owner is None:
         return
-    owner = Device.objects.select_related("device_type").filter(pk=owner.pk).first()
+    if not is_held:
+        owner = Device.objects.select_related("device_type").filter(pk=owner.pk).first()
     if owner is None or owner.node_id != device.node_id:
         raise Invalid.field("controlled_by", "must be a device of the same node")
     if owner.pk == device.pk:
@@ -504,15 +702,22 @@ def _device_store(device: Device, *, before: Place | None = None) -> str:
     return reason
 
 
-def _device_check(device: Device) -> None:
-    """Refuse a device that could not be what it says, or whose place is taken; complete what follows."""
+def _device_check(device: Device, *, taken: TakenPlaces | None = None) -> None:
+    """Refuse a device that could not be what it says, or whose place is taken; complete what follows.
+
+    `taken`: of a new one, which controls none yet, and whose owner was read under the lock of its site.
+    """
     device.lifetime = device.lifetime or None
     address_check(device)
     # Also of one that is only measured: its node reads it by them.
     device_profile(device)
-    _owner_check(device)
-    _followers_check(device)
+    _owner_check(device, is_held=taken is not None)
     _default_check(device)
+    if taken is not None:
+        _control_point_set(device)
+        taken.free_check(device)
+        return
+    _followers_check(device)
     _control_point_set(device)
     if device.measured_only:
         _controls_none_check(device, "cannot be measured only")
@@ -563,7 +768,8 @@ def device_types_sync(profiles: dict[str, tuple[str, DeviceTypeFields]]) -> Devi
                 done["unfit"] += [
                     f"{device.device_tag} of {device.node.name}: {why}" for device, why in devices_unfit(row)
                 ]
-        orphans = DeviceType.objects.exclude(profile__in=profiles).order_by("name")
+        orphans = DeviceType.objects.exclude(profile__in=profiles).exclude(profile__startswith=OWN)
+        orphans = orphans.order_by("name")
         done["without_profile"] = list(orphans.values_list("name", flat=True))
     for name in done["without_profile"]:
         log.warning("device_type_without_profile", device_type=name)

@@ -12,6 +12,7 @@ from django.utils import timezone
 
 from devices_app.choices import CATEGORY_PATTERN
 from sites_app.models import Site
+from smartgrid.fields import JsonTextField
 
 # What the names of all schedules' documents begin with.
 DOCUMENTS = "schedule/"
@@ -25,7 +26,7 @@ class Schedule(models.Model):
     site = models.ForeignKey(Site, on_delete=models.PROTECT, related_name="schedules")
     category = models.CharField(max_length=64, validators=[RegexValidator(CATEGORY_PATTERN)])
     valid_on = models.DateField()
-    schedule = models.JSONField(default=dict, blank=True)
+    schedule = JsonTextField(default=dict, blank=True)
     # In the manifests of the site's nodes: its day is in the window. `services.schedules_roll` keeps it true.
     is_listed = models.BooleanField(default=False, editable=False)
     # The nodes' last word, written when the day leaves the window; of any other schedule ask
@@ -42,7 +43,7 @@ class Schedule(models.Model):
             ),
         ]
         indexes = [
-            models.Index(fields=["valid_on"], name="schedule_day"),
+            models.Index(fields=["valid_on", "site", "category"], name="schedule_day"),
             # What enters and leaves the window, which is little, among years of days that do neither.
             models.Index(fields=["is_listed", "valid_on"], name="schedule_window"),
         ]
@@ -53,10 +54,15 @@ class Schedule(models.Model):
     @property
     def document_name(self) -> str:
         """What its document is called at the nodes."""
-        return f"{day_prefix(self.valid_on)}{self.category}"
+        return document_name(self.valid_on, self.category)
 
 
-def day_prefix(day: date) -> str:
+def document_name(day: date | str, category: str) -> str:
+    """What the document of a category's UTC day is called."""
+    return f"{day_prefix(day)}{category}"
+
+
+def day_prefix(day: date | str) -> str:
     """What the names of a UTC day's documents begin with."""
     return f"{DOCUMENTS}{day}/"
 

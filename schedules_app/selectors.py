@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
@@ -10,14 +11,14 @@ from uuid import UUID
 
 from django.db.models import QuerySet
 
-from devices_app.choices import category_rank
+from devices_app.choices import CATEGORY_PATTERN, category_rank
 from devices_app.models import Device
 from edge.core import schedule as core
 from schedules_app.models import Schedule, day_prefix
 from schedules_app.slots import Member
 from sites_app.documents import DocumentState, document_states
 from sites_app.models import DocumentStatus, Node, NodeDocument, Site
-from sites_app.selectors import sites_visible_to
+from sites_app.selectors import of_visible_sites
 from smartgrid.api.fields import timestamp
 from smartgrid.api.principal import Principal
 from smartgrid.errors import NotFound
@@ -29,22 +30,28 @@ ANSWERS_WITHIN = timedelta(seconds=10)
 
 # The result of a schedule is the worst that any node says.
 WORST_FIRST = (
-    DocumentStatus.FAILED,
-    DocumentStatus.CONFLICT,
-    DocumentStatus.PENDING,
-    DocumentStatus.APPLIED,
+    DocumentStatus.FAILED.value,
+    DocumentStatus.CONFLICT.value,
+    DocumentStatus.PENDING.value,
+    DocumentStatus.APPLIED.value,
 )
 
 # As the API tells it: {"status", "nodes": {name: {"status", "version", "at", "error"}}}.
 Result = dict[str, Any]
+# How moments are told in it: as the API spells them, or in a way that its renderer does.
+Spelling = Callable[[datetime], datetime | str]
+# A site and the name of a schedule's document there.
+Document = tuple[UUID, str]
 
 
 def schedules_visible_to(principal: Principal) -> QuerySet[Schedule]:
     """The schedules of the sites this principal may see, in the order of their days."""
-    schedules = Schedule.objects.order_by("valid_on", "site_id", "category")
-    return (
-        schedules if principal.is_root else schedules.filter(site__in=sites_visible_to(principal).order_by())
-    )
+    return of_visible_sites(Schedule.objects.order_by("valid_on", "site_id", "category"), principal)
+
+
+def site_schedules_visible_to(principal: Principal, site_id: UUID) -> QuerySet[Schedule]:
+    """Those of one site."""
+    return schedules_visible_to(principal).filter(site_id=site_id)
 
 
 def schedule_get(*, principal: Principal, schedule_id: UUID) -> Schedule:
@@ -57,7 +64,12 @@ def schedule_get(*, principal: Principal, schedule_id: UUID) -> Schedule:
 
 def schedule_of_day(*, site: Site, category: str, valid_on: date) -> Schedule:
     """The schedule of this day, else `NotFound`."""
-    schedule = Schedule.objects.filter(site=site, category=category, valid_on=valid_on).first()
+    # Of what cannot be a category there is none; PostgreSQL will not even be asked about a NUL.
+    schedule = (
+        Schedule.objects.filter(site=site, category=category, valid_on=valid_on).first()
+        if re.fullmatch(CATEGORY_PATTERN, category)
+        else None
+    )
     if schedule is None:
         raise NotFound("No such schedule.")
     return schedule
@@ -94,47 +106,47 @@ def synchronization_results(schedules: Iterable[Schedule]) -> dict[UUID, Result 
     Of a day that has left the window, the last word: what had not been answered by then stays `pending`.
     """
     schedules = list(schedules)
-    results: dict[UUID, Result | None] = {
-        schedule.pk: schedule.synchronization_result for schedule in schedules if not schedule.is_listed
-    }
-    for pk, nodes in _states([schedule for schedule in schedules if schedule.is_listed]).items():
-        is_answered = all(state.at is not None for state in nodes.values())
-        results[pk] = _result(nodes) if nodes and is_answered else None
-    return results
+    listed = [schedule for schedule in schedules if schedule.is_listed]
+    now = dict(zip(listed, results_now(_documents(listed)), strict=True))
+    return {schedule.pk: now.get(schedule, schedule.synchronization_result) for schedule in schedules}
 
 
-def last_words(schedules: Iterable[Schedule]) -> dict[UUID, Result | None]:
+def results_now(documents: Iterable[Document], *, spelling: Spelling = timestamp) -> list[Result | None]:
+    """As `synchronization_results`, of the documents of schedules in the window, in this order."""
+    return [
+        _result(nodes, spelling) if nodes and None not in [state.at for state in nodes.values()] else None
+        for nodes in _states(documents)
+    ]
+
+
+def last_words(schedules: Sequence[Schedule]) -> dict[UUID, Result | None]:
     """What is left to say of schedules whose day is over: nobody waits for an answer any longer."""
-    return {pk: _result(nodes) if nodes else None for pk, nodes in _states(schedules).items()}
+    found = zip(schedules, _states(_documents(schedules)), strict=True)
+    return {schedule.pk: _result(nodes, timestamp) if nodes else None for schedule, nodes in found}
 
 
-def _states(schedules: Iterable[Schedule]) -> dict[UUID, dict[str, DocumentState]]:
-    """Schedule -> node name -> what is known of its document there, for every node of its site."""
-    schedules = list(schedules)
-    if not schedules:
-        return {}
-    names: dict[UUID, set[str]] = {}
-    for schedule in schedules:
-        names.setdefault(schedule.site_id, set()).add(schedule.document_name)
-    states = document_states(names_by_site=names)
-    return {schedule.pk: states[schedule.site_id][schedule.document_name] for schedule in schedules}
+def _documents(schedules: Iterable[Schedule]) -> list[Document]:
+    return [(schedule.site_id, schedule.document_name) for schedule in schedules]
 
 
-def _result(nodes: Mapping[str, DocumentState]) -> Result:
+def _states(documents: Iterable[Document]) -> list[dict[str, DocumentState]]:
+    documents = list(documents)
+    return document_states(documents) if documents else []
+
+
+def _result(nodes: Mapping[str, DocumentState], spelling: Spelling) -> Result:
     said = {state.status for state in nodes.values()}
     return {
-        "status": next(status.value for status in WORST_FIRST if status in said),
-        "nodes": {name: _told(state) for name, state in nodes.items()},
+        # Nearly always they agree.
+        "status": said.pop() if len(said) == 1 else next(worst for worst in WORST_FIRST if worst in said),
+        "nodes": {name: _told(state, spelling) for name, state in nodes.items()},
     }
 
 
-def _told(state: DocumentState) -> dict[str, Any]:
-    told = {
-        "status": state.status.value,
-        "version": state.version,
-        "at": None if state.at is None else timestamp(state.at),
-    }
-    return told | {"error": state.error} if state.error else told
+def _told(state: DocumentState, spelling: Spelling) -> dict[str, Any]:
+    status, version, at, error = state
+    told = {"status": status, "version": version, "at": None if at is None else spelling(at)}
+    return told | {"error": error} if error else told
 
 
 # --- slots that may not run --------------------------------------------------------------------------------

@@ -42,6 +42,12 @@ def register() -> None:
     )
 
 
+def site_kept_by(site: Site) -> list[str]:
+    """What of its schedules keeps a site from being deleted, for people."""
+    number = Schedule.objects.filter(site=site).count()
+    return [f"{number} schedule{'s' * (number != 1)}"] if number else []
+
+
 def schedule_create(*, site: Site, category: str, valid_on: date, slots: object) -> Schedule:
     """Plan a day. `Conflict` where site, category and day have a schedule already.
 

@@ -22,7 +22,7 @@ from sites_app.models import Alarm, ManagementToken, Node, NodeDocument, Site, U
 from sites_app.periodic import periodic_tasks_off
 from sites_app.publishing import nodes_publish_anew
 from sites_app.selectors import documents_unsettled, token_value
-from smartgrid.admin import AnyModelAdmin, ServiceAdmin
+from smartgrid.admin import AnyModelAdmin, ServiceAdmin, secret_page
 
 if TYPE_CHECKING:
     AnyModelForm = forms.ModelForm[Any]
@@ -44,6 +44,7 @@ class SiteAdmin(ServiceAdmin):
         "name",
         "curtailment_time_limit",
         "cyclic_write_timeout",
+        "setpoint_throttle_s",
         "time_zone",
         "meta_data",
     ]
@@ -242,11 +243,15 @@ class ManagementTokenAdmin(ServiceAdmin):
             return services.token_issue(**values)
         return services.token_update(token=row, **values)
 
-    def save_model(self, request: HttpRequest, obj: Any, form: ModelForm[Any], change: bool) -> None:
-        super().save_model(request, obj, form, change)
-        if not change:
-            # Once, to the one who made it. Lists and forms never show it.
-            messages.info(request, f"The token is {token_value(obj)} and is not shown here again.")
+    def response_add(
+        self,
+        request: HttpRequest,
+        obj: Any,
+        post_url_continue: str | None = None,  # noqa: ARG002 - Django's hook
+    ) -> HttpResponse:
+        """Show the value once, to the one who made it. Lists and forms never show it."""
+        shown = {"X-Management-Token": token_value(obj)}
+        return secret_page(self, request, title=f"Management token {obj}", shown=shown)
 
     def delete_by_service(self, row: Any) -> None:
         services.token_revoke(token=row)

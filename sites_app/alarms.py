@@ -33,6 +33,11 @@ SEVERITIES: Mapping[str, AlarmSeverity] = {
     "store_failed": AlarmSeverity.ERROR,
     "limit_not_held": AlarmSeverity.ERROR,
     "not_followed": AlarmSeverity.ERROR,
+    # Of a closed loop: it cannot be used, its meter is silent, a member does not do what it is commanded.
+    "loop_refused": AlarmSeverity.ERROR,
+    "loop_stale": AlarmSeverity.ERROR,
+    "meter_sign": AlarmSeverity.ERROR,
+    "unresponsive": AlarmSeverity.ERROR,
 }
 
 # An alarm that goes on is written down again no more often than this, unless it says something new.

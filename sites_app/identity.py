@@ -115,7 +115,8 @@ def node_enrol(*, token: str, csr: str, now: datetime) -> Issued:
     """
     key = authority.csr_public_key(csr)
     root = nodes_root()
-    found = EnrolmentToken.objects.filter(digest=tokens.digest(token)).first() if is_token(token) else None
+    digests = tokens.digests(token) if is_token(token) else []
+    found = EnrolmentToken.objects.filter(digest__in=digests).first()
     if found is None:
         log.warning("enrolment_refused", why="unknown token")
         raise EnrolmentRefused("This token is not known here. `manage.py node enroll NODE` prints one.")

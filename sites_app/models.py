@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import uuid
 import zoneinfo
+from functools import cache
 from typing import Any
 
 from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.core.validators import MaxValueValidator, MinValueValidator, RegexValidator
 from django.db import models
-from django.db.models import Q
+from django.db.models import F, Q
 from django.utils import timezone
 
 from edge.wire.topics import LEVEL, NodeTopics
@@ -20,6 +21,7 @@ TOPIC_LEVEL = rf"\A{LEVEL.pattern}\Z"
 
 CURTAILMENT_TIME_LIMIT_S = (1, 3600)
 CYCLIC_WRITE_TIMEOUT_S = (10, 86400)
+SETPOINT_THROTTLE_S = (1, 3600)
 
 
 def default_tenant() -> str:
@@ -30,8 +32,14 @@ def default_node_configuration() -> dict[str, Any]:
     return {"module": "PolarisInverterCurtailment"}
 
 
+@cache
+def _time_zones() -> frozenset[str]:
+    # To look for them reads hundreds of files.
+    return frozenset(zoneinfo.available_timezones())
+
+
 def validate_time_zone(name: str) -> None:
-    if name not in zoneinfo.available_timezones():
+    if name not in _time_zones():
         raise ValidationError(f"{name!r} is not a time zone, e.g. Europe/Amsterdam")
 
 
@@ -62,6 +70,13 @@ class Site(models.Model):
             MaxValueValidator(CYCLIC_WRITE_TIMEOUT_S[1]),
         ],
     )
+    setpoint_throttle_s = models.PositiveIntegerField(
+        null=True,
+        blank=True,
+        help_text="Least seconds between two requests that set one device, 1 to 3600 and less than the "
+        "curtailment time limit. Empty: none. What lowers a device passes at once.",
+        validators=[MinValueValidator(SETPOINT_THROTTLE_S[0]), MaxValueValidator(SETPOINT_THROTTLE_S[1])],
+    )
     time_zone = models.CharField(
         max_length=64,
         default="UTC",
@@ -81,10 +96,24 @@ class Site(models.Model):
                 name="site_cyclic_write_timeout_in_range",
             ),
             models.CheckConstraint(
+                condition=Q(setpoint_throttle_s__isnull=True)
+                | Q(setpoint_throttle_s__range=SETPOINT_THROTTLE_S),
+                name="site_setpoint_throttle_in_range",
+            ),
+            # Else a request that renews a hold would be refused until the hold has lapsed.
+            models.CheckConstraint(
+                condition=Q(setpoint_throttle_s__isnull=True)
+                | Q(setpoint_throttle_s__lt=F("curtailment_time_limit")),
+                name="site_setpoint_throttle_below_time_limit",
+                violation_error_message="setpoint_throttle_s must be less than curtailment_time_limit.",
+            ),
+            models.CheckConstraint(
                 condition=Q(tenant_tag__regex=TOPIC_LEVEL), name="site_tenant_is_a_topic_level"
             ),
             models.CheckConstraint(condition=~Q(site_tag=""), name="site_tag_not_empty"),
         ]
+        # As the API lists them.
+        indexes = [models.Index(fields=["site_tag", "id"], name="site_listed")]
 
     def __str__(self) -> str:
         return self.site_tag
@@ -144,6 +173,8 @@ class Node(models.Model):
             ),
             models.CheckConstraint(condition=Q(epoch__gte=1), name="node_epoch_starts_at_one"),
         ]
+        # As the API lists them.
+        indexes = [models.Index(fields=["name", "id"], name="node_listed")]
 
     def __str__(self) -> str:
         return self.name

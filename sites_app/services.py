@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypedDict, Unpack
 
 import structlog
-from django.db import transaction
+from django.conf import settings
+from django.db import IntegrityError, transaction
 from django.db.models import Q, QuerySet
 from django.utils import timezone
 
@@ -24,13 +25,14 @@ from sites_app.alarms import (
     node_alarms_end,
 )
 from sites_app.documents import node_documents_render, nodes_documents_render
+from sites_app.events import nodes_publish_health, nodes_publish_presence
 from sites_app.models import Alarm, ManagementToken, Node, Site
 from sites_app.presence import HEARTBEAT_LIMIT_S, central_now, presence_read
 from sites_app.publishing import node_farewell
 from smartgrid import live
 from smartgrid.bulk import rows_update
-from smartgrid.errors import Conflict, Invalid
-from smartgrid.integrity import store
+from smartgrid.errors import Conflict, Invalid, NotFound, SgmError, refusal_of_many
+from smartgrid.integrity import conflicts, rows_store, store
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -45,6 +47,8 @@ class SiteChanges(TypedDict, total=False):
     meta_data: dict[str, Any]
     curtailment_time_limit: int
     cyclic_write_timeout: int
+    # None: as many requests as come.
+    setpoint_throttle_s: int | None
     time_zone: str
 
 
@@ -65,6 +69,12 @@ class NodeFields(NodeChanges, total=False):
     id: uuid.UUID
 
 
+class NewNode(NodeFields):
+    """One of many nodes to be made."""
+
+    site: Site
+
+
 def site_create(**fields: Unpack[SiteFields]) -> Site:
     """Make a site. `Invalid` for a field out of range, `Conflict` where the tenant has the tag already."""
     site = Site(**fields)
@@ -73,18 +83,100 @@ def site_create(**fields: Unpack[SiteFields]) -> Site:
     return site
 
 
+def sites_create(items: Sequence[SiteFields]) -> list[Site]:
+    """Make all of these sites or none: the error names each that is refused by its place (`17.site_tag`)."""
+    sites = [Site(**fields) for fields in items]
+    with transaction.atomic():
+        if refused := rows_store(sites):
+            raise refusal_of_many(refused)
+    log.info("sites_created", sites=len(sites))
+    return sites
+
+
 def site_update(*, site: Site, **changes: Unpack[SiteChanges]) -> Site:
     """Change a site; its nodes learn of a new limit through their configuration.
 
     A refused change, zero seconds for a watchdog among them, leaves everything as it was.
     """
     with transaction.atomic():
-        site = Site.objects.select_for_update().get(pk=site.pk)
+        found = Site.objects.select_for_update().filter(pk=site.pk).first()
+        if found is None:
+            raise NotFound("No such site.")
+        site = found
         _apply(site, changes)
         store(site)
         nodes_documents_render(nodes=site.nodes.all())
     log.info("site_changed", site=site.site_tag, fields=sorted(changes))
     return site
+
+
+def site_replace(*, site: Site, **fields: Unpack[SiteChanges]) -> Site:
+    """Change a site to be as these fields say, and otherwise as one that is made anew."""
+    return site_update(site=site, **_completed(Site, SiteChanges.__optional_keys__, fields))
+
+
+def _completed(model: type[Site | Node], names: Iterable[str], fields: Mapping[str, Any]) -> Any:
+    """These fields, and the defaults of those which are not given; what has none is not added."""
+    columns = {field.name: field for field in model._meta.concrete_fields}  # noqa: SLF001 - Django's documented name
+    # Null, of a field that may be null, is its default.
+    optional = [name for name in names if columns[name].has_default() or columns[name].null]
+    return {**{name: columns[name].get_default() for name in optional}, **fields}
+
+
+# What keeps a site from being deleted, for people. Apps above this one say so; nothing here knows them.
+SiteKeeper = Callable[[Site], list[str]]
+
+_site_keepers: dict[str, SiteKeeper] = {}
+# Of many that keep something, as many are named.
+KEEPERS_NAMED = 5
+
+
+def site_keeper_register(*, name: str, kept_by: SiteKeeper) -> None:
+    """Let an app keep sites from being deleted for as long as it names a reason."""
+    _site_keepers[name] = kept_by
+
+
+def site_delete(*, site: Site, by: str = "") -> None:
+    """Forget a site of which nothing is left: no node, no token that opens it, no schedule, no history.
+
+    `Conflict` names what there is. What was done and measured at a site is a record: it goes when its time
+    is over, never because somebody deletes the site.
+    """
+    try:
+        with transaction.atomic():
+            # With the key: whoever makes something of the site waits, and then finds it gone.
+            locked = Site.objects.select_for_update().filter(pk=site.pk).first()
+            if locked is None:
+                raise NotFound("No such site.")
+            kept = [
+                *_site_kept_by(locked),
+                *(why for by_app in _site_keepers.values() for why in by_app(locked)),
+            ]
+            if kept:
+                raise Conflict(
+                    f"{locked.site_tag} cannot be deleted: it still has {', '.join(kept)}.", code="in_use"
+                )
+            locked.delete()
+    except IntegrityError as error:
+        raise Conflict(
+            f"{site.site_tag} cannot be deleted: something of it is stored.", code="in_use"
+        ) from error
+    log.warning("site_deleted", site=site.site_tag, by=by)
+
+
+def _site_kept_by(site: Site) -> list[str]:
+    nodes = list(site.nodes.order_by("name").values_list("name", flat=True)[: KEEPERS_NAMED + 1])
+    tokens_of = site.management_tokens.order_by("name").values_list("name", flat=True)
+    return [
+        *some_named("the node", nodes),
+        *some_named("the management token", list(tokens_of[: KEEPERS_NAMED + 1])),
+    ]
+
+
+def some_named(what: str, names: Sequence[str]) -> list[str]:
+    """Each of these, for people; of more than a few, the first and that there are more."""
+    named = [f"{what} {name}" for name in names[:KEEPERS_NAMED]]
+    return [*named, "and more"] if len(names) > KEEPERS_NAMED else named
 
 
 # What keeps a node from being deleted, for people. Apps above this one say so; nothing here knows them.
@@ -103,7 +195,8 @@ def node_create(*, site: Site, **fields: Unpack[NodeFields]) -> Node:
     with transaction.atomic():
         # Before anything is rendered: whoever puts a document down for the nodes of the site does the same,
         # so that of two at once the later sees what the earlier was about.
-        list(Site.objects.select_for_update(no_key=True).filter(pk=site.pk).values_list("pk"))
+        if not _sites_lock([site.pk]):
+            raise NotFound("No such site.", errors={"site": ["No such site."]})
         node = Node(site=site, tenant_tag=site.tenant_tag, **fields)
         store(node)
         node_documents_render(node=node)
@@ -111,14 +204,61 @@ def node_create(*, site: Site, **fields: Unpack[NodeFields]) -> Node:
     return node
 
 
-def node_update(*, node: Node, **changes: Unpack[NodeChanges]) -> Node:
+def nodes_create(items: Sequence[NewNode]) -> list[Node]:
+    """Make all of these nodes or none, as `node_create` does.
+
+    The error names each that is refused by its place in `items` (`17.name`).
+    """
     with transaction.atomic():
-        node = Node.objects.select_for_update().get(pk=node.pk)
+        there = _sites_lock(fields["site"].pk for fields in items)
+        absent: dict[int, SgmError] = {
+            place: NotFound("No such site.", errors={"site": ["No such site."]})
+            for place, fields in enumerate(items)
+            if fields["site"].pk not in there
+        }
+        if absent:
+            raise refusal_of_many(absent)
+        nodes = [Node(tenant_tag=fields["site"].tenant_tag, **fields) for fields in items]
+        if refused := rows_store(nodes, trusted=["site"]):
+            raise refusal_of_many(refused)
+        nodes_documents_render(nodes=nodes)
+    log.info("nodes_created", nodes=len(nodes))
+    return nodes
+
+
+def _sites_lock(keys: Iterable[uuid.UUID]) -> set[uuid.UUID]:
+    """Hold these sites for this transaction, in the order all do: those that there are."""
+    rows = Site.objects.select_for_update(no_key=True).filter(pk__in=set(keys)).order_by("pk")
+    return set(rows.values_list("pk", flat=True))
+
+
+def node_update(
+    *, node: Node, site: Site | None = None, by: str = "", **changes: Unpack[NodeChanges]
+) -> Node:
+    """Change a node. `site`: where it is to be; at another than now it moves first, by `by` (`node_move`)."""
+    with transaction.atomic():
+        if site is not None:
+            node = node_move(node=node, site=site, by=by)
+        node = _node_lock(node)
         _apply(node, changes)
         store(node)
         node_documents_render(node=node)
     log.info("node_changed", node=node.name, fields=sorted(changes))
     return node
+
+
+def node_replace(*, node: Node, site: Site, by: str = "", **fields: Unpack[NodeChanges]) -> Node:
+    """Change a node to be as these fields say, and otherwise as one that is made anew (`node_update`)."""
+    completed = _completed(Node, NodeChanges.__optional_keys__, fields)
+    return node_update(node=node, site=site, by=by, **completed)
+
+
+def _node_lock(node: Node) -> Node:
+    """The node as it is now, for this transaction alone; `NotFound` where it is deleted."""
+    found = Node.objects.select_for_update().filter(pk=node.pk).first()
+    if found is None:
+        raise NotFound("No such node.")
+    return found
 
 
 def node_move(*, node: Node, site: Site, by: str = "") -> Node:
@@ -132,7 +272,9 @@ def node_move(*, node: Node, site: Site, by: str = "") -> Node:
         locked = Site.objects.select_for_update(no_key=True).filter(pk__in=[node.site_id, site.pk])
         sites = {found.pk: found for found in locked.order_by("pk")}
         former = node.site_id
-        node = Node.objects.select_for_update().get(pk=node.pk)
+        if site.pk not in sites:
+            raise NotFound("No such site.", errors={"site": ["No such site."]})
+        node = _node_lock(node)
         if node.site_id != former:
             raise Conflict(f"{node.name} has just been moved by somebody else.", code="moved")
         if site.pk == former:
@@ -160,8 +302,8 @@ def node_delete(*, node: Node, by: str = "") -> None:
     """
     with transaction.atomic():
         # Its site first, as whoever adds a device to the node does.
-        Site.objects.select_for_update(no_key=True).get(pk=node.site_id)
-        node = Node.objects.select_for_update().get(pk=node.pk)
+        _sites_lock([node.site_id])
+        node = _node_lock(node)
         kept = [why for kept_by in _node_keepers.values() for why in kept_by(node)]
         if kept:
             raise Conflict(f"{node.name} cannot be deleted: it still has {', '.join(kept)}.", code="in_use")
@@ -175,9 +317,10 @@ def node_delete(*, node: Node, by: str = "") -> None:
 def token_issue(
     *, name: str, sites: Iterable[Site], value: str | None = None, token_id: uuid.UUID | None = None
 ) -> ManagementToken:
-    """Make a token which opens these sites; its value is drawn unless one is given."""
-    value = tokens.value_draw() if value is None else tokens.value_check(value)
-    with transaction.atomic():
+    """Make a token which opens these sites, in this order; its value is drawn unless one is given."""
+    value = tokens.value_draw() if value is None else _free_value(value)
+    # A site that goes meanwhile is found out at the commit.
+    with conflicts("management token"):
         token = ManagementToken(
             id=token_id or uuid.uuid4(),
             name=name,
@@ -185,26 +328,53 @@ def token_issue(
             encrypted=tokens.encrypt(value),
         )
         store(token)
-        token.sites.set(sites)
+        _token_sites_set(token, sites)
     log.info("management_access_issued", id=str(token.pk), name=name)
     return token
 
 
+def _free_value(value: str) -> str:
+    """A value that is no token's yet: under the other key (`tokens.digests`) it would not be noticed."""
+    if ManagementToken.objects.filter(digest__in=tokens.digests(tokens.value_check(value))).exists():
+        raise Conflict("This management token exists.", code="duplicate")
+    return value
+
+
 def token_update(*, token: ManagementToken, name: str, sites: Iterable[Site]) -> ManagementToken:
-    """Give a token another name and other sites; its value stays."""
-    with transaction.atomic():
-        token = ManagementToken.objects.select_for_update().get(pk=token.pk)
-        token.name = name
-        store(token)
-        token.sites.set(sites)
-    log.info("management_access_changed", id=str(token.pk), name=name)
-    return token
+    """Give a token another name and other sites, in this order; its value stays.
+
+    `NotFound` where somebody ended it meanwhile.
+    """
+    with conflicts("management token"):
+        locked = ManagementToken.objects.select_for_update().filter(pk=token.pk).first()
+        if locked is None:
+            raise NotFound("No such token.")
+        locked.name = name
+        store(locked)
+        _token_sites_set(locked, sites)
+    log.info("management_access_changed", id=str(locked.pk), name=name)
+    return locked
+
+
+def _token_sites_set(token: ManagementToken, sites: Iterable[Site]) -> None:
+    """Let a token open these sites and no others; the order of the rows is the order they are shown in."""
+    wanted = list(dict.fromkeys(site.pk for site in sites))
+    opens = ManagementToken.sites.through.objects
+    # Rows that say the same stay: a token of thousands of sites may only get another name.
+    if list(opens.filter(managementtoken=token).order_by("pk").values_list("site_id", flat=True)) == wanted:
+        return
+    opens.filter(managementtoken=token).delete()
+    opens.bulk_create(
+        ManagementToken.sites.through(managementtoken_id=token.pk, site_id=site_id) for site_id in wanted
+    )
 
 
 def token_revoke(*, token: ManagementToken) -> None:
-    """End a token: from the commit on it opens nothing."""
+    """End a token: from the commit on it opens nothing. `NotFound` where it has ended already."""
     token_id = str(token.pk)
-    token.delete()
+    _, ended = ManagementToken.objects.filter(pk=token.pk).delete()
+    if not ended.get(ManagementToken._meta.label):  # noqa: SLF001 - Django's documented name for it
+        raise NotFound("No such token.")
     log.info("management_access_revoked", id=token_id)
 
 
@@ -248,6 +418,7 @@ def nodes_presence_record(changes: Sequence[PresenceChange]) -> list[PresenceCha
         locked = _presence_rows(wanted).select_for_update(no_key=True)
         nodes = {node.pk: node for node in locked.order_by("pk")}
         changed: dict[uuid.UUID, Node] = {}
+        told: dict[uuid.UUID, Node] = {}
         for change in wanted:
             node = nodes.get(change.node_id)
             before = None if node is None else (node.online, node.session)
@@ -257,6 +428,7 @@ def nodes_presence_record(changes: Sequence[PresenceChange]) -> list[PresenceCha
             if (node.online, node.session) != before:
                 node.presence_changed_at = now
                 came_or_went.append(change)
+                told[node.pk] = node
         rows_update(
             Node,
             fields=["online", "session", "boot", "presence_changed_at"],
@@ -265,6 +437,7 @@ def nodes_presence_record(changes: Sequence[PresenceChange]) -> list[PresenceCha
                 for node in changed.values()
             ],
         )
+        nodes_publish_presence(told.values())
     # Of very many at once, which is central's own trouble, the first and their number.
     for change in came_or_went[:LOGGED_EACH]:
         event = "node_online" if change.online else "node_offline"
@@ -276,7 +449,7 @@ def nodes_presence_record(changes: Sequence[PresenceChange]) -> list[PresenceCha
 
 def _presence_rows(changes: Iterable[PresenceChange]) -> QuerySet[Node]:
     nodes = Node.objects.filter(pk__in={change.node_id for change in changes})
-    return nodes.only("online", "session", "boot", "presence_changed_at")
+    return nodes.only("online", "session", "boot", "presence_changed_at", "name", "site_id")
 
 
 def _presence_apply(node: Node, change: PresenceChange) -> bool:
@@ -312,7 +485,10 @@ def nodes_presence_settle() -> tuple[int, int]:
         for pk, online, session in nodes
         if presence[pk].is_heard(now=now) and (not online or session != presence[pk].session)
     ]
-    return len(nodes_presence_record(silent)), len(nodes_presence_record(heard))
+    fell_silent, came_back = nodes_presence_record(silent), nodes_presence_record(heard)
+    if settings.SGM_EVENTS_KEPT and is_judge:
+        nodes_publish_health({pk: presence[pk].is_healthy(now=now) for pk, _, _ in nodes})
+    return len(fell_silent), len(came_back)
 
 
 def nodes_alarms_judge(*, now: datetime) -> tuple[int, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from django.contrib import messages
@@ -12,6 +12,7 @@ from django.db.models import Model, QuerySet
 from django.db.models.base import ModelBase
 from django.forms import ModelForm
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.template.response import TemplateResponse
 
 from smartgrid.errors import SgmError
 
@@ -31,7 +32,7 @@ class Console(AdminSite):
         """Leave out what of the libraries is of no use here.
 
         Of the OAuth toolkit clients are, the rest the embedded issuer never writes; of periodic work tasks
-        and their periods, which stand here in forms of our own (`sites_app.admin`).
+        and their periods. Both stand here in forms of our own (`smartgrid.issuer_admin`, `sites_app.admin`).
         """
         single = isinstance(model_or_iterable, ModelBase)
         models: list[Any] = [model_or_iterable] if single else list(model_or_iterable)
@@ -41,10 +42,8 @@ class Console(AdminSite):
 
 def _is_of_use(model: type[Model], *, admin_class: type | None) -> bool:
     match model._meta.app_label:  # noqa: SLF001 - Django's documented name for it
-        case "oauth2_provider":
-            return model._meta.model_name == "application"  # noqa: SLF001
-        case "django_celery_beat":
-            return admin_class is not None and not admin_class.__module__.startswith("django_celery_beat.")
+        case "oauth2_provider" | "django_celery_beat" as library:
+            return admin_class is not None and not admin_class.__module__.startswith(f"{library}.")
         case _:
             return True
 
@@ -107,6 +106,25 @@ class ServiceAdmin(AnyModelAdmin):
     ) -> HttpResponse:
         view = super().changelist_view
         return _refusal_shown(request, lambda: view(request, extra_context))
+
+
+def secret_page(
+    model_admin: AnyModelAdmin, request: HttpRequest, *, title: str, shown: Mapping[str, str], note: str = ""
+) -> HttpResponse:
+    """A page that shows secrets to the one who just had them drawn, as the answer to that very request.
+
+    Messages would take them through a cookie or the session, where they stay until somebody looks; a redirect
+    would need a place to fetch them from. Nothing keeps this page: no cache, no history to go back to.
+    """
+    context = {
+        **model_admin.admin_site.each_context(request),
+        "opts": model_admin.opts,
+        "title": title,
+        "shown": list(shown.items()),
+        "note": note,
+    }
+    headers = {"Cache-Control": "no-store", "Pragma": "no-cache", "Referrer-Policy": "no-referrer"}
+    return TemplateResponse(request, "admin/secret_once.html", context, headers=headers)
 
 
 def _refusal_shown(request: HttpRequest, view: Callable[[], HttpResponse]) -> HttpResponse:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from django.apps import AppConfig
 from django.contrib.admin.apps import AdminConfig
+from oauth2_provider.apps import DOTConfig
 
 
 class SmartgridConfig(AppConfig):
@@ -11,7 +12,15 @@ class SmartgridConfig(AppConfig):
     verbose_name = "Smart Grid Manager"
 
     def ready(self) -> None:
-        import smartgrid.checks  # noqa: F401, PLC0415 - registers itself once Django's registry is up
+        # They register themselves once Django's registry is up.
+        import smartgrid.checks  # noqa: PLC0415
+        import smartgrid.issuer_admin  # noqa: F401, PLC0415
+
+
+class IssuerConfig(DOTConfig):  # type: ignore[misc] # the toolkit has no types
+    """The OAuth toolkit under the name of what it is here."""
+
+    verbose_name = "Embedded token issuer"
 
 
 class ConsoleConfig(AdminConfig):

@@ -1,13 +1,16 @@
-"""The ASGI entry point, for listeners which stay connected."""
+"""The ASGI entry point, for listeners which stay connected; `manage.py run_events` serves the same."""
 
 import os
 
-from django.core.asgi import get_asgi_application
+import django
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "smartgrid.settings")
 
-application = get_asgi_application()
+django.setup()
 
 from smartgrid.checks import refuse_to_serve_unless_sound  # noqa: E402 - needs Django set up
+from smartgrid.event_streams.application import EventsApplication  # noqa: E402
+
+application = EventsApplication()
 
 refuse_to_serve_unless_sound()

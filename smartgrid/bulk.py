@@ -1,4 +1,5 @@
-"""Many rows, each with values of its own, changed by one statement.
+"""Statements that Django does not make: many rows, each with values of its own, changed by one of them; and
+an update that tells which rows it changed.
 
 Django's `bulk_update` writes a CASE for each row and field, which takes longer to make than to run.
 """
@@ -6,7 +7,10 @@ Django's `bulk_update` writes a CASE for each row and field, which takes longer 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
+from uuid import UUID
 
 from django.db import connection, models
 
@@ -56,6 +60,138 @@ def rows_update(
             )
             changed += cursor.rowcount
     return changed
+
+
+# A column, how it is compared, and with what; `in` with a sequence, `is null` with nothing.
+Condition = tuple[str, str, Any]
+_SIGNS = frozenset({"=", "<", "<=", ">", "in", "is null"})
+
+
+def rows_change(model: type[models.Model], *, changes: Mapping[str, Any], where: Sequence[Condition]) -> int:
+    """Change the rows of which all of this is true; how many there were.
+
+    As Django's own update, at a third of what that takes to make its statement anew each time.
+    """
+    plan = update_plan(model, changes=changes, where=where, returning=())
+    if plan is None:
+        return 0
+    with connection.cursor() as cursor:
+        cursor.execute(plan.statement, update_parameters(plan, changes=changes, where=where))
+        return int(cursor.rowcount)
+
+
+def rows_update_returning(
+    model: type[models.Model],
+    *,
+    changes: Mapping[str, Any],
+    where: Sequence[Condition],
+    returning: Sequence[str],
+) -> list[tuple[Any, ...]]:
+    """`rows_change` that tells of each row these columns, in no order.
+
+    UUIDs are told as such; JSON and dates are not among what it tells.
+    """
+    plan = update_plan(model, changes=changes, where=where, returning=tuple(returning))
+    if plan is None:
+        return []
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"{plan.statement} RETURNING {plan.returned}",
+            update_parameters(plan, changes=changes, where=where),
+        )
+        return plan.told(cursor.fetchall())
+
+
+@dataclass(frozen=True, slots=True)
+class UpdatePlan:
+    """A statement, the columns its parameters are of, what it may tell, and which of that are UUIDs."""
+
+    statement: str
+    columns: tuple[models.Field[Any, Any], ...]
+    returned: str
+    keys: frozenset[int]
+
+    def told(self, rows: Sequence[Sequence[Any]]) -> list[tuple[Any, ...]]:
+        """Rows as the database tells them, with UUIDs for what it has as text."""
+        if not self.keys or connection.features.has_native_uuid_field:
+            return [tuple(row) for row in rows]
+        return [
+            tuple(
+                UUID(value) if at in self.keys and value is not None else value
+                for at, value in enumerate(row)
+            )
+            for row in rows
+        ]
+
+
+def update_plan(
+    model: type[models.Model],
+    *,
+    changes: Mapping[str, Any],
+    where: Sequence[Condition],
+    returning: tuple[str, ...],
+) -> UpdatePlan | None:
+    """How such an update is made, remembered by its shape; None where no row can fit."""
+    shape = tuple((name, sign, _count(sign, value)) for name, sign, value in where)
+    if any(sign == "in" and not count for _, sign, count in shape):
+        return None
+    return _update_plan(model, tuple(changes), shape, returning, connection.vendor)
+
+
+def update_parameters(
+    plan: UpdatePlan, *, changes: Mapping[str, Any], where: Sequence[Condition]
+) -> list[Any]:
+    values = list(changes.values())
+    for _, sign, value in where:
+        if sign != "is null":
+            values += value if sign == "in" else [value]
+    return [
+        column.get_db_prep_save(value, connection) for column, value in zip(plan.columns, values, strict=True)
+    ]
+
+
+def _count(sign: str, value: Any) -> int:
+    if sign == "is null":
+        return 0
+    return len(value) if sign == "in" else 1
+
+
+@lru_cache(maxsize=256)
+def _update_plan(
+    model: type[models.Model],
+    changes: tuple[str, ...],
+    shape: tuple[tuple[str, str, int], ...],
+    returning: tuple[str, ...],
+    _vendor: str,
+) -> UpdatePlan:
+    options = model._meta  # noqa: SLF001
+    quote = connection.ops.quote_name
+
+    def column(name: str) -> models.Field[Any, Any]:
+        found = options.get_field(name)
+        assert isinstance(found, models.Field)
+        return found.target_field if isinstance(found, models.ForeignKey) else found
+
+    def quoted(name: str) -> str:
+        return str(quote(str(options.get_field(name).column)))  # type: ignore[union-attr]
+
+    def test(name: str, sign: str, count: int) -> str:
+        assert sign in _SIGNS
+        match sign:
+            case "is null":
+                return f"{quoted(name)} IS NULL"
+            case "in":
+                return f"{quoted(name)} IN ({', '.join(['%s'] * count)})"
+            case _:
+                return f"{quoted(name)} {sign} %s"
+
+    statement = (
+        f"UPDATE {quote(options.db_table)} SET {', '.join(f'{quoted(name)} = %s' for name in changes)}"  # noqa: S608 - names of our own models
+        f" WHERE {' AND '.join(test(*one) for one in shape)}"
+    )
+    columns = [*map(column, changes), *(column(name) for name, _, count in shape for _ in range(count))]
+    keys = frozenset(at for at, name in enumerate(returning) if isinstance(column(name), models.UUIDField))
+    return UpdatePlan(statement, tuple(columns), ", ".join(map(quoted, returning)) or "1", keys)
 
 
 class _Values:

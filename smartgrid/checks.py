@@ -15,6 +15,9 @@ TAG = "smartgrid"
 TOPIC_LEVEL_HINT = "Letters, digits, '-' and '_', at most 64."
 _SECRETS = ("SECRET_KEY", "SGM_TOKEN_HASH_KEY", "SGM_TOKEN_ENCRYPTION_KEYS", "SGM_ROOT_TOKENS")
 _ROOT_TOKEN_LENGTH = 24
+# What `manage.py root_token new` draws is longer than this.
+_ROOT_TOKEN_LENGTH_GOOD = 32
+_ROOT_TOKEN_LETTERS = 8
 
 
 @register(TAG)
@@ -44,7 +47,35 @@ def check_well_formed(**_: Any) -> Sequence[CheckMessage]:
                     id="smartgrid.E003",
                 )
             )
+        elif len(token) < _ROOT_TOKEN_LENGTH_GOOD or len(set(token)) < _ROOT_TOKEN_LETTERS:
+            found.append(
+                Warning(
+                    f"Token {position} of SGM_ROOT_TOKENS is weak: it opens everything and can be guessed.",
+                    hint=f"At least {_ROOT_TOKEN_LENGTH_GOOD} random characters: manage.py root_token new.",
+                    id="smartgrid.W002",
+                )
+            )
     return found
+
+
+@register(TAG)
+def check_issuers(**_: Any) -> Sequence[CheckMessage]:
+    """Whose tokens are believed must be said in a form that can be used, before the first request."""
+    from smartgrid.api.authentication import trusted_issuers  # noqa: PLC0415 - needs the models
+
+    try:
+        issuers = trusted_issuers()
+    except ImproperlyConfigured as error:
+        return [Error(f"{error}.", hint="docs/credentials.md has examples.", id="smartgrid.E005")]
+    if issuers:
+        return []
+    return [
+        Warning(
+            "No issuer is trusted: nobody can call the API.",
+            hint="SGM_ISSUERS for a provider of yours, SGM_ISSUER_KEY_FILE for the embedded issuer.",
+            id="smartgrid.W003",
+        )
+    ]
 
 
 @register(TAG, deploy=True)

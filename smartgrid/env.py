@@ -10,6 +10,8 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from django.core.exceptions import ImproperlyConfigured
 
+from smartgrid.rates import Rate, rate_parse
+
 _TRUE = frozenset({"1", "true", "yes", "on"})
 _FALSE = frozenset({"0", "false", "no", "off"})
 
@@ -42,6 +44,14 @@ def env_int(name: str, *, default: int, minimum: int | None = None, maximum: int
     if maximum is not None and value > maximum:
         raise ImproperlyConfigured(f"{name} is {value}; expected {maximum} or less")
     return value
+
+
+def env_rate(name: str, *, default: str) -> Rate | None:
+    """A rate such as `600/min`; None for `0`, which sets no limit."""
+    try:
+        return rate_parse(env_str(name, default=default))
+    except ValueError as error:
+        raise ImproperlyConfigured(f"{name}: {error}") from None
 
 
 def env_list(name: str, *, default: tuple[str, ...] = ()) -> list[str]:
@@ -135,6 +145,13 @@ def _sqlite(*, path: str) -> dict[str, Any]:
     }
 
 
+def _pooled_connection() -> type[Any]:
+    # The driver need not be there where the database is SQLite.
+    from smartgrid.database import PooledConnection  # noqa: PLC0415
+
+    return PooledConnection
+
+
 def _postgresql(
     *, host: str, port: int | None, user: str, password: str, database: str, options: dict[str, str]
 ) -> dict[str, Any]:
@@ -155,6 +172,7 @@ def _postgresql(
                 "min_size": 2,
                 "max_size": env_int("SGM_DATABASE_POOL_SIZE", default=20, minimum=2, maximum=500),
                 "timeout": 5,
+                "connection_class": _pooled_connection(),
             },
         },
     }

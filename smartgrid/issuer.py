@@ -10,9 +10,8 @@ import base64
 import binascii
 import json
 import logging
-import os
 import secrets
-import tempfile
+import time
 import uuid
 from collections.abc import Mapping
 from functools import lru_cache
@@ -21,8 +20,7 @@ from typing import Any
 from urllib.parse import unquote_plus, urlencode
 
 import jwt
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import rsa
+import structlog
 from django.conf import settings
 from django.contrib.auth.hashers import PBKDF2PasswordHasher, check_password, make_password
 from django.core.exceptions import ImproperlyConfigured, RequestDataTooBig
@@ -40,14 +38,19 @@ from oauthlib.oauth2 import BackendApplicationServer
 from oauthlib.oauth2.rfc6749.errors import CustomOAuth2Error, OAuth2Error
 
 from smartgrid.api.jwks import SigningKey, signing_keys_read
+from smartgrid.errors import NotFound
+from smartgrid.issuer_keys import PUBLISHED_MAX_AGE_S
+from smartgrid.rates import retry_after
+from smartgrid.throttles import Bucket, admit
 
-KEY_SIZE_BITS = 2048
 SECRET_LENGTH_MIN = 32
 BODY_BYTES_MAX = 16 * 1024
 GRANT_TYPE = "client_credentials"
 HASHER = "pbkdf2_sha256_client_secret"
 _BASIC = "client_secret_basic"
 _PARAMETERS = frozenset({"grant_type", "client_id", "client_secret", "audience", "scope"})
+
+log = structlog.stdlib.get_logger(__name__)
 
 # At DEBUG it prints the tokens it issues.
 logging.getLogger("oauthlib").setLevel(logging.INFO)
@@ -113,31 +116,8 @@ def _decoy() -> str:
 # --- keys and clients ---------------------------------------------------------------------------------------
 
 
-def issuer_key_create(path: Path) -> None:
-    """Write a new RSA key as PEM, readable by its owner alone (0600); a key that is there already stays."""
-    if path.exists():
-        return
-    key = rsa.generate_private_key(public_exponent=65537, key_size=KEY_SIZE_BITS)
-    pem = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    # Linked into place when it is whole: of two that start at once one wins, and no half of a key is read.
-    descriptor, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # 0600 by its own promise
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(pem)
-            file.flush()
-            os.fsync(file.fileno())
-        try:
-            Path(path).hardlink_to(draft)
-        except FileExistsError:
-            return
-    finally:
-        Path(draft).unlink()
-
-
 def issuer_client_create(
-    *, name: str, client_id: str | None = None, client_secret: str | None = None
+    *, name: str, client_id: str | None = None, client_secret: str | None = None, by: str = ""
 ) -> tuple[str, str]:
     """Enter a client and return (client_id, client_secret); the secret is stored hashed and shown only here.
 
@@ -148,7 +128,7 @@ def issuer_client_create(
     client_secret = client_secret or secrets.token_urlsafe(48)
     if len(client_secret) < SECRET_LENGTH_MIN:
         raise ValueError(f"a client secret needs at least {SECRET_LENGTH_MIN} characters")
-    Application.objects.update_or_create(
+    _, is_new = Application.objects.update_or_create(
         client_id=client_id,
         defaults={
             "name": name,
@@ -158,7 +138,42 @@ def issuer_client_create(
             "authorization_grant_type": Application.GRANT_CLIENT_CREDENTIALS,
         },
     )
+    log.info("issuer_client_created" if is_new else "issuer_client_replaced", id=client_id, name=name, by=by)
     return client_id, client_secret
+
+
+def issuer_client_rename(*, client_id: str, name: str, by: str) -> None:
+    """Give a client another name; its id, its secret and its tokens stay. `NotFound` where it is gone."""
+    _client_change(client_id, name=name)
+    log.info("issuer_client_renamed", id=client_id, name=name, by=by)
+
+
+def issuer_client_secret_renew(*, client_id: str, by: str) -> str:
+    """Put a new secret in the place of a client's present one, and return it: it is stored hashed.
+
+    Tokens that were fetched with the former one are good until they expire. `NotFound` where the client is
+    gone.
+    """
+    client_secret = secrets.token_urlsafe(48)
+    _client_change(
+        client_id, client_secret=make_password(client_secret, hasher=HASHER), hash_client_secret=True
+    )
+    log.info("issuer_client_renewed", id=client_id, by=by)
+    return client_secret
+
+
+def issuer_client_delete(*, client_id: str, by: str) -> None:
+    """End a client: it gets no more tokens. Those it has are good until they expire."""
+    _, ended = Application.objects.filter(client_id=client_id).delete()
+    if not ended:
+        raise NotFound("No such client.")
+    log.info("issuer_client_deleted", id=client_id, by=by)
+
+
+def _client_change(client_id: str, **changes: Any) -> None:
+    changed = Application.objects.filter(client_id=client_id).update(**changes, updated=timezone.now())
+    if not changed:
+        raise NotFound("No such client.")
 
 
 def _signing_keys() -> tuple[SigningKey, ...]:
@@ -209,6 +224,13 @@ def token(request: HttpRequest) -> HttpResponse:
     parameters = {name: value for name, value in sent.items() if name in _PARAMETERS}
     # There is one API to ask for, so who asks for none means that one.
     parameters.setdefault("audience", settings.SGM_AUDIENCE)
+    # Before the secret is hashed, which is the dear part of it.
+    if (wait_s := _wait_of(parameters.get("client_id", ""))) > 0:
+        # RFC 6585, section 4; the code is of RFC 6749's, whose section 5.2 has none for this.
+        said = "Too many requests for tokens by this client; a token is good for a day."
+        response = _answer({"error": "temporarily_unavailable", "error_description": said}, status=429)
+        response["Retry-After"] = retry_after(wait_s)
+        return response
     server = BackendApplicationServer(
         ClientValidator(),
         token_generator=_access_token_sign,
@@ -228,6 +250,20 @@ def token(request: HttpRequest) -> HttpResponse:
         # RFC 6749, section 5.2: in the scheme which the client used.
         response["WWW-Authenticate"] = 'Basic realm="token"' if method == _BASIC else 'Bearer realm="token"'
     return response
+
+
+def _wait_of(client_id: str) -> float:
+    """Seconds until this client may ask for another token, 0 where it may now.
+
+    All clients that are not known are one: else whoever makes up ids would have a bucket for each.
+    """
+    rate = settings.SGM_THROTTLE_ISSUER
+    if rate is None:
+        return 0.0
+    is_known = Application.objects.filter(client_id=client_id).exists()
+    return admit(
+        [Bucket(f"issuer:client:{client_id}" if is_known else "issuer:unknown", rate)], now=time.monotonic()
+    )
 
 
 def _answer(content: Mapping[str, Any], *, status: int) -> JsonResponse:
@@ -321,7 +357,7 @@ def _refuse_unstorable(parameters: Mapping[str, str]) -> None:
 def jwks(_: HttpRequest) -> HttpResponse:
     """The public keys, as other services want them; the API itself reads the key file."""
     keys = [key.public_jwk() for key in _signing_keys()]
-    return JsonResponse({"keys": keys}, headers={"Cache-Control": "public, max-age=300"})
+    return JsonResponse({"keys": keys}, headers={"Cache-Control": f"public, max-age={PUBLISHED_MAX_AGE_S}"})
 
 
 @require_GET

@@ -5,12 +5,16 @@ Everything here may be lost at any time and comes back by itself; what must last
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from functools import cache
-from typing import cast
+from typing import Any, cast
 
 import msgspec
 import redis
+import redis.asyncio
 from django.conf import settings
 from redis.backoff import NoBackoff
 from redis.retry import Retry
@@ -108,6 +112,11 @@ def script_run(script: str, *, keys: Sequence[str], args: Sequence[str]) -> list
         raise LiveUnavailable(f"Redis does not answer: {error}") from error
 
 
+def script_numbers(script: str, *, keys: Sequence[str], args: Sequence[str]) -> list[int]:
+    """`script_run` of a script that returns whole numbers."""
+    return cast("list[int]", script_run(script, keys=keys, args=args))
+
+
 # A field keeps the stamp it was written with in front of its value; stamps of one length compare as text.
 _NEWEST = """
 for i = 2, #ARGV, 3 do
@@ -184,10 +193,39 @@ def text_read(key: str) -> str | None:
         raise LiveUnavailable(f"Redis does not answer: {error}") from error
 
 
+def set_read(key: str) -> set[str]:
+    """All members of a set; empty where there is none."""
+    try:
+        return cast("set[str]", client().smembers(key))
+    except redis.RedisError as error:
+        raise LiveUnavailable(f"Redis does not answer: {error}") from error
+
+
+def set_write(key: str, *, add: Sequence[str], remove: Sequence[str]) -> None:
+    """Add members to a set and take others out of it, in one step."""
+    try:
+        pipe = client().pipeline(transaction=True)
+        if add:
+            pipe.sadd(key, *add)
+        if remove:
+            pipe.srem(key, *remove)
+        pipe.execute()
+    except redis.RedisError as error:
+        raise LiveUnavailable(f"Redis does not answer: {error}") from error
+
+
 def key_remove(key: str) -> None:
     """Forget what is kept under this key."""
     try:
         client().delete(key)
+    except redis.RedisError as error:
+        raise LiveUnavailable(f"Redis does not answer: {error}") from error
+
+
+def keys_remove(keys: Sequence[str]) -> None:
+    """`key_remove` of several, of which there is at least one, in one round trip."""
+    try:
+        client().delete(*keys)
     except redis.RedisError as error:
         raise LiveUnavailable(f"Redis does not answer: {error}") from error
 
@@ -262,3 +300,101 @@ def list_wait(key: str, *, timeout_s: float) -> str | None:
     except redis.RedisError as error:
         raise LiveUnavailable(f"Redis does not answer: {error}") from error
     return None if found is None else cast("tuple[str, str]", found)[1]
+
+
+# --- streams ------------------------------------------------------------------------------------------------
+
+
+def stream_append(key: str, entries: Sequence[Mapping[str, str | bytes]], *, kept: int) -> None:
+    """Add these entries to the end of a stream, in this order and in one round trip.
+
+    About the newest `kept` stay. `LiveUnavailable` where Redis does not answer: then none, some or all of
+    them may be there.
+    """
+    try:
+        pipe = client().pipeline(transaction=False)
+        for entry in entries:
+            pipe.xadd(key, cast("Any", entry), maxlen=kept, approximate=True)
+        pipe.execute()
+    except redis.RedisError as error:
+        raise LiveUnavailable(f"Redis does not answer: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class StreamEntry:
+    """An entry of a stream: its id, and its fields as bytes."""
+
+    id: str
+    fields: Mapping[bytes, bytes]
+
+
+class StreamReader:
+    """One stream for a program on an event loop. Whatever goes wrong with Redis is a `LiveUnavailable`."""
+
+    def __init__(self, key: str) -> None:
+        self._key = key
+        self._client = redis.asyncio.Redis.from_url(
+            settings.SGM_REDIS_URL,
+            socket_connect_timeout=CONNECT_TIMEOUT_S,
+            socket_timeout=LONGEST_WAIT_S + ANSWER_TIMEOUT_S,
+            socket_keepalive=True,
+            # As with the others: a connection may have died while it lay in the pool.
+            retry=redis.asyncio.retry.Retry(NoBackoff(), 1),
+            retry_on_error=[redis.ConnectionError],
+        )
+
+    async def aclose(self) -> None:
+        await self._client.aclose()
+
+    async def after(self, place: str, *, count: int, wait_s: float) -> list[StreamEntry]:
+        """Entries behind this id, at most `count`; where there are none, those that come within `wait_s`."""
+        async with _answering(wait_s + ANSWER_TIMEOUT_S):
+            found = await self._client.xread(
+                {self._key: place}, count=count, block=max(1, int(wait_s * 1000))
+            )
+        return _entries(next(iter(_streams(found)), []))
+
+    async def between(self, after: str, until: str, *, count: int) -> list[StreamEntry]:
+        """Entries behind `after` up to and with `until`, the oldest first, at most `count`."""
+        async with _answering(ANSWER_TIMEOUT_S):
+            found = await self._client.xrange(self._key, min=f"({after}", max=until, count=count)
+        return _entries(found)
+
+    async def entry(self, place: str) -> StreamEntry | None:
+        """The entry of exactly this id; None where there is none, or none any longer."""
+        async with _answering(ANSWER_TIMEOUT_S):
+            found = await self._client.xrange(self._key, min=place, max=place, count=1)
+        return next(iter(_entries(found)), None)
+
+    async def newest(self) -> StreamEntry | None:
+        """The last entry; None where the stream is empty."""
+        async with _answering(ANSWER_TIMEOUT_S):
+            found = await self._client.xrevrange(self._key, count=1)
+        return next(iter(_entries(found)), None)
+
+    async def append(self, fields: Mapping[str, str | bytes], *, kept: int) -> str:
+        """Add an entry; its id."""
+        async with _answering(ANSWER_TIMEOUT_S):
+            place = await self._client.xadd(self._key, cast("Any", fields), maxlen=kept, approximate=True)
+        return cast("bytes", place).decode()
+
+
+@asynccontextmanager
+async def _answering(within_s: float) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(within_s):
+            yield
+    except (redis.RedisError, OSError, TimeoutError) as error:
+        raise LiveUnavailable(f"Redis does not answer: {error}") from error
+
+
+def _streams(found: Any) -> list[Any]:
+    """What XREAD found of each stream, by protocol 3 or 2; nothing where time was up."""
+    if isinstance(found, Mapping):
+        # Protocol 3 puts the entries of a stream into a list of lists.
+        return [[entry for part in entries for entry in part] for entries in found.values()]
+    return [entries for _, entries in found or []]
+
+
+def _entries(found: Any) -> list[StreamEntry]:
+    return [StreamEntry(place.decode(), fields or {}) for place, fields in found]

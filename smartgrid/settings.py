@@ -16,6 +16,7 @@ from smartgrid.env import (
     env_int,
     env_json,
     env_list,
+    env_rate,
     env_secret,
     env_secrets,
     env_str,
@@ -47,7 +48,9 @@ INSTALLED_APPS = [
     "django.contrib.messages",
     "django.contrib.staticfiles",
     "rest_framework",
-    "oauth2_provider",
+    "drf_spectacular",
+    "drf_spectacular_sidecar",
+    "smartgrid.apps.IssuerConfig",
     "django_celery_beat",
     "import_export",
     "smartgrid.apps.SmartgridConfig",
@@ -57,18 +60,19 @@ INSTALLED_APPS = [
     "control_app",
 ]
 
-# The API needs the first four. The rest is the console's, and lazy: a request which touches neither session
-# nor user nor messages pays no query for them.
 MIDDLEWARE = [
     "smartgrid.middleware.RequestIdMiddleware",
+    "smartgrid.bodies.BodyLimitMiddleware",
     "django.middleware.security.SecurityMiddleware",
-    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
     "django.middleware.common.CommonMiddleware",
+    # Requests of the API get no further: what follows is the console's.
+    "smartgrid.middleware.ApiMiddleware",
+    "whitenoise.middleware.WhiteNoiseMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
-    "django.middleware.clickjacking.XFrameOptionsMiddleware",
 ]
 
 ROOT_URLCONF = "smartgrid.urls"
@@ -134,7 +138,11 @@ CELERY_TIMEZONE = "UTC"
 CELERY_TASK_ACKS_LATE = False
 CELERY_TASK_DEFAULT_QUEUE = "sync"
 CELERY_TASK_QUEUES: dict[str, dict[str, str]] = {"control": {}, "sync": {}}
-CELERY_TASK_ROUTES = {"control_app.tasks.dispatch_command": {"queue": "control"}}
+# What somebody waits for within the deadline.
+CELERY_TASK_ROUTES = {
+    "control_app.tasks.dispatch_command": {"queue": "control"},
+    "control_app.tasks.ask_node": {"queue": "control"},
+}
 CELERY_TASK_CREATE_MISSING_QUEUES = False
 CELERY_WORKER_PREFETCH_MULTIPLIER = 1
 CELERY_BEAT_SCHEDULER = "smartgrid.beat:Scheduler"
@@ -145,6 +153,20 @@ if DATABASES["default"]["ENGINE"].endswith("sqlite3"):
 
 # Seconds within which a control request is answered. Tokens of nodes outlive it (15 s), so no more than that.
 SGM_REQUEST_DEADLINE_S: float = env_int("SGM_REQUEST_DEADLINE_S", default=8, minimum=1, maximum=12)
+
+# --- events ---------------------------------------------------------------------------------------------
+
+# About as many of the newest events are kept for those who come back; 0: none are told.
+SGM_EVENTS_KEPT = env_int("SGM_EVENTS_KEPT", default=100_000, minimum=0, maximum=10_000_000)
+SGM_EVENTS_LISTENERS = env_int("SGM_EVENTS_LISTENERS", default=5000, minimum=1, maximum=100_000)
+SGM_EVENTS_LISTENERS_PER_TOKEN = env_int("SGM_EVENTS_LISTENERS_PER_TOKEN", default=100, minimum=1)
+# Where web passes streams on from; empty where a proxy in front sends /v1/events to the process itself.
+SGM_EVENTS_URL, SGM_EVENTS_HOST, SGM_EVENTS_PORT = (
+    env_url("SGM_EVENTS_URL", default="", schemes=("http",), default_port=80)
+    if env_str("SGM_EVENTS_URL")
+    else ("", "", 0)
+)
+SGM_EVENTS_RELAYS = env_int("SGM_EVENTS_RELAYS", default=50, minimum=0, maximum=10_000)
 
 # --- MQTT -----------------------------------------------------------------------------------------------
 
@@ -207,10 +229,13 @@ SGM_TENANT = env_str("SGM_TENANT", default="tenant-123")
 # Any number may be valid at once, so that one can be rotated without a gap.
 SGM_ROOT_TOKENS = env_secrets("SGM_ROOT_TOKENS")
 SGM_TOKEN_HASH_KEY = env_secret("SGM_TOKEN_HASH_KEY")
+# By which tokens are found too, while one key takes the place of the other.
+SGM_TOKEN_HASH_KEY_OTHER = env_secret("SGM_TOKEN_HASH_KEY_OTHER")
 # The first encrypts, all decrypt.
 SGM_TOKEN_ENCRYPTION_KEYS = env_secrets("SGM_TOKEN_ENCRYPTION_KEYS")
 
-# Whose bearer tokens are believed: a JSON list of {"issuer", "audience", "jwks_url" or "jwks_file"}.
+# Whose bearer tokens are believed: a JSON list of {"issuer", "audience"}, with "jwks_url" or "jwks_file"
+# where the issuer does not say of itself where its keys are.
 SGM_ISSUERS = env_json("SGM_ISSUERS", default=[])
 # The embedded issuer signs with this key; empty switches it off.
 SGM_ISSUER_KEY_FILE = env_str("SGM_ISSUER_KEY_FILE")
@@ -236,13 +261,84 @@ PASSWORD_HASHERS = [*global_settings.PASSWORD_HASHERS, "smartgrid.issuer.ClientS
 REST_FRAMEWORK = {
     "DEFAULT_AUTHENTICATION_CLASSES": ["smartgrid.api.authentication.BearerAndManagementToken"],
     "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.IsAuthenticated"],
-    "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
+    "DEFAULT_THROTTLE_CLASSES": ["smartgrid.api.throttling.ByClientAndToken"],
+    "DEFAULT_RENDERER_CLASSES": ["smartgrid.api.renderers.JsonRenderer"],
+    "DEFAULT_CONTENT_NEGOTIATION_CLASS": "smartgrid.api.renderers.Negotiation",
+    # There is one format: `?format=` is a parameter like any other that is not ours.
+    "URL_FORMAT_OVERRIDE": None,
     "DEFAULT_PARSER_CLASSES": ["smartgrid.api.parsers.StrictJSONParser"],
     "EXCEPTION_HANDLER": "smartgrid.api.exceptions.exception_handler",
     "UNAUTHENTICATED_USER": None,
+    "DEFAULT_SCHEMA_CLASS": "smartgrid.api.description.ApiSchema",
     "TEST_REQUEST_DEFAULT_FORMAT": "json",
 }
+SPECTACULAR_SETTINGS = {
+    "TITLE": "Smart Grid Manager",
+    "DESCRIPTION": (BASE_DIR / "smartgrid" / "api" / "description.md").read_text(encoding="utf-8"),
+    "VERSION": "1",
+    "OAS_VERSION": "3.1.1",
+    # The host it was fetched from.
+    "SERVERS": [{"url": "/"}],
+    "SCHEMA_PATH_PREFIX": "/v1",
+    # In the order of the guide, and what it does not print behind that.
+    "TAGS": [
+        {
+            "name": "Authentication",
+            "description": "How to come by a bearer token, where the issuer is built in.",
+        },
+        {"name": "Management tokens", "description": "Who may see which sites; root only."},
+        {"name": "Health and version"},
+        {"name": "Sites", "description": "Places with plant; changing them needs a root token."},
+        {"name": "Nodes", "description": "The edge computers of sites; changing them needs a root token."},
+        {
+            "name": "Devices",
+            "description": "What is measured and controlled; changing it needs a root token.",
+        },
+        {
+            "name": "Control",
+            "description": "Requests for values, which outrank schedules, and why a device is where it is.",
+        },
+        {"name": "Logs", "description": "What was asked, what came of it, and what went wrong."},
+        {"name": "Schedules", "description": "Values by quarter hour of a UTC day."},
+        {"name": "Telemetry", "description": "What was measured."},
+        {
+            "name": "Closed loops",
+            "description": "How nodes hold the power at a meter; changing it needs a root token.",
+        },
+        {"name": "Events", "description": "What happens, as it happens."},
+        {
+            "name": "Device types",
+            "description": "What the software knows of makers' devices, and own profiles.",
+        },
+    ],
+    "PREPROCESSING_HOOKS": ["smartgrid.api.description.only_the_api"],
+    "POSTPROCESSING_HOOKS": [
+        "drf_spectacular.hooks.postprocess_schema_enums",
+        "smartgrid.api.description.complete",
+    ],
+    # As they stand in `operation`: what must be given comes first.
+    "SORT_OPERATION_PARAMETERS": False,
+    "ENUM_GENERATE_CHOICE_DESCRIPTION": False,
+    "ENUM_NAME_OVERRIDES": {
+        "ControlStatus": "control_app.models.Status",
+        "DocumentStatus": "sites_app.models.DocumentStatus",
+        "DoneStatus": ["success"],
+    },
+    "ENABLE_DJANGO_DEPLOY_CHECK": False,
+}
+# Control requests are counted apart from all others, by the same rates. None: as many as come.
+SGM_THROTTLE_CLIENT = env_rate("SGM_THROTTLE_CLIENT", default="12000/min")
+SGM_THROTTLE_TOKEN = env_rate("SGM_THROTTLE_TOKEN", default="12000/min")
+# Of one client, at the embedded issuer's token endpoint.
+SGM_THROTTLE_ISSUER = env_rate("SGM_THROTTLE_ISSUER", default="600/min")
 # Our bodies are some hundred bytes; a schedule of 96 slots is about two thousand.
 DATA_UPLOAD_MAX_MEMORY_SIZE = 1024 * 1024
+# The console takes files of schedules, of up to 2 MiB (`schedules_app.exchange`).
+SGM_UPLOAD_MAX_BYTES = 4 * 1024 * 1024
+# Seconds after which web gives up a statement, or the wait for a lock that another holds; 0: never.
+SGM_DATABASE_STATEMENT_TIMEOUT_S = env_int(
+    "SGM_DATABASE_STATEMENT_TIMEOUT_S", default=15, minimum=0, maximum=3600
+)
+SGM_DATABASE_LOCK_TIMEOUT_S = env_int("SGM_DATABASE_LOCK_TIMEOUT_S", default=5, minimum=0, maximum=3600)
 
 LOGGING = logging_config(level=env_str("SGM_LOG_LEVEL", default="INFO").upper())

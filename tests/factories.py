@@ -19,12 +19,13 @@ from control_app.models import (
     DeviceErrorLog,
     Status,
 )
-from devices_app.models import Device, DeviceType
+from devices_app.loops import LoopFields, loop_create
+from devices_app.models import ClosedLoop, Device, DeviceType
 from devices_app.services import DeviceFields, DeviceTypeFields, device_create, device_type_create
 from edge.profiles.loader import load_bodies
 from edge.wire.messages import DIGEST_LENGTH, AppliedDocument, Reported
 from sites_app.documents import manifest_for
-from sites_app.models import ManagementToken, Node, Site
+from sites_app.models import Alarm, AlarmSeverity, ManagementToken, Node, Site
 from sites_app.reports import ReceivedReport, RecordedReport, reports_record
 from sites_app.services import (
     NodeFields,
@@ -162,6 +163,24 @@ def device_make(
     )
 
 
+def meter_make(*, node: Node | None = None, device_tag: str | None = None) -> Device:
+    """A meter of its own type, shared by a test's meters."""
+    kind = DeviceType.objects.filter(profile="test_meter").first() or meter_type_make()
+    return device_make(node=node, device_type=kind, device_tag=device_tag)
+
+
+def loop_make(
+    *, meter: Device | None = None, loop_tag: str | None = None, **fields: Unpack[LoopFields]
+) -> ClosedLoop:
+    """A loop of this meter; with a member of 60 kW at its node unless members or a category are given."""
+    meter = meter or meter_make()
+    if "members" not in fields and "category" not in fields:
+        fields["members"] = [device_make(node=meter.node, peak_power_kw=60)]
+    return loop_create(
+        site=meter.site, loop_tag=loop_tag or f"LOOP_{next(_numbers):02}", meter=meter, by="test", **fields
+    )
+
+
 def node_online(node: Node, *, session: str = "session-1", boot: str = "boot-1") -> None:
     """Let central have heard the node's birth."""
     node_presence_record(node_id=node.pk, online=True, session=session, boot=boot)
@@ -265,6 +284,13 @@ def device_error_make(
         device_tag=device.device_tag,
         timestamp=at or timezone.now(),
         error=error,
+    )
+
+
+def alarm_make(*, site: Site, is_over: bool = True) -> Alarm:
+    now = timezone.now()
+    return Alarm.objects.create(
+        code="test", severity=AlarmSeverity.WARNING, site=site, cleared_at=now if is_over else None
     )
 
 

@@ -21,10 +21,13 @@ from edge.wire.messages import (
     Code,
     CommandAnswer,
     DeviceResult,
+    ExplainCommand,
     Heartbeat,
     Message,
     PingCommand,
+    PreviewCommand,
     ProbeCommand,
+    ReleaseCommand,
     SetpointCommand,
     Stage,
 )
@@ -35,32 +38,44 @@ from tests.servers import Broker
 
 WITHIN_S = 5.0
 
+Control = SetpointCommand | ReleaseCommand
 # What a node does with a command whose token is good.
-Behaviour = Callable[["FakeNode", SetpointCommand], None]
+Behaviour = Callable[["FakeNode", Control], None]
+# What its devices go to when they are released.
+FALLBACK = 100.0
 
 
-def obey(node: FakeNode, command: SetpointCommand) -> None:
+def obey(node: FakeNode, command: Control) -> None:
     node.accept(command)
     node.finish(command)
 
 
-def stay_silent(_node: FakeNode, _command: SetpointCommand) -> None:
+def stay_silent(_node: FakeNode, _command: Control) -> None:
     """A command lost on the way up or down: central cannot tell."""
 
 
 class FakeNode:
-    """One node's session. `commands` holds each setpoint in the order of arrival, refused ones too."""
+    """One node's session.
+
+    `commands` holds each setpoint, `releases` each release in the order of arrival, refused ones too.
+    """
 
     def __init__(self, *, broker: Broker, node: Node, behaviour: Behaviour = obey) -> None:
         self.behaviour = behaviour
         self.topics = NodeTopics(node.tenant_tag, str(node.pk))
         self.session = secrets.token_hex(8)
         self.commands: queue.SimpleQueue[SetpointCommand] = queue.SimpleQueue()
+        self.releases: queue.SimpleQueue[ReleaseCommand] = queue.SimpleQueue()
         self.pings: queue.SimpleQueue[PingCommand] = queue.SimpleQueue()
         self.answers_pings = True
         self.on_ping: Callable[[PingCommand], None] = lambda _ping: None
         self.probes: queue.SimpleQueue[ProbeCommand] = queue.SimpleQueue()
         self.on_probe: Callable[[ProbeCommand], None] = lambda _probe: None
+        self.questions: queue.SimpleQueue[ExplainCommand] = queue.SimpleQueue()
+        # One that does not know the question says nothing.
+        self.on_question: Callable[[ExplainCommand], None] = lambda _question: None
+        self.previews: queue.SimpleQueue[PreviewCommand] = queue.SimpleQueue()
+        self.on_preview: Callable[[PreviewCommand], None] = lambda _preview: None
         self.trusts_tokens = True
         self._tokens: set[str] = set()
         self._beats = 0
@@ -109,21 +124,24 @@ class FakeNode:
 
     # --- answers ------------------------------------------------------------------------------------------
 
-    def accept(self, command: SetpointCommand, *, refused: Mapping[str, DeviceResult] | None = None) -> None:
+    def accept(self, command: Control, *, refused: Mapping[str, DeviceResult] | None = None) -> None:
         self.answer(
             command.id, CommandAnswer(id=command.id, stage=Stage.ACCEPTED, devices=dict(refused or {}))
         )
 
-    def finish(self, command: SetpointCommand, *, devices: Mapping[str, DeviceResult] | None = None) -> None:
+    def finish(self, command: Control, *, devices: Mapping[str, DeviceResult] | None = None) -> None:
         """`done`, every device confirmed unless `devices` says otherwise."""
-        results = {tag: DeviceResult(value=value, readback=value) for tag, value in command.values.items()}
+        values = (
+            command.values
+            if isinstance(command, SetpointCommand)
+            else dict.fromkeys(command.devices, FALLBACK)
+        )
+        results = {tag: DeviceResult(value=value, readback=value) for tag, value in values.items()}
         self.answer(
             command.id, CommandAnswer(id=command.id, stage=Stage.DONE, devices=results | dict(devices or {}))
         )
 
-    def refuse(
-        self, command: SetpointCommand, code: Code, *, detail: str = "", fresh: str | None = None
-    ) -> None:
+    def refuse(self, command: Control, code: Code, *, detail: str = "", fresh: str | None = None) -> None:
         self.answer(
             command.id,
             CommandAnswer(id=command.id, stage=Stage.REFUSED, code=code, detail=detail, fresh=fresh),
@@ -159,8 +177,17 @@ class FakeNode:
             case ProbeCommand():
                 self.probes.put(command)
                 self.on_probe(command)
-            case SetpointCommand():
-                self.commands.put(command)
+            case ExplainCommand():
+                self.questions.put(command)
+                self.on_question(command)
+            case PreviewCommand():
+                self.previews.put(command)
+                self.on_preview(command)
+            case SetpointCommand() | ReleaseCommand():
+                if isinstance(command, SetpointCommand):
+                    self.commands.put(command)
+                else:
+                    self.releases.put(command)
                 if self.trusts_tokens and command.fresh not in self._tokens:
                     self.refuse(command, Code.STALE, detail="not a token of mine", fresh=self.token())
                 else:

@@ -1,4 +1,4 @@
-"""Real services for tests, on free ports of the loopback address: Redis, mosquitto, PostgreSQL.
+"""Real services for tests, on free ports of the loopback address: Redis, mosquitto, PostgreSQL, HAProxy.
 
     python -m tests.servers postgres COMMAND ...    runs a command with SGM_TEST_DATABASE_URL set
 
@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -37,7 +37,9 @@ from smartgrid.demo.state import free_port
 from smartgrid.mosquitto import tls_config
 
 START_S = 30.0
-INSTALL = "`make test` installs what is missing on Debian as root; else: mosquitto redis-server postgresql"
+INSTALL = (
+    "`make test` installs what is missing on Debian as root; else: mosquitto redis-server postgresql haproxy"
+)
 
 
 class ServiceMissingError(Exception):
@@ -54,7 +56,9 @@ def until(probe: Callable[[], bool], *, what: str, within_s: float = START_S) ->
 
 
 @contextmanager
-def _running(argv: list[str], *, log: Path, user: str | None = None) -> Iterator[subprocess.Popen[bytes]]:
+def _running(
+    argv: list[str], *, log: Path, user: str | None = None, environment: Mapping[str, str] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
     """A process in a session of its own, ended with SIGINT and, if need be, SIGKILL."""
     with log.open("ab") as output:
         process = subprocess.Popen(
@@ -64,6 +68,7 @@ def _running(argv: list[str], *, log: Path, user: str | None = None) -> Iterator
             stderr=subprocess.STDOUT,
             start_new_session=True,
             user=user,
+            env=None if environment is None else dict(environment),
         )
     try:
         yield process
@@ -528,6 +533,116 @@ def _tail(log: Path) -> str:
     with suppress(OSError):
         return log.read_text(errors="replace")[-500:].strip()
     return ""
+
+
+# --- the proxy ------------------------------------------------------------------------------------------------
+
+DEPLOY = Path(__file__).resolve().parents[1] / "deploy"
+PROXY_CONFIG = DEPLOY / "haproxy" / "haproxy.cfg"
+WEB_UNIT = DEPLOY / "systemd" / "sgm-web@.service"
+INSTALLED = "/opt/sgm/.venv/bin/"
+# As many of web's processes as the file has without being told of more.
+PROXY_PLACES = 4
+
+
+def web_command(port: int, *, application: str = "smartgrid.wsgi:application") -> list[str]:
+    """A process of web as its unit starts it, with the programs of this Python."""
+    [line] = [line for line in WEB_UNIT.read_text().splitlines() if line.startswith("ExecStart=")]
+    program, *options, served = line.removeprefix("ExecStart=").replace("%i", str(port)).split()
+    assert program.startswith(INSTALLED)
+    assert served == "smartgrid.wsgi:application"
+    beside = Path(sys.executable).with_name(program.removeprefix(INSTALLED))
+    return [sys.executable, str(beside), *options, application]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proxy:
+    """A running HAProxy with the product's own file."""
+
+    port: int
+    directory: Path
+    process: subprocess.Popen[bytes]
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def log(self) -> str:
+        return (self.directory / "log").read_text(errors="replace")
+
+    def told(self, command: str) -> str:
+        """What it answers to a command at its own socket."""
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(5)
+            connection.connect(str(self.directory / "socket"))
+            connection.sendall(f"{command}\n".encode())
+            said = b""
+            while piece := connection.recv(65536):
+                said += piece
+        return said.decode()
+
+    def figures(self, lane: str, name: str) -> dict[str, str]:
+        """What it counts of a lane (`BACKEND`) or of one process of it, by HAProxy's names: `status`, `scur`, ..."""
+        lines = self.told("show stat").splitlines()
+        names = lines[0].removeprefix("# ").split(",")
+        rows = (dict(zip(names, line.split(","), strict=False)) for line in lines[1:])
+        return next(row for row in rows if (row.get("pxname"), row.get("svname")) == (lane, name))
+
+
+def proxy_command(program: str) -> list[str]:
+    """HAProxy in the foreground with the product's file, as its unit starts it."""
+    return [program, "-W", "-f", str(PROXY_CONFIG)]
+
+
+def proxy_program() -> str:
+    program = on_path("haproxy")
+    if program is None:
+        raise ServiceMissingError(f"haproxy is not installed. {INSTALL}")
+    return program
+
+
+def proxy_version() -> str:
+    """Its name and version, as it says them."""
+    said = subprocess.run([proxy_program(), "-v"], capture_output=True, text=True, check=True, timeout=10)
+    return " ".join(said.stdout.split()[:3]).replace(" version", "")
+
+
+@contextmanager
+def haproxy(
+    *, web: Sequence[int], events: int = 1, environment: Mapping[str, str] | None = None
+) -> Iterator[Proxy]:
+    """HAProxy in front of web's processes on these ports; `environment`: as the file's header has it.
+
+    Ready once it has found out which of them answer, and that one does.
+    """
+    with tempfile.TemporaryDirectory(prefix="sgm-haproxy-") as name:
+        directory, port = Path(name), free_port()
+        # Where fewer run than the file has, the others are found not to.
+        ports = [*web, *([1] * (PROXY_PLACES - len(web)))]
+        told = {
+            "PATH": os.environ.get("PATH", os.defpath),
+            "SGM_PROXY_BIND": f"127.0.0.1:{port}",
+            "SGM_PROXY_SOCKET": str(directory / "socket"),
+            "SGM_PROXY_MAXCONN": "500",
+            "SGM_EVENTS_1": f"127.0.0.1:{events}",
+            **{f"SGM_WEB_{number}": f"127.0.0.1:{each}" for number, each in enumerate(ports, start=1)},
+            **(environment or {}),
+        }
+        log = directory / "log"
+        with _running(proxy_command(proxy_program()), log=log, environment=told) as process:
+            proxy = Proxy(port=port, directory=directory, process=process)
+            until(lambda: _accepts(port), what=f"HAProxy did not answer ({_tail(log)})")
+            until(lambda: _is_judged(proxy, len(ports)), what="HAProxy has not looked at web")
+            yield proxy
+
+
+def _is_judged(proxy: Proxy, count: int) -> bool:
+    """Whether it has looked at each process, and knows of one that answers."""
+    rows = [proxy.figures("reads", f"web{number}") for number in range(1, count + 1)]
+    # `UP 1/3` is on its way down, `no check` or an empty result is not looked at yet.
+    is_known = all(row["status"] in {"UP", "DOWN"} and row["check_status"] for row in rows)
+    return is_known and any(row["status"] == "UP" and row["check_status"] == "L7OK" for row in rows)
 
 
 # --- for the Makefile -----------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 
+import structlog
 from cryptography.fernet import Fernet
 
 os.environ.setdefault("SGM_DATABASE_URL", os.environ.get("SGM_TEST_DATABASE_URL") or "sqlite:///:memory:")
@@ -22,15 +23,27 @@ if DATABASES["default"]["ENGINE"].endswith("sqlite3"):  # noqa: F405
     atexit.register(shutil.rmtree, _directory, ignore_errors=True)
     DATABASES["default"]["TEST"] = {"NAME": f"{_directory}/test.sqlite3"}  # noqa: F405
 
+# A logger that keeps what was configured at its first use is deaf to who listens later (`capture_logs`).
+structlog.configure(cache_logger_on_first_use=False)
+
+# No test writes to a Redis that happens to run here; those of the events name one of their own.
+SGM_EVENTS_KEPT = 0
+
 SGM_TENANT = "tenant-123"
 SGM_ROOT_TOKENS = ["root-token-for-tests-one-0123456789", "root-token-for-tests-two-0123456789"]
 SGM_TOKEN_HASH_KEY = "hash key for tests"
 SGM_TOKEN_ENCRYPTION_KEYS = [Fernet.generate_key().decode()]
 SGM_GIT_VERSION = "v1.2.3"
 
+# Each test client would look for all static files anew. Real web processes have settings of their own.
+WHITENOISE_USE_FINDERS = False
+
 # In this process and without a service; tests which need the real one start it.
 CELERY_BROKER_URL = "memory://"
 CELERY_BROKER_TRANSPORT_OPTIONS = {}
+
+# Counted in Redis; tests of throttles start one and set rates of their own.
+SGM_THROTTLE_CLIENT = SGM_THROTTLE_TOKEN = SGM_THROTTLE_ISSUER = None
 
 # A hash worth its name takes a quarter of a second for each test user.
 PASSWORD_HASHERS = [

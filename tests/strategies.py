@@ -47,6 +47,8 @@ images = st.builds(
     ProcessImage,
     readback=st.one_of(st.none(), percents, any_number),
     loop_value=st.one_of(st.none(), percents, any_number),
+    loop_because=st.sampled_from(["", "loop GRID holds 40 kW of export"]),
+    connection_bound=st.one_of(st.none(), bounds),
     clock=clocks,
 )
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from rest_framework import serializers
 
-from devices_app.models import Device
-from smartgrid.api.fields import NumberField, TimestampField
+from devices_app.models import Device, is_modbus
+from smartgrid.api.fields import NumberField, ObjectField, TimestampField
+from smartgrid.api.output import Output, Shown
 
 
-class DeviceOutput(serializers.Serializer[Device]):
+class DeviceOutput(Output[Device]):
     id = serializers.UUIDField()
     created_at = TimestampField()
     device_tag = serializers.CharField()
@@ -20,7 +22,7 @@ class DeviceOutput(serializers.Serializer[Device]):
     min_value = NumberField()
     default_value = NumberField()
     value = NumberField(allow_null=True)
-    meta_data = serializers.JSONField()
+    meta_data = ObjectField()
     include_in_curtailment = serializers.BooleanField()
     category = serializers.CharField()
     peak_power_kw = NumberField(allow_null=True)
@@ -36,16 +38,20 @@ class DeviceDetailOutput(DeviceOutput):
     node, which leaves its unit. Serial ports, URLs and user names are the console's to show, not the API's.
     """
 
-    modbus_server_host = serializers.CharField()
-    modbus_server_port = serializers.IntegerField()
-    modbus_id = serializers.IntegerField()
+    # Described as what may be absent; they are only ever shown.
+    modbus_server_host = serializers.CharField(required=False)
+    modbus_server_port = serializers.IntegerField(required=False)
+    modbus_id = serializers.IntegerField(required=False)
 
-    def to_representation(self, instance: Device) -> dict[str, Any]:
-        shown = super().to_representation(instance)
+    beside = ("device_type__protocol", "serial_port")
+
+    @classmethod
+    def finish(cls, shown: Shown, beside: Sequence[Any]) -> Shown:
+        protocol, serial_port = beside
         absent: tuple[str, ...] = ()
-        if not instance.device_type.speaks_modbus:
+        if not is_modbus(protocol):
             absent = (*MODBUS_PLACE, "modbus_id")
-        elif instance.serial_port:
+        elif serial_port:
             absent = MODBUS_PLACE
         for key in absent:
             del shown[key]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +23,24 @@ def load_profile(path: Path) -> Profile:
     """Read one profile, its parameters by default or example; `ProfileError` where it is not one."""
     data = load_body(path)
     try:
-        profile = profile_from_builtins(data)
-        named = parameters_named(data) | parameters_named(
-            [one.default for one in profile.parameters.values()]
-        )
-        unused = sorted(profile.parameters.keys() - named)
-        if unused:
-            raise ProfileError(key=f"parameters.{unused[0]}", expectation="nothing in the profile names it")  # noqa: TRY301
-        _check_without_optional_parts(profile, data)
+        profile = profile_judge(data)
     except ProfileError as error:
         raise ProfileError(file=str(path), key=error.key, expectation=error.expectation) from error
     if profile.name != path.stem:
         raise ProfileError(
             file=str(path), key="name", expectation=f"expected {path.stem!r}, as the file is called"
         )
+    return profile
+
+
+def profile_judge(data: dict[str, Any]) -> Profile:
+    """A profile that somebody wrote, by all that is asked of one; `ProfileError` where it is not one."""
+    profile = profile_from_builtins(data)
+    named = parameters_named(data) | parameters_named([one.default for one in profile.parameters.values()])
+    unused = sorted(profile.parameters.keys() - named)
+    if unused:
+        raise ProfileError(key=f"parameters.{unused[0]}", expectation="nothing in the profile names it")
+    _check_without_optional_parts(profile, data)
     return profile
 
 
@@ -61,12 +67,40 @@ def load_body(path: Path) -> dict[str, Any]:
 
 
 def load_bodies(folder: Path = DATA) -> dict[str, dict[str, Any]]:
-    """The bodies of all profiles of a folder, by name; each is one that `load_all` takes."""
-    return {path.stem: load_body(path) for path in sorted(folder.glob("*/*.yaml"))}
+    """The bodies of all profiles of a folder, by name; each is one that `load_all` takes.
+
+    Those that come with the program are read once a process; what is returned is the caller's own.
+    """
+    if folder == DATA:
+        bodies: dict[str, dict[str, Any]] = json.loads(_shipped_bodies())
+        return bodies
+    return _read_bodies(folder)
 
 
 def load_all(folder: Path = DATA) -> dict[str, Profile]:
-    """Read every profile of a folder, by name. One file per device type, in a folder per category."""
+    """Every profile of a folder, by name. One file per device type, in a folder per category.
+
+    Those that come with the program are read once a process: to read all takes a fifth of a second.
+    """
+    return dict(_shipped()) if folder == DATA else _read_all(folder)
+
+
+@cache
+def _shipped() -> dict[str, Profile]:
+    return _read_all(DATA)
+
+
+@cache
+def _shipped_bodies() -> str:
+    # As text, of which everybody is given what they may change.
+    return json.dumps(_read_bodies(DATA))
+
+
+def _read_bodies(folder: Path) -> dict[str, dict[str, Any]]:
+    return {path.stem: load_body(path) for path in sorted(folder.glob("*/*.yaml"))}
+
+
+def _read_all(folder: Path) -> dict[str, Profile]:
     profiles: dict[str, Profile] = {}
     for path in sorted(folder.glob("*/*.yaml")):
         profile = load_profile(path)

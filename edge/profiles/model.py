@@ -47,6 +47,11 @@ class ValueKind(StrEnum):
         """Tell whether it is the most that a device may do, in percent of its nameplate, 100 being all."""
         return self not in (ValueKind.SIGNED_SETPOINT_PCT, ValueKind.OPERATING_MODE)
 
+    @property
+    def is_power(self) -> bool:
+        """Tell whether it is in percent of nameplate power, so that kW can be made of it."""
+        return self is not ValueKind.OPERATING_MODE
+
     def can_take(self, proxys: ValueKind) -> bool:
         """Tell whether a value of a proxy's kind means the same to its child, which is of this kind."""
         return self is proxys or (self.is_limit and proxys.is_limit)

@@ -153,6 +153,11 @@ class Point(Data, frozen=True, kw_only=True):
         return False
 
     @property
+    def is_dated(self) -> bool:
+        """Tell whether its value is known to be no older than its arrival."""
+        return True
+
+    @property
     def readable(self) -> bool:
         return self.access is not Access.WRITE
 
@@ -238,6 +243,10 @@ class Message(Point, frozen=True, kw_only=True):
     @property
     def is_text(self) -> bool:
         return self.text
+
+    @property
+    def is_dated(self) -> bool:
+        return not self.kept
 
 
 class XsdType(StrEnum):

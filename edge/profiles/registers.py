@@ -109,7 +109,10 @@ def encode(point: Register, value: float | str | None, *, exponent: int = 0) -> 
     elif value is None or isinstance(value, str):
         raw_value = value
     else:
-        raw_value = point.sign * unscaled(value, point.scale * 10.0**exponent)
+        try:
+            raw_value = point.sign * unscaled(value, point.scale * 10.0**exponent)
+        except OverflowError as error:
+            raise ValueError(f"{value:g} at 10^{exponent} is out of range") from error
     if point.type is RegisterType.STR:
         text = str(raw_value or "").encode("ascii")
         if len(text) > 2 * point.count:

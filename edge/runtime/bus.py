@@ -137,6 +137,7 @@ class _Member:
     tolerance: float
     settable: bool
     sparing: bool = False  # each write wears its register
+    goes_first: bool = False  # of those that are due to be polled
     known: bool = False  # identified and read since the session came up
     refused: str = ""
     reachable: bool | None = None
@@ -211,6 +212,7 @@ class Bus:
         self._questions: deque[_Question] = deque()
         # Questions and looks take turns: neither keeps the other waiting for long.
         self._asked_last = False
+        self._looked: _Member | None = None
         # Those that do not answer are not tried before; only where others share the line.
         self._silent_due = 0.0
         self._silent_tries = 0
@@ -239,13 +241,31 @@ class Bus:
         `tolerance`: how far a read-back may be from the value written. `settable`: it has a setpoint at all;
         a meter has none. `sparing`: a write wears its register, and is tried again ever more seldom.
         """
-        # A line with a gap is kept three quarters free, so that a write seldom waits for a poll's gap.
-        poll_s = max(poll_s, 4 * self._min_gap_s * driver.commands_per_poll)
+        poll_s = self._allowed(poll_s, driver)
         if phase_s is None:
             phase_s = self._clock.boottime_s()
         if tag in self._members:
             self.remove(tag)
         self._members[tag] = _Member(tag, driver, poll_s, phase_s, tolerance, settable, sparing)
+        self._wake.set()
+
+    def _allowed(self, poll_s: float, driver: Driver) -> float:
+        # A line with a gap is kept three quarters free, so that a write seldom waits for a poll's gap.
+        return max(poll_s, 4 * self._min_gap_s * driver.commands_per_poll)
+
+    def pace(self, tag: str, *, poll_s: float, phase_s: float, goes_first: bool = False) -> None:
+        """Poll a device at this pace from now on, at boot-time seconds `phase_s` + n * `poll_s`.
+
+        `goes_first`: before all others that are due, but not twice in a row before them.
+        """
+        member = self._members[tag]
+        member.goes_first = goes_first
+        poll_s = self._allowed(poll_s, member.driver)
+        if (member.poll_s, member.phase_s) == (poll_s, phase_s):
+            return
+        member.poll_s, member.phase_s = poll_s, phase_s
+        due = member.next_poll_due(self._clock.boottime_s(), shares=False)
+        member.poll_due = min(member.poll_due, due)
         self._wake.set()
 
     def remove(self, tag: str) -> None:
@@ -463,7 +483,9 @@ class Bus:
                 to_read_back = to_read_back or member
             elif member.keep_alive is not None and member.known:
                 to_keep = to_keep or member
-            elif member.look_due() <= now and (look is None or member.looked_at < look.looked_at):
+            elif member.look_due() <= now and (
+                look is None or self._look_turn(member) < self._look_turn(look)
+            ):
                 look = member
         if to_write is not None and to_write.write is not None and not self._finishing:
             return to_write, self._write(to_write, to_write.write)
@@ -480,7 +502,7 @@ class Bus:
             self._silent_tries += 1
             if lost.write is not None and lost.write_is_due(now):
                 return lost, self._write(lost, lost.write)
-            return lost, self._contact(lost)
+            return lost, self._poll(lost) if lost.known else self._contact(lost)
         if self._line_is_wanted(now):
             return None, None
         if self._questions and (look is None or not self._asked_last):
@@ -488,8 +510,11 @@ class Bus:
             return None, self._put(self._questions[0])
         if look is None:
             return None, None
-        self._asked_last = False
+        self._asked_last, self._looked = False, look
         return look, self._poll(look) if look.known else self._contact(look)
+
+    def _look_turn(self, member: _Member) -> tuple[bool, float]:
+        return not member.goes_first or member is self._looked, member.looked_at
 
     def _next_silent(self, silent: list[_Member], now: float) -> _Member | None:
         """Whom to try of those that do not answer: mostly one that a write is owed to."""
@@ -681,6 +706,10 @@ class Bus:
             return False
         member.known, member.refused, member.contact_tries = True, "", 0
         member.poll_due = 0.0
+        if member.reachable is False and not member.settable:
+            # Perhaps it was asked nothing: one that is only measured may have nothing to be recognised by.
+            # Its first poll tells whether it is back.
+            return True
         self._answered(member)
         if self._is_here(member):
             self._listener.contact(member.tag, standing=standing)
@@ -809,6 +838,7 @@ class Bus:
             member.poll_due, member.looked_at = now, looked_at
             return
         except (DeviceRefused, ReadingInvalid) as error:
+            member.silent_since = None
             self._tell_lost(member, str(error))
             return
         finally:

@@ -87,6 +87,14 @@ ControlPoint = tuple[Endpoint, int, str]
 
 
 @dataclass(frozen=True, slots=True)
+class InLoop:
+    """What a closed loop asks of the polls of a device: how often at least, and beside which meter's."""
+
+    meter: str
+    poll_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Planned:
     """One usable device of the configuration."""
 
@@ -95,6 +103,7 @@ class Planned:
     settings: DeviceSettings
     endpoint: Endpoint
     site: str
+    in_loop: InLoop | None = None
 
     @property
     def is_proxy(self) -> bool:
@@ -104,6 +113,11 @@ class Planned:
     def is_settable(self) -> bool:
         """Tell whether it has a setpoint that anybody may have written."""
         return self.profile.limit is not None and not self.config.measured_only
+
+    @property
+    def own_bounds(self) -> tuple[Bound, ...]:
+        """The bounds that the configuration gives the device itself."""
+        return tuple(_bound(bound) for bound in self.config.bounds)
 
     @property
     def control_point(self) -> ControlPoint | None:
@@ -171,13 +185,15 @@ def pace_of(devices: Iterable[Planned]) -> Pace:
 class Plan:
     """The whole configuration: usable devices by tag, and why the others are not.
 
-    `abandoned`: ids of devices that left, and that nobody waits for any longer.
+    `abandoned`: ids of devices that left, and that nobody waits for any longer. `loops` are as they came
+    (`edge.runtime.loop_plan` reads them, once it is known which devices there are).
     """
 
     site: SiteConfig
     devices: dict[str, Planned]
     refused: dict[str, str]
     abandoned: frozenset[str] = frozenset()
+    loops: tuple[Mapping[str, Any], ...] = ()
 
 
 def plan(body: Mapping[str, object]) -> Plan:
@@ -213,7 +229,13 @@ def plan(body: Mapping[str, object]) -> Plan:
             devices[planned.config.tag] = planned
     devices, unlinked = linked(devices)
     devices, disowned = _owners(devices)
-    return Plan(site, devices, refused | unlinked | disowned, frozenset(config.abandoned))
+    return Plan(
+        site,
+        devices,
+        refused | unlinked | disowned,
+        abandoned=frozenset(config.abandoned),
+        loops=config.loops,
+    )
 
 
 def _owners(devices: Mapping[str, Planned]) -> tuple[dict[str, Planned], dict[str, str]]:
@@ -307,7 +329,7 @@ def planned_device(raw: Mapping[str, object], site: SiteConfig, profiles: Profil
         raise DocumentRefused(f"profile {error} is not in the configuration") from error
     except (msgspec.ValidationError, ProfileError) as error:
         raise DocumentRefused(str(error)) from error
-    _check_tag(device.tag)
+    tag_check(device.tag)
     chosen = (device.protocol, device.serial_port)
     protocol = _expected("protocol", address.protocol_chosen, profile.protocols, *chosen)
     if protocol not in DRIVERS and protocol is not Protocol.PROXY:
@@ -327,7 +349,7 @@ def planned_device(raw: Mapping[str, object], site: SiteConfig, profiles: Profil
     return Planned(device, profile, settings, endpoint, site.id)
 
 
-def _check_tag(tag: str) -> None:
+def tag_check(tag: str) -> None:
     """Refuse a name that nobody could type or read, or that is not one device's alone."""
     if not tag.strip() or len(tag) > MAX_TAG or not tag.isprintable():
         raise DocumentRefused(

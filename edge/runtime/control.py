@@ -30,13 +30,15 @@ class Watchers:
     """Who is told how the control fares.
 
     `loading` before a configuration is put into force, which may take long; `alive` once every turn of the
-    write cycle; `logged` of entries for the outbox; `changed` of what `reported` says.
+    write cycle; `logged` of entries for the outbox; `changed` of what `reported` says; `stood` of closed
+    loops that stand otherwise than before.
     """
 
     loading: Callable[[], None] = lambda: None
     alive: Callable[[], None] = lambda: None
     logged: Callable[[], None] = lambda: None
     changed: Callable[[], None] = lambda: None
+    stood: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +73,12 @@ def build_control(
     reasons: Reasons,
     drivers: Drivers = DRIVERS,
     written_by: str = "",
+    runs_loops: bool = True,
 ) -> Control:
-    """Put cycle, fleet and desired state together; nothing happens before `start`."""
+    """Put cycle, fleet and desired state together; nothing happens before `start`.
+
+    `runs_loops`: without, members of closed loops take the loops' fallback (rule 7).
+    """
     confirmed = store.clock(boot=clock.boot_id)
     if confirmed is not None:
         clock.resume(confirmed)
@@ -85,7 +91,9 @@ def build_control(
         reasons=reasons,
         alive=watchers.alive,
         written_by=written_by,
+        runs_loops=runs_loops,
     )
+    cycle.loops.stood = watchers.stood
     fleet = Fleet(
         cycle=cycle, clock=clock, store=store, tasks=tasks, drivers=drivers, changed=watchers.changed
     )

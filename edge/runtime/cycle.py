@@ -25,16 +25,27 @@ from edge.core.image import EMPTY, ProcessImage
 from edge.core.instant import Instant
 from edge.core.schedule import Schedule, value_at
 from edge.drivers.base import PollResult
+from edge.runtime import preview as previews
 from edge.runtime.alarms import Alarms
 from edge.runtime.bus import Bus, KeepAliveJob, WriteOutcome
 from edge.runtime.clock import Clock, wall
 from edge.runtime.database import StoreFailed
+from edge.runtime.loops import Loops
 from edge.runtime.night import LONGEST_NIGHT_S, POWER, Sleep
 from edge.runtime.obedience import PATIENCE_S, Obedience
 from edge.runtime.proxies import Line, Proxies, ProxyLine
 from edge.runtime.reasons import Outcome, Reasons
 from edge.runtime.store import Kept, Store
-from edge.wire.messages import Code, DeviceResult, LogEntry, ReleaseCommand, SetpointCommand, Stream, Writes
+from edge.wire.messages import (
+    Code,
+    DevicePreview,
+    DeviceResult,
+    LogEntry,
+    ReleaseCommand,
+    SetpointCommand,
+    Stream,
+    Writes,
+)
 
 log = structlog.get_logger()
 
@@ -46,7 +57,7 @@ AFTER_END_S = 0.002
 
 
 NO_SUCH_DEVICE = DeviceResult(code=Code.UNKNOWN_DEVICE, detail="this node has no such device")
-OUT_OF_CONTROL = "the device was taken out of control meanwhile"
+NOT_CONTROLLED = DeviceResult(code=Code.EXCLUDED, detail="the device was taken out of control meanwhile")
 RECONFIGURED = DeviceResult(
     code=Code.WRITE_FAILED, detail="the device's configuration changed before it was confirmed"
 )
@@ -88,6 +99,7 @@ class Unit:
     decision: Decision | None = None
     ticket: int | None = None
     ticket_value: float = 0.0
+    unsent: int | None = None  # the write that waited at its last contact: it has not left
     ticket_told: WriteOutcome | None = None  # its first failure, which was told; it is still tried
     look_at: float = math.inf  # when its array changes by itself, on the boot-time clock
     failing: Code | None = None  # why its writes are not confirmed, as it was last told
@@ -136,7 +148,8 @@ class Cycle:
     process judges by it. `written_by` names the process in the reason of watchdog entries where that is not
     the node itself. `waiting` are devices of the configuration that are not under control yet, and what their
     requests are answered; `left` hears of the devices that a turn found retired. `reasons` takes note of
-    every decision and outcome.
+    every decision and outcome. `runs_loops` is false where closed loops have no say: their members take the
+    loop's fallback.
     """
 
     def __init__(
@@ -149,11 +162,13 @@ class Cycle:
         alive: Callable[[], None] = lambda: None,
         written_by: str = "",
         reasons: Reasons | None = None,
+        runs_loops: bool = True,
     ) -> None:
         self.units: dict[str, Unit] = {}
         self.leaving: dict[str, Unit] = {}
         self.waiting: Mapping[str, DeviceResult] = {}
         self.proxies = Proxies(self.units)
+        self.loops = Loops(self.units, clock=clock, alarms=alarms, store=store, runs=runs_loops)
         self.left: Callable[[list[Unit]], None] = lambda _: None
         self.alarms = alarms
         self._alive = alive
@@ -181,20 +196,29 @@ class Cycle:
             while (now := self._clock.boottime_s()) < turn_due:
                 if self._next_look <= now:
                     self.evaluate([unit for unit in self._everyone() if unit.look_at <= now])
-                    self._next_look = min((unit.look_at for unit in self._everyone()), default=math.inf)
+                    self._next_look = self._next_moment()
                 self._wake.clear()
                 await self._clock.wait(self._wake, min(turn_due, self._next_look) - now)
 
     def turn(self) -> None:
         """Evaluate every device once."""
         self.evaluate(self._everyone())
-        self._next_look = min((unit.look_at for unit in self._everyone()), default=math.inf)
+        self.loops.learn()
+        self._next_look = self._next_moment()
+        for meter in self.loops.meters:
+            if meter in self.units:
+                # Also while it is silent: it is then that people look.
+                self._note_loop(self.units[meter], self._clock.now())
         self._miss_sleepers()
         for proxy, readings, reachable in self.proxies.sum_up(self._clock.now()):
             proxy.readings = {key: Reading(value, at) for key, (value, at) in readings.items()}
             proxy.reachable = reachable
         if self._reasons is not None:
             self._reasons.turned({self._noted_as(unit) for unit in self._everyone()}, now=self._clock.now())
+
+    def _next_moment(self) -> float:
+        """When something is to be looked at before the next turn, on the boot-time clock."""
+        return min(self.loops.next_at, min((unit.look_at for unit in self._everyone()), default=math.inf))
 
     def _everyone(self) -> list[Unit]:
         return [*self.units.values(), *self.leaving.values()]
@@ -211,10 +235,13 @@ class Cycle:
     def evaluate(self, units: Iterable[Unit]) -> None:
         """Decide for these devices, keep what must be kept, then ask the lines for what is to be written.
 
-        With a proxy go those that take their value from it.
+        With a proxy go those that take their value from it, and with a member of a closed loop the others
+        that the loop asks for something else now.
         """
         now = self._clock.now()
         quality = self._clock.quality()
+        if self.loops:
+            units = self._with_loops(units, now)
         fallbacks: list[tuple[Unit, FallbackEntered]] = []
         reached: list[tuple[Unit, FallbackReached]] = []
         retired: list[tuple[Unit, Retired]] = []
@@ -267,6 +294,12 @@ class Cycle:
         self._hear_children(decided)
         self._wake.set()
 
+    def _with_loops(self, units: Iterable[Unit], now: Instant) -> list[Unit]:
+        together = {unit.key: unit for unit in units}
+        together |= {unit.key: unit for unit in self.loops.look(together.values(), now)}
+        self._next_look = min(self._next_look, self.loops.next_at)
+        return list(together.values())
+
     def _ask_line(self, unit: Unit, now: Instant) -> None:
         """Bring the line to what was decided: at most one write waits, always of the resolved value."""
         decision = unit.decision
@@ -275,7 +308,7 @@ class Cycle:
                 unit.ticket = None
                 unit.bus.withdraw(unit.key)
             unit.bus.reserve(unit.key, None)
-            self._answer_waiters(unit, DeviceResult(code=Code.EXCLUDED, detail=OUT_OF_CONTROL))
+            self._answer_waiters(unit, NOT_CONTROLLED)
             return
         if unit.ticket is not None:
             if unit.ticket_value != decision.value:
@@ -331,6 +364,7 @@ class Cycle:
     def _submit(self, unit: Unit, value: float, *, verify: bool) -> None:
         unit.ticket_value, unit.ticket_told = value, None
         unit.ticket = unit.bus.write(unit.key, value, verify=verify)
+        self.loops.asked(unit.key, value)
 
     def _known_write_at(self, unit: Unit, decision: Decision, now: Instant) -> float | None:
         """When the array will change by itself to another value, on the boot-time clock."""
@@ -410,15 +444,41 @@ class Cycle:
                 value=command.values[tag],
                 hold_s=command.hold_s,
             )
-            state, refusal = arbitration.admit(unit.state, request, now)
-            if refusal is not None:
-                return _refused(refusal, unit)
-            if unit.is_proxy and (told := self._why_children_refuse(unit, request.value)) is not None:
-                return told
-            unit.state = state
-            return None
+            unit.state, refusal = self.admit(unit, request, now)
+            return refusal
 
         return self._accept(command.values, (command.epoch, command.sequence), admit)
+
+    def admit(
+        self, unit: Unit, request: DirectRequest, now: Instant
+    ) -> tuple[DeviceState, DeviceResult | None]:
+        """A device's state once it has taken a request; or as it is, and why it refuses. Changes nothing."""
+        state, refusal = arbitration.admit(unit.state, request, now)
+        if refusal is not None:
+            return unit.state, _refused(refusal, unit)
+        if unit.is_proxy and (told := self._why_children_refuse(unit, request.value)) is not None:
+            return unit.state, told
+        return state, None
+
+    def preview(self, tag: str, value: float, *, order: Order, hold_s: float) -> dict[str, DevicePreview]:
+        """What a setpoint would do to a device, and to those behind it, by tag. Changes nothing."""
+        now = self._clock.now()
+        unit = self.units.get(tag)
+        if unit is None:
+            told = self.not_here(tag)
+            return {tag: DevicePreview(code=told.code, detail=told.detail)}
+        request = DirectRequest(order=order, request_id="", value=value, hold_s=hold_s)
+        state, refusal = self.admit(unit, request, now)
+        if refusal is None and not unit.can_write:
+            refusal = NOT_CONTROLLED
+        if refusal is not None:
+            return {tag: previews.refused(unit, refusal, now)}
+        quality = self._clock.quality()
+        return previews.preview(unit, state, proxies=self.proxies, now=now, quality=quality)
+
+    def not_here(self, tag: str) -> DeviceResult:
+        """What requests for a device are answered that is not under control here."""
+        return self.waiting.get(tag, NO_SUCH_DEVICE)
 
     def accept_release(self, command: ReleaseCommand) -> Accepted:
         order = (command.epoch, command.sequence)
@@ -467,7 +527,7 @@ class Cycle:
         for tag in tags:
             unit = self.units.get(tag)
             if unit is None:
-                accepted.refused[tag] = self.waiting.get(tag, NO_SUCH_DEVICE)
+                accepted.refused[tag] = self.not_here(tag)
                 continue
             before = unit.state
             refusal = apply(unit, tag)
@@ -514,7 +574,7 @@ class Cycle:
             return
         self._is_back(unit)
         unit.state = arbitration.contact_renewed(unit.state)
-        unit.keep_alive_from = 0.0
+        unit.unsent, unit.keep_alive_from = unit.ticket, 0.0
         unit.image = replace(unit.image, readback=standing)
         if unit.ticket is not None and standing is not None:
             decision = unit.decision
@@ -696,6 +756,18 @@ class Cycle:
             self._judge_by_power(unit, unit.obedience, result.readings.get(POWER))
         said = _moments(result.said_at_s, now)
         unit.readings = {key: Reading(value, said.get(key, now)) for key, value in result.readings.items()}
+        if self.loops.is_concerned(tag):
+            changed = self.loops.heard(unit, now)
+            self._note_loop(unit, now)
+            if changed:
+                # What a reading asks for is on its way before the next one is read.
+                self.evaluate(changed)
+
+    def _note_loop(self, meter: Unit, now: Instant) -> None:
+        """Put what a loop holds and asks for among the readings of its meter."""
+        told = {key: Reading(value, now) for key, value in self.loops.readings(meter.key).items()}
+        # Another mapping: who is just telling of the readings goes on with those that he has.
+        meter.readings = {**meter.readings, **told}
 
     def _judge_by_power(self, unit: Unit, obedience: Obedience, power_kw: float | None) -> None:
         """Rule 12, where nothing is read back. It is written again in any case: this tells."""
@@ -734,7 +806,7 @@ class Cycle:
         groups: dict[tuple[str, float, LapseCause], _LapseGroup] = {}
         for unit, event in fallbacks:
             if event.cause is LapseCause.EXCLUDED:
-                self._answer_waiters(unit, DeviceResult(code=Code.EXCLUDED, detail=OUT_OF_CONTROL))
+                self._answer_waiters(unit, NOT_CONTROLLED)
                 continue
             value = unit.decision.target if unit.decision is not None else None
             request_id = event.hold.request_id
@@ -836,7 +908,7 @@ class Cycle:
             # What it was last seen to hold may be older than the last write, its own or somebody else's.
             unit.bus.withdraw(unit.key)
             unit.bus.look(unit.key)
-            self._read_anew(unit, DeviceResult(code=Code.EXCLUDED, detail=OUT_OF_CONTROL))
+            self._read_anew(unit, NOT_CONTROLLED)
         self._judge_wear(unit)
         if settings.no_own_fallback and settings.is_controlled:
             self.alarms.set("no_own_fallback", settings.no_own_fallback, device=settings.tag)
@@ -866,6 +938,7 @@ class Cycle:
         """A device left the configuration: it goes on under another key until nothing is owed to it."""
         unit = self.units.pop(tag)
         unit.key = key
+        self.loops.let_go(unit)
         unit.state = arbitration.retire(unit.state)
         self._read_anew(unit, RECONFIGURED)
         self.leaving[key] = unit
@@ -922,6 +995,7 @@ class Cycle:
         for unit in self.units.values():
             schedule = schedules.get(unit.settings.category, Schedule())
             unit.state = replace(unit.state, schedule=schedule)
+        self.loops.step_soon()
         self._take_up_lapses()
         self.turn()
 

@@ -11,11 +11,10 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
-import re
 import sqlite3
 import sys
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
@@ -36,6 +35,7 @@ from edge.runtime.reasons import (
     Run,
 )
 from edge.wire.messages import Code, CommandAnswer, ExplainCommand, Explanation, ReasonEntry, Stage
+from edge.wire.moments import parse_at
 
 EXIT_UNKNOWN_TAG = 3
 EXIT_OUT_OF_REACH = 4
@@ -46,8 +46,6 @@ BEFORE, AFTER, WRITTEN, STEPS, TAGS_NAMED = 4, 4, 6, 5, 50
 ANSWER_WITHIN_S = 5.0
 # Two machines' clocks: a question for "now" must not be one for the future.
 AHEAD_S = 5.0
-
-_UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 class NoAnswer(Exception):  # noqa: N818 - states what is the case
@@ -60,24 +58,6 @@ class UnknownTag(NoAnswer):
 
 class OutOfReach(NoAnswer):
     """The time asked for is not one that the ring knows of."""
-
-
-def parse_at(text: str, *, now: datetime) -> datetime:
-    """A time as people give it: RFC 3339 (UTC without an offset), or how long ago: `-90s`, `-10m`, `-2h`.
-
-    `ValueError` where it is neither.
-    """
-    ago = re.fullmatch(r"-(\d{1,6}(?:\.\d{1,3})?)([smhd])", text)
-    try:
-        if ago is not None:
-            # (More than 2,000 years ago is no time, as far as datetime goes.)
-            return now - timedelta(seconds=float(ago[1]) * _UNITS_S[ago[2]])
-        at = datetime.fromisoformat(text)
-        return at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
-    except (ValueError, OverflowError) as error:
-        raise ValueError(
-            f"{text!r}: expected a time like 2026-11-23T10:53:00Z, or -10m for ten minutes ago"
-        ) from error
 
 
 # --- the answer -----------------------------------------------------------------------------------

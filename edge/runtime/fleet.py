@@ -36,6 +36,7 @@ from edge.runtime.config import (
 from edge.runtime.cycle import Cycle, Unit
 from edge.runtime.database import StoreFailed
 from edge.runtime.documents import DocumentRefused
+from edge.runtime.loop_plan import plan_loops
 from edge.runtime.night import sleep_of
 from edge.runtime.obedience import obedience_of
 from edge.runtime.proxies import Child, Family, Line, ProxyLine
@@ -50,6 +51,8 @@ PHASE_STEP_S = 0.05
 # New lines connect one after the other. A thousand at once would keep each other from answering in time, and
 # the node would take its own haste for devices out of reach.
 LINE_STEP_S = 0.001
+# The members of a closed loop are polled so much before its meter: what they give is known when it tells.
+BEFORE_METER_S = 0.1
 # Before the tag of a device that goes on by an earlier configuration, where the store keeps it.
 AS_BEFORE = "as_before:"
 
@@ -83,6 +86,7 @@ class Fleet:
 
     `plan` is what the configuration asks for; `waiting` tells of its devices that have to wait, because
     another one still has their control point: it is being retired there, or goes on there as it was.
+    `loops_refused` tells of the closed loops that cannot be used, and why.
     """
 
     cycle: Cycle
@@ -93,6 +97,7 @@ class Fleet:
     changed: Callable[[], None] = lambda: None
     plan: Plan | None = None
     waiting: dict[str, DeviceResult] = field(default_factory=dict)
+    loops_refused: dict[str, str] = field(default_factory=dict)
     _leaving: dict[str, Planned] = field(default_factory=dict)
     _as_before: dict[str, Planned] = field(default_factory=dict)
     _active: dict[str, Planned] = field(default_factory=dict)
@@ -132,7 +137,17 @@ class Fleet:
         before = {tag: known[tag] for tag in plan.refused.keys() & known.keys()}
         # A proxy that goes on as before does so over its children.
         devices, unlinked = linked(before | plan.devices)
-        self.plan = plan = replace(plan, devices=devices, refused=plan.refused | unlinked)
+        refused = plan.refused | unlinked
+        looped = plan_loops(plan.loops, devices, unusable=refused)
+        self.loops_refused = looped.refused
+        for tag, why in looped.refused.items():
+            log.error("closed loop cannot be used", loop=tag, reason=why)
+        if looped.refused:
+            told = "; ".join(f"loop {tag}: {why}" for tag, why in looped.refused.items())
+            self.cycle.alarms.set("loop_refused", told)
+        else:
+            self.cycle.alarms.clear("loop_refused")
+        self.plan = plan = replace(plan, devices=looped.devices, refused=refused)
         keep: list[Callable[[], None]] = []
         # First who leaves: whoever comes back may find another one under its tag.
         self._part(plan, keep)
@@ -141,6 +156,7 @@ class Fleet:
         self._keep(keep)
         self._abandon(plan)
         self._build(plan)
+        self.cycle.loops.configure(looped.loops)
 
     def retired(self, units: Iterable[Unit]) -> None:
         """Nothing is owed any more to devices that were retired: let in who waited for their control points.
@@ -283,6 +299,9 @@ class Fleet:
                 continue
             key = self._leaving_key(planned.config.id)
             log.info("device leaves", device=tag, id=planned.config.id)
+            # No connection's limit has any say in its default any longer (`loop_limits`).
+            own = replace(unit.settings, bounds=planned.own_bounds)
+            unit.state = arbitration.reconfigure(unit.state, own)
             self.cycle.leave(tag, key=key)
             keep.append(partial(self.store.keep_leaving, key, _leaving(planned, plan.site)))
             keep.append(partial(self.store.rename_device, tag, key))
@@ -465,6 +484,9 @@ class Fleet:
             )
             if unit is not None:
                 self.cycle.moved(unit, line.bus)
+        poll_s, phase_s = polls(planned)
+        is_meter = planned.in_loop is not None and planned.in_loop.meter == planned.config.tag
+        line.bus.pace(key, poll_s=poll_s, phase_s=phase_s, goes_first=is_meter)
         self._put_unit(key, planned, line.bus, kept)
 
     def _put_unit(self, key: str, planned: Planned, line: Line, kept: dict[str, Kept]) -> None:
@@ -537,6 +559,17 @@ def _same_device(one: Planned, other: Planned) -> bool:
         and one.config.unit == other.config.unit
         and one.config.nameplate_kw == other.config.nameplate_kw
     )
+
+
+def polls(planned: Planned) -> tuple[float, float]:
+    """How often a device is polled, and when in that period: in a loop, its meter and members together."""
+    own, in_loop = planned.config, planned.in_loop
+    if in_loop is None:
+        return own.poll_s, poll_phase_s(own.tag, own.poll_s)
+    phase_s = poll_phase_s(in_loop.meter, in_loop.poll_s)
+    if own.tag != in_loop.meter:
+        phase_s = (phase_s - min(BEFORE_METER_S, in_loop.poll_s / 4)) % in_loop.poll_s
+    return in_loop.poll_s, phase_s
 
 
 def poll_phase_s(tag: str, poll_s: float) -> float:

@@ -246,6 +246,7 @@ async def stand_in(
                 reasons=reasons,
                 drivers=drivers,
                 written_by="guard",
+                runs_loops=False,
             )
             control.start()
             tasks.create_task(_yield_after(wanted, control.fleet), name="until wanted")

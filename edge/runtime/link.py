@@ -10,10 +10,11 @@ import asyncio
 import contextlib
 import secrets
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from datetime import datetime, timedelta
 from functools import partial
 from itertools import islice
+from typing import Any
 
 import msgspec
 import structlog
@@ -43,6 +44,7 @@ from edge.wire.messages import (
     Code,
     Command,
     CommandAnswer,
+    DevicePreview,
     DeviceResult,
     Document,
     ExplainCommand,
@@ -52,6 +54,7 @@ from edge.wire.messages import (
     Manifest,
     PingCommand,
     Presence,
+    PreviewCommand,
     ProbeCommand,
     ReleaseCommand,
     Reported,
@@ -78,6 +81,8 @@ TEND_PERIOD_S = 1.0
 FORGET_PERIOD_S = 3600.0
 # Changes are reported this often in the long run; so many may follow each other at once (ADR 0014).
 REPORT_PERIOD_S = 10.0
+# A closed loop that stands otherwise is told at once, but no two heartbeats are nearer to each other.
+BEAT_AT_MOST_EVERY_S = 1.0
 REPORTS_AT_ONCE = 3
 REPORT_ANYWAY_S = 60.0
 # Changes come in company, a site's documents say: a report waits for this long without another one, and for
@@ -86,6 +91,9 @@ GATHER_S = 0.05
 GATHER_MOST_S = 1.0
 # Commands under way at once; more answer `busy`.
 MAX_UNDER_WAY = 256
+MAX_PREVIEWING = 4
+# In the order of a command that none which central has sent, or will send in its epoch, comes after.
+AFTER_ALL = 2**63 - 2
 STALE = "its freshness token is older than 15 s or not of this node"
 
 
@@ -145,11 +153,13 @@ class Link:
         self._session_id = ""
         self._heartbeats = 0
         self._report_wanted = asyncio.Event()
+        self._beat_wanted = asyncio.Event()
         self._reconnect = asyncio.Event()
         self._document_came = asyncio.Event()
         self._values_told: dict[str, float] = {}
         self._live: Session | None = None
         self._under_way = 0
+        self._previewing = 0
         self._timekeeper = Timekeeper(clock=clock, store=store, alarms=alarms, logged=self.logged)
         self._telemetry = Telemetry()
         self._prober = Prober(fleet=fleet, clock=clock)
@@ -177,6 +187,10 @@ class Link:
     def changed(self) -> None:
         """Something in `reported` changed."""
         self._report_wanted.set()
+
+    def stood(self) -> None:
+        """A closed loop stands otherwise than before."""
+        self._beat_wanted.set()
 
     def logged(self) -> None:
         """The control stream has a new entry."""
@@ -245,7 +259,7 @@ class Link:
                     await session.publish(self._topics.presence, codec.encode(presence), retain=True)
 
     async def _serve(self, session: Session) -> None:
-        jobs: list[Awaitable[None]] = [
+        jobs: list[Coroutine[Any, Any, None]] = [
             self._listen(session),
             self._heartbeat(session),
             self._report(session),
@@ -257,7 +271,7 @@ class Link:
         try:
             async with asyncio.TaskGroup() as group:
                 for job in jobs:
-                    group.create_task(_coroutine(job))
+                    group.create_task(job)
         except* LinkDown as errors:
             raise errors.exceptions[0] from None
 
@@ -281,6 +295,7 @@ class Link:
     async def _heartbeat(self, session: Session) -> None:
         while True:
             self._heartbeats += 1
+            self._beat_wanted.clear()
             now = self._clock.now()
             beat = Heartbeat(
                 session=self._session_id,
@@ -288,11 +303,13 @@ class Link:
                 mono_ms=int(now.boottime_s * 1000),
                 wall=wall(now.utc),
                 fresh=self._fresh.issue(),
+                loops=self._cycle.loops.statuses(),
             )
             await session.publish(
                 self._topics.heartbeat, codec.encode(beat), qos=0, expiry_s=HEARTBEAT_EXPIRY_S
             )
-            await self._clock.sleep(HEARTBEAT_PERIOD_S)
+            await self._clock.sleep(BEAT_AT_MOST_EVERY_S)
+            await self._clock.wait(self._beat_wanted, HEARTBEAT_PERIOD_S - BEAT_AT_MOST_EVERY_S)
 
     async def _report(self, session: Session) -> None:
         """Report at birth, at a change, and now and then: a report proves what this node did *not* accept.
@@ -344,6 +361,7 @@ class Link:
             values=values,
             documents=self._desired.reported(),
             devices_refused=self._fleet.refused,
+            loops_refused=self._fleet.loops_refused,
             retiring=self._fleet.retiring,
             wear=self._cycle.wear,
             alarms=self._alarms.standing,
@@ -493,12 +511,31 @@ class Link:
                 self.spawn(self._explain(command, answer))
             case ProbeCommand():
                 self._probe(command, answer)
+            case PreviewCommand():
+                if self._previewing >= MAX_PREVIEWING:
+                    answer.refuse(command, Code.BUSY, "too many previews are asked of this node at once")
+                    return
+                self._previewing += 1
+                self.spawn(self._preview(command, answer))
             case _:
                 self.changed()
                 answer.send(CommandAnswer(id=command.id, stage=Stage.DONE))
 
     async def _explain(self, command: ExplainCommand, answer: _Answers) -> None:
         answer.send(await explain.answer(command, self._reasons, now=self._clock.now()))
+
+    async def _preview(self, command: PreviewCommand, answer: _Answers) -> None:
+        found: dict[str, DevicePreview] = {}
+        try:
+            for tag, value in command.values.items():
+                found |= self._cycle.preview(
+                    tag, value, order=(command.epoch, AFTER_ALL), hold_s=command.hold_s
+                )
+                # Each takes as long as several decisions: commands and the cycle come in between.
+                await asyncio.sleep(0)
+        finally:
+            self._previewing -= 1
+        answer.send(CommandAnswer(id=command.id, stage=Stage.DONE, previews=found))
 
     def _probe(self, command: ProbeCommand, answer: _Answers) -> None:
         is_repeated, earlier = self._prober.repeats(command)
@@ -646,8 +683,8 @@ class Link:
     def is_ours(self, response_topic: str) -> bool:
         return self._topics.owns_response(response_topic)
 
-    def spawn(self, job: Awaitable[None]) -> None:
-        self._tasks.create_task(_coroutine(job))
+    def spawn(self, job: Coroutine[Any, Any, None]) -> None:
+        self._tasks.create_task(job)
 
 
 class _Answers:
@@ -705,7 +742,3 @@ async def _in_slices(slice_of_it: Callable[[], bool]) -> None:
         if not slice_of_it():
             return
         await asyncio.sleep(0)
-
-
-async def _coroutine(job: Awaitable[None]) -> None:
-    await job

@@ -188,11 +188,14 @@ def _build(
     def changed() -> None:
         link.changed()
 
+    def stood() -> None:
+        link.stood()
+
     control = build_control(
         clock=clock,
         store=store,
         tasks=tasks,
-        watchers=Watchers(loading=loading, alive=alive, logged=logged, changed=changed),
+        watchers=Watchers(loading=loading, alive=alive, logged=logged, changed=changed, stood=stood),
         drivers=drivers,
         reasons=reasons,
     )

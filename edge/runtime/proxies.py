@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from edge.core import arbitration
+from edge.core.arbitration import Decision
 from edge.core.image import PassedOn
 from edge.core.instant import Instant
 from edge.drivers.proxy import Contribution, together
@@ -153,17 +154,7 @@ class Proxies:
     def passed_on(self, child: Unit) -> PassedOn | None:
         """What a device is asked for by its proxy; None for one that has none, or whose has no value."""
         proxy = self._units.get(child.settings.proxy or "")
-        decision = None if proxy is None else proxy.decision
-        if decision is None or decision.value is None or decision.source is None:
-            return None
-        return PassedOn(
-            value=decision.value,
-            target=decision.value if decision.target is None else decision.target,
-            source=decision.source,
-            request_id=decision.request_id,
-            until_boottime_s=decision.until_boottime_s,
-            until_utc=decision.until_utc,
-        )
+        return passed_on_by(None if proxy is None else proxy.decision)
 
     def refusal(
         self, proxy: Unit, value: float, *, held: float | None
@@ -281,6 +272,20 @@ class Proxies:
             if told is not None and told.at.boottime_s < at.boottime_s:
                 at = told.at
         return together(found, how=share.how), at
+
+
+def passed_on_by(decision: Decision | None) -> PassedOn | None:
+    """What the children of a proxy with this decision are asked for; None where it has no value."""
+    if decision is None or decision.value is None or decision.source is None:
+        return None
+    return PassedOn(
+        value=decision.value,
+        target=decision.value if decision.target is None else decision.target,
+        source=decision.source,
+        request_id=decision.request_id,
+        until_boottime_s=decision.until_boottime_s,
+        until_utc=decision.until_utc,
+    )
 
 
 def _follows(unit: Unit, proxy: Unit) -> bool:

@@ -21,6 +21,8 @@ import structlog
 from edge.core.arbitration import Lapse, Retirement
 from edge.core.clock import Reference
 from edge.core.commands import Hold, Order
+from edge.core.identification import Finding
+from edge.core.loop.terms import Dynamics
 from edge.core.traces import Traces
 from edge.core.wear import EMPTY_LEDGER, Ledger
 from edge.runtime.database import Database, StoreFailed
@@ -59,6 +61,14 @@ class Leaving(msgspec.Struct, frozen=True):
     profile: dict[str, Any]
 
 
+class Learned(msgspec.Struct, frozen=True):
+    """How a device was found to follow its commands, while its nominal power was this."""
+
+    nominal_kw: float
+    dynamics: Dynamics
+    findings: tuple[Finding, ...] = ()
+
+
 class KeptClock(msgspec.Struct, frozen=True):
     """What confirmed the clock of this boot."""
 
@@ -83,6 +93,7 @@ class Store:
         self._encode = msgspec.json.Encoder().encode
         self._kept = msgspec.json.Decoder(Kept)
         self._leaving = msgspec.json.Decoder(Leaving)
+        self._learned = msgspec.json.Decoder(Learned)
         self._kept_clock = msgspec.json.Decoder(KeptClock)
         self._entry = msgspec.json.Decoder(LogEntry)
 
@@ -158,6 +169,32 @@ class Store:
         # hold of former times, which has ended or soon will.
         with suppress(StoreFailed):
             self._db.execute("DELETE FROM device WHERE tag = ?", (tag,))
+
+    # --- what was learned ---------------------------------------------------------------------------
+
+    def learned(self) -> dict[str, Learned]:
+        """How devices were found to follow; what cannot be read is forgotten, and learned anew."""
+        found: dict[str, Learned] = {}
+        try:
+            rows = self._db.rows("SELECT tag, kept FROM learned")
+        except StoreFailed:
+            return found
+        for tag, kept in rows:
+            try:
+                found[tag] = self._learned.decode(kept)
+            except msgspec.DecodeError as error:
+                log.error("what was learned of a device cannot be read", device=tag, error=str(error))  # noqa: TRY400
+                self.forget_learned(tag)
+        return found
+
+    def keep_learned(self, tag: str, learned: Learned) -> None:
+        # Where the disk takes nothing it is learned again after the next start.
+        with suppress(StoreFailed):
+            self._db.execute("INSERT OR REPLACE INTO learned VALUES (?, ?)", (tag, self._encode(learned)))
+
+    def forget_learned(self, tag: str) -> None:
+        with suppress(StoreFailed):
+            self._db.execute("DELETE FROM learned WHERE tag = ?", (tag,))
 
     # --- clock --------------------------------------------------------------------------------------
 

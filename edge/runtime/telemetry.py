@@ -2,7 +2,7 @@
 
 While there is a link: the last value of each interval of a device (`telemetry_s`). Without one: the last
 value of each minute, kept in the outbox. A reading goes once; one older than 15 minutes, one of a device that
-is lost, and one that is no number are not told at all.
+is lost, and one that is no number are not told at all. What a closed loop has to say goes with its meter's.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from edge.profiles.check import UNIT_BY_SUFFIX
 from edge.runtime.clock import wall
 from edge.runtime.config import Plan
 from edge.runtime.cycle import Reading, Unit
+from edge.runtime.loops import OUTPUT, SETPOINT
 from edge.wire.messages import LogEntry, TelemetryPoint
 
 FASTEST_S = 1.0
@@ -23,6 +24,8 @@ KEEP_EVERY_S = 60.0
 TOO_OLD_S = 900.0
 # Points in one entry of the outbox: some 20 kB.
 POINTS_PER_ENTRY = 200
+# Readings of a meter that it does not tell itself: there is news of them while it is lost, too.
+TOLD_BY_LOOPS = frozenset({SETPOINT, OUTPUT})
 
 
 class Telemetry:
@@ -58,7 +61,7 @@ class Telemetry:
             # A tick late by a hair must not cost a whole tick.
             if unit is None or now.boottime_s - looked_at < max(FASTEST_S, interval_s) - FASTEST_S / 2:
                 continue
-            if not unit.readings or unit.reachable is False:
+            if not unit.readings:
                 continue
             self._looked_at[tag] = now.boottime_s
             planned = None if plan is None else plan.devices.get(tag)
@@ -66,6 +69,8 @@ class Telemetry:
             moment: Instant | None = None
             for key, reading in unit.readings.items():
                 if not self._is_news(tag, key, reading, now):
+                    continue
+                if unit.reachable is False and key not in TOLD_BY_LOOPS:
                     continue
                 assert reading.value is not None
                 self._told[tag, key] = reading.at.boottime_s

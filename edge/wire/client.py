@@ -1,4 +1,4 @@
-"""The MQTT library's client, mended where connections end; devices are spoken to and simulated by it.
+"""The MQTT library's client, mended where connections end: nodes, central and devices are spoken to by it.
 
 aiomqtt 2.5.1 waits for its whole timeout where a broker hangs up, leaves the socket of a greeting that failed
 open, registers sockets with the event loop that have been closed meanwhile, and on Python 3.11 swallows a
@@ -13,7 +13,7 @@ import socket
 import ssl
 import struct
 from collections.abc import Awaitable
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import aiomqtt
 from paho.mqtt import client as paho
@@ -47,7 +47,10 @@ def system_context() -> ssl.SSLContext:
 
 
 class HungUp(aiomqtt.MqttError):
-    """The broker ended the connection in place of an answer to our greeting."""
+    """The broker ended the connection in place of an answer to our greeting.
+
+    As it does in TLS 1.3 on a certificate that it does not take.
+    """
 
 
 class Client(aiomqtt.Client):
@@ -83,6 +86,15 @@ class Client(aiomqtt.Client):
         if not self._disconnected.done():
             self._disconnected.set_result(None)
 
+    async def __aenter__(self) -> Self:
+        try:
+            return await super().__aenter__()
+        except BaseException:
+            # To disconnect would send something first, and wait; the garbage collector would ask a loop that
+            # may be closed to forget the socket.
+            self._client._sock_close()  # noqa: SLF001
+            raise
+
     async def _wait_for(self, fut: Awaitable[T], timeout: float | None) -> T:
         """What the library waits by for all answers: none comes any more once the connection is gone."""
         answer = asyncio.ensure_future(fut)
@@ -111,12 +123,25 @@ class Client(aiomqtt.Client):
         reason_code: ReasonCode,
         properties: Any = None,
     ) -> None:
-        if not self._connected.done():
-            self._connected.set_exception(HungUp("the broker ended the connection without an answer"))
-            return
+        # The greeting is sent from a thread of the executor, and may find the connection lost already; that
+        # thread may end after the loop that wanted it.
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._hung_up, reason_code)
         super()._on_disconnect(client, userdata, flags, reason_code, properties)
         # It is asked here, or asyncio complains of an error that nobody has looked at.
         _ = self.why_gone
+
+    def _hung_up(self, reason_code: ReasonCode) -> None:
+        """The connection has ended: where no answer to our greeting has come, none will."""
+        if self._connected.done():
+            return
+        self._connected.set_exception(HungUp(f"the broker hung up on us: {reason_code}"))
+        # Whoever was to wait for it may have been cancelled: then it is no news to anybody.
+        self._connected.exception()
+
+    def _on_socket_close(self, client: paho.Client, userdata: Any, sock: Any) -> None:
+        if not self._loop.is_closed():
+            super()._on_socket_close(client, userdata, sock)
 
     def _on_socket_register_write(self, client: paho.Client, userdata: Any, sock: Any) -> None:  # noqa: ARG002
         # Perhaps from the thread that connects.

@@ -53,6 +53,10 @@ class Code(StrEnum):
     NOT_SENT = "not_sent"
     UNKNOWN = "unknown"
     NOT_DELIVERED = "not_delivered"
+    NO_ANSWER = "no_answer"
+    NO_NAMEPLATE = "no_nameplate"
+    UNIT = "unit"
+    SETPOINT_THROTTLED = "setpoint_throttled"
 
 
 # Refusals that say nothing about the command itself, only about the moment: not remembered, so that the same
@@ -154,7 +158,29 @@ class ProbeCommand(Message, frozen=True, tag_field="op", tag="probe", kw_only=Tr
     profile: dict[str, Any] | None = None
 
 
-Command = SetpointCommand | ReleaseCommand | PingCommand | ResyncCommand | ExplainCommand | ProbeCommand
+class PreviewCommand(Message, frozen=True, tag_field="op", tag="preview", kw_only=True):
+    """Say what a setpoint with these values would do now, and what it would cost.
+
+    Of another kind than a setpoint, so that a node which does not know it does not carry it out. Changes
+    nothing and needs no token.
+    """
+
+    id: str
+    epoch: int
+    category: str
+    values: dict[str, float]
+    hold_s: float
+
+
+Command = (
+    SetpointCommand
+    | ReleaseCommand
+    | PingCommand
+    | ResyncCommand
+    | ExplainCommand
+    | ProbeCommand
+    | PreviewCommand
+)
 
 
 # --- up: answers ----------------------------------------------------------------------------------
@@ -266,6 +292,49 @@ class ProbeReport(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True)
     lines: list[ProbeLine] = []
 
 
+class PreviewWear(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """What a value would cost the registers it goes to, in writes: `now`, and at its `release` as things are.
+
+    `wears`: a write costs the register something, and nobody has accepted that. `today` are the day's writes
+    so far, of `per_day`; None is no budget. A ramp, which only registers have that do not wear, takes one
+    write a second.
+    """
+
+    write_class: str
+    wears: bool
+    now: int
+    release: int
+    today: int
+    per_day: int | None = None
+
+
+class DevicePreview(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """What a setpoint would do to one device.
+
+    `code` and `detail` as the setpoint would be answered; `code` is None where it would be accepted. `value`
+    would be asked of the device first, `target` where its ramp leads. `reason` says all of it, for people.
+    `write` is why the device would be written, empty where it holds the value or the write is under way.
+    `in_force` is what it was last written, `in_force_reason` why it is held there. `through`: the proxy that
+    would pass the value on to it. `reachable` is None where the device was not tried yet.
+    """
+
+    code: str | None = None
+    detail: str = ""
+    value: float | None = None
+    target: float | None = None
+    source: str = ""
+    through: str = ""
+    wish: float | None = None
+    bounded_by: str | None = None
+    reason: str = ""
+    holds_s: float | None = None
+    write: str = ""
+    in_force: float | None = None
+    in_force_reason: str = ""
+    reachable: bool | None = None
+    wear: PreviewWear | None = None
+
+
 class CommandAnswer(Message, frozen=True, kw_only=True):
     """`accepted` once arbitrated, then `done` with every device's outcome; or `refused` as a whole."""
 
@@ -281,6 +350,7 @@ class CommandAnswer(Message, frozen=True, kw_only=True):
     answered_wall: str | None = None
     explanation: Explanation | None = None
     probe: ProbeReport | None = None
+    previews: dict[str, DevicePreview] | None = None
 
 
 # --- up: the node's state -------------------------------------------------------------------------
@@ -295,12 +365,36 @@ class Presence(Message, frozen=True, kw_only=True):
     fresh: str | None = None
 
 
+class LoopStatus(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """How a closed loop stands: `stand` is a `edge.core.closed_loop.Stand`, `reason` says why, for people.
+
+    Power in kW, positive towards the grid: the setpoint in force, the meter's last reading, and what the
+    loop asks of its members together; None where there is none. `since` is when it came to stand like that.
+    `bounded_by` is whose bound its output met. `members` are the values it wants of each, in percent.
+    """
+
+    id: str
+    tag: str
+    stand: str
+    since: str
+    setpoint_kw: float | None = None
+    measured_kw: float | None = None
+    output_kw: float | None = None
+    load_kw: float | None = None
+    bounded_by: str = ""
+    reason: str = ""
+    members: dict[str, float] = {}
+
+
 class Heartbeat(Message, frozen=True, kw_only=True):
+    """A node's sign of life, every five seconds, and at once when one of its loops stands otherwise."""
+
     session: str
     seq: int
     mono_ms: int
     wall: str
     fresh: str
+    loops: tuple[LoopStatus, ...] = ()
 
 
 # As much of a document's SHA-256 as a report repeats of it, in hex digits.
@@ -323,10 +417,13 @@ class AppliedDocument(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=T
 class Alarm(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """Something somebody should look at, for as long as it lasts; `device` is empty for the node's own.
 
-    Codes: `clock_unsynced`, `clock_holdover`, `store_failed`, `outbox_dropped`; of a device: `wear` (80 % of
-    a day's writes are spent), `no_own_fallback` (the device has a fallback of its own that is not armed),
-    `limit_not_held` (its own fallback lets go of a connection limit), `not_followed` (it shows no setpoint,
-    and gives more power than it was limited to).
+    Codes: `clock_unsynced`, `clock_holdover`, `store_failed`, `outbox_dropped`, `loop_refused` (a closed loop
+    cannot be used; it says what bounds its members meanwhile); of a device: `wear` (80 % of a day's writes
+    are spent), `no_own_fallback` (the device has a fallback of its own that is not armed),
+    `limit_not_held` (its own fallback lets go of a connection limit), `loop_stale` (the closed loop of this
+    meter has no fresh reading of it), `meter_sign` (it shows the opposite of what the loop's members do),
+    `not_followed` (it shows no setpoint, and gives more power than it was limited to), `unresponsive` (a
+    member of a closed loop does not follow its command, beyond what missing sun explains).
     """
 
     code: str
@@ -372,6 +469,7 @@ class Reported(Message, frozen=True, kw_only=True):
     values: dict[str, float] = {}
     documents: dict[str, AppliedDocument] = {}
     devices_refused: dict[str, str] = {}
+    loops_refused: dict[str, str] = {}
     retiring: dict[str, str] = {}
     wear: dict[str, dict[str, Writes]] = {}
     alarms: tuple[Alarm, ...] = ()
@@ -544,8 +642,37 @@ class DeviceConfig(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True
     arm_fallback: bool = False
 
 
+class LoopConfig(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """One closed loop of a node: its meter and members by tag, and how it holds the power there (ADR 0033).
+
+    `mode` is `limit` or `track`. The setpoint is the schedule's value for the members' category, else
+    `setpoint_kw`, else their default. `kp` has no unit, `ki` is in 1/s, `kd` in s; `max_rate_pct_per_s` and
+    `fallback_pct` in percent of nominal power (None: the plain setpoint); limits in kW, both positive, None
+    is no limit. `time_step_s` is 0.2 to 60, `stale_after_s` 1 to 300.
+    """
+
+    id: str
+    tag: str
+    meter: str
+    members: tuple[str, ...]
+    mode: str = "limit"
+    setpoint_kw: float | None = None
+    feed_forward: bool = True
+    kp: float = 0.3
+    ki: float = 0.15
+    kd: float = 0.0
+    max_rate_pct_per_s: float = 100.0
+    deadband_kw: float = 0.0
+    fallback_pct: float | None = None
+    time_step_s: float = 1.0
+    stale_after_s: float = 10.0
+    export_limit_kw: float | None = None
+    import_limit_kw: float | None = None
+    storage_first: bool = False
+
+
 class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """The body of `desired/config`. Devices stay raw: one that cannot be used is refused alone.
+    """The body of `desired/config`. Devices and loops stay raw: one that cannot be used is refused alone.
 
     `abandoned`: ids of devices that left the configuration and that nobody waits for any longer, whatever
     they still hold. `renew_certificates_before`: a node whose certificate was issued before this moment asks
@@ -555,6 +682,7 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
     site: SiteConfig
     devices: list[dict[str, Any]]
     profiles: dict[str, dict[str, Any]]
+    loops: tuple[dict[str, Any], ...] = ()
     abandoned: tuple[str, ...] = ()
     renew_certificates_before: str | None = None
 

@@ -24,6 +24,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
+from edge.wire.client import Client
 from edge.wire.messages import KEEP_ALIVE_S, MAXIMUM_PACKET, SESSION_EXPIRY_S, WILL_DELAY_S
 
 CONNECT_TIMEOUT_S = 5.0
@@ -214,11 +215,6 @@ class Session:
             )
         except (aiomqtt.MqttError, ValueError) as error:
             raise LinkDown(str(error)) from error
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
-            # The library waits with asyncio.wait_for, which on Python 3.11 swallows a cancellation that meets
-            # the acknowledgement: whoever publishes in a loop would never end.
-            raise asyncio.CancelledError
 
     async def publish_all(self, messages: Sequence[Outgoing]) -> None:
         """Publish these in this order and return when the broker has taken over all of them.
@@ -279,11 +275,11 @@ class _Together:
             self.done.set_result(None)
 
 
-class _Client(aiomqtt.Client):
-    """The library's client, and a way to publish many messages as one.
+class _Client(Client):
+    """A client which publishes many messages as one, and hears refusals.
 
-    Its own `publish` costs a task, two timers and, beyond ten at once, a line of log a message; and each
-    acknowledgement takes it as long as there are messages on their way.
+    The library's own `publish` costs a task, two timers and, beyond ten at once, a line of log a message; and
+    each acknowledgement takes it as long as there are messages on their way.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -399,7 +395,9 @@ async def try_certificate(
 
 async def _close_quietly(stack: AsyncExitStack) -> None:
     try:
-        await asyncio.wait_for(stack.aclose(), CONNECT_TIMEOUT_S)
+        # Not wait_for: on Python 3.11 it swallows a cancellation that meets the end.
+        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            await stack.aclose()
     except (aiomqtt.MqttError, TimeoutError, OSError):
         return
 

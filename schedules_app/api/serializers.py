@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Sequence
 from datetime import date
 from typing import Any
 
+from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
-from schedules_app.models import Schedule
-from schedules_app.selectors import synchronization_results
-from smartgrid.api.fields import StrictCharField, StrictUUIDField
+from schedules_app.models import Schedule, document_name
+from schedules_app.selectors import results_now
+from sites_app.models import DocumentStatus
+from smartgrid.api.fields import (
+    StoredJsonField,
+    StrictCharField,
+    StrictInput,
+    StrictUUIDField,
+    TimestampField,
+    moment,
+)
+from smartgrid.api.output import Output, Shown
 
 DAY = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
 DAY_EXPECTED = "A day of the calendar is expected, YYYY-MM-DD."
@@ -37,23 +47,11 @@ class DayField(serializers.Field[date, Any, Any, Any]):
         return value.isoformat()
 
 
-class SlotsField(serializers.Field[Any, Any, Any, Any]):
+class SlotsField(StoredJsonField):
     """Whatever stands there: which slots can be used is for the service to say."""
 
     def to_internal_value(self, data: Any) -> Any:
         return data
-
-    def to_representation(self, value: Any) -> Any:
-        return value
-
-
-class StrictInput(serializers.Serializer[Any]):
-    """An object of these fields and no others: one that is passed over in silence may be a misspelt wish."""
-
-    def to_internal_value(self, data: Any) -> Any:
-        if isinstance(data, Mapping) and (unknown := sorted(data.keys() - self.fields.keys())):
-            raise serializers.ValidationError({str(name)[:64]: ["No such field."] for name in unknown})
-        return super().to_internal_value(data)
 
 
 class ScheduleCreateInput(StrictInput):
@@ -68,26 +66,44 @@ class ScheduleReplaceInput(StrictInput):
     schedule = SlotsField()
 
 
-class ScheduleListOutput(serializers.ListSerializer[Any]):
-    """Many at once, with what the nodes say of all of them read in one go."""
-
-    def to_representation(self, data: Any) -> list[Any]:
-        schedules: list[Schedule] = list(data)
-        results = synchronization_results(schedules)
-        shown = super().to_representation(schedules)
-        return [
-            fields | {"synchronization_result": results[schedule.pk]}
-            for fields, schedule in zip(shown, schedules, strict=True)
-        ]
+class NodeSynchronizationOutput(serializers.Serializer[Any]):
+    status = serializers.ChoiceField(choices=DocumentStatus.choices)
+    version = serializers.IntegerField()
+    at = TimestampField(allow_null=True)
+    error = serializers.CharField(required=False)
 
 
-class ScheduleOutput(serializers.Serializer[Schedule]):
+class SynchronizationOutput(serializers.Serializer[Any]):
+    status = serializers.ChoiceField(choices=DocumentStatus.choices, help_text="The worst of all nodes.")
+    nodes = serializers.DictField(child=NodeSynchronizationOutput(), help_text="By the node's name.")
+
+
+@extend_schema_field(SynchronizationOutput)
+class SynchronizationField(serializers.JSONField):
+    """What the nodes say of a schedule, which the list has read for all."""
+
+
+class ScheduleOutput(Output[Schedule]):
     id = serializers.UUIDField()
     site_id = serializers.UUIDField()
     category = serializers.CharField()
     valid_on = DayField()
     schedule = SlotsField()
-    synchronization_result = serializers.JSONField(allow_null=True)
+    # Of a day that has left the window; of the others the nodes are asked.
+    synchronization_result = SynchronizationField(allow_null=True)
 
-    class Meta:
-        list_serializer_class = ScheduleListOutput
+    beside = ("is_listed",)
+
+    @classmethod
+    def made(cls, values: Sequence[Sequence[Any]]) -> list[Shown]:
+        """With what the nodes say of all of them read in one go."""
+        schedules = super().made(values)
+        listed = [schedule for schedule, row in zip(schedules, values, strict=True) if row[-1]]
+        documents = (
+            (schedule["site_id"], document_name(schedule["valid_on"], schedule["category"]))
+            for schedule in listed
+        )
+        results = results_now(documents, spelling=moment)
+        for schedule, result in zip(listed, results, strict=True):
+            schedule["synchronization_result"] = result
+        return schedules

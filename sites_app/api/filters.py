@@ -18,3 +18,8 @@ class NodeFilter(FilterSet):
 class HealthFilter(FilterSet):
     site_tag = CharFilter(field_name="site__site_tag")
     node_name = CharFilter(field_name="name")
+
+
+class TokenFilter(FilterSet):
+    name = CharFilter()
+    site_id = UUIDFilter(field_name="sites")

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hmac
 import json
-import math
 import re
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import jwt
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from rest_framework.authentication import BaseAuthentication
@@ -25,6 +27,7 @@ from smartgrid.api.jwks import (
     KeyCache,
     KeysUnavailable,
     keys_fetch_file,
+    keys_fetch_issuer,
     keys_fetch_signing_file,
     keys_fetch_url,
 )
@@ -33,9 +36,13 @@ from smartgrid.errors import Unavailable
 
 REALM = "smart-grid-manager"
 LEEWAY_S = 60
+# As many clients' tokens, some of them renewed just now.
+VERIFIED_KEPT = 4096
 BEARER_LENGTH_MAX = 8 * 1024
 MANAGEMENT_TOKEN_LENGTH_MAX = 256
-CLIENT_ID_LENGTH_MAX = 255
+CLIENT_ID_LENGTH_MAX = 200
+# Seconds since the epoch, some thirty thousand years of them.
+NUMERIC_DATE_MAX = 10**12
 
 # RFC 9068 names `at+jwt`; most issuers still write `JWT`, or nothing.
 _TYPES = frozenset({None, "jwt", "at+jwt", "application/at+jwt"})
@@ -44,6 +51,8 @@ _TYPES = frozenset({None, "jwt", "at+jwt", "application/at+jwt"})
 _KID = re.compile(r"[A-Za-z0-9_+/=-]{1,128}|[A-Za-z0-9_.=-]{1,128}")
 _COMPACT_JWS = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 _BEARER_ERROR = "sgm.bearer_error"
+# In a request's META once it is let in: when its bearer token expires, for what goes on for longer than that.
+BEARER_EXPIRES = "sgm.bearer_expires"
 
 
 class BearerRefused(Exception):  # noqa: N818 - states the fault
@@ -67,12 +76,14 @@ class BearerAndManagementToken(BaseAuthentication):
     """Both credentials or 401; there is no anonymous caller, so it never returns None.
 
     The bearer token tells which program calls, the management token which sites it may see. Neither is ever
-    logged or repeated in an answer. 503 `issuer_unavailable` where the issuer's keys have never been seen.
+    logged or repeated in an answer. 503 `issuer_unavailable` where the token's key is not known and its
+    issuer cannot be asked.
     """
 
     def authenticate(self, request: Request) -> tuple[ApiClient, Principal]:
         try:
             claims = bearer_verify(_bearer_of(request), issuers=trusted_issuers())
+            client_id = _client_id(claims)
         except BearerRefused as refusal:
             if refusal.code != "bearer_missing":
                 request.META[_BEARER_ERROR] = True
@@ -81,7 +92,8 @@ class BearerAndManagementToken(BaseAuthentication):
             raise Unavailable(
                 "The keys of the token's issuer cannot be fetched.", code="issuer_unavailable"
             ) from error
-        principal = _principal_of_token(request, client_id=_client_id(claims))
+        request.META[BEARER_EXPIRES] = claims["exp"]
+        principal = _principal_of_token(request, client_id=client_id)
         return ApiClient(principal), principal
 
     def authenticate_header(self, request: Request) -> str:
@@ -95,9 +107,42 @@ def bearer_verify(token: str, *, issuers: Mapping[str, TrustedIssuer]) -> Mappin
     """The claims of a token which a trusted issuer signed for us and which is valid now; else BearerRefused.
 
     RS256 alone (RFC 8725, section 3.1): an algorithm is ours to choose and never the token's. Only the `kid`
-    is taken from its header; `jku`, `x5u` and `jwk` in it are ignored. Verified tokens are not cached:
-    verifying takes a tenth of a millisecond, and what is not kept cannot be served too long.
+    is taken from its header; `jku`, `x5u` and `jwk` in it are ignored.
+
+    That a key made a signature is as true the second time, and is remembered. Whether its issuer still has
+    that very key, and the token still time, is looked at each time.
     """
+    known = _verified.get(token)
+    if known is not None and known.is_good(issuers):
+        return known.claims
+    claims = _bearer_verify(token, issuers=issuers)
+    if len(_verified) >= VERIFIED_KEPT:
+        _verified.clear()
+    _verified[token] = claims
+    return claims.claims
+
+
+@dataclass(frozen=True, slots=True)
+class _Verified:
+    """A token that held, and all that could make it hold no longer."""
+
+    claims: Mapping[str, Any]
+    issuer: TrustedIssuer
+    kid: str
+    key: RSAPublicKey
+
+    def is_good(self, issuers: Mapping[str, TrustedIssuer]) -> bool:
+        return (
+            time.time() < self.claims["exp"] + LEEWAY_S
+            and issuers.get(self.issuer.issuer) is self.issuer
+            and self.issuer.keys.key_find(self.kid) is self.key
+        )
+
+
+_verified: dict[str, _Verified] = {}
+
+
+def _bearer_verify(token: str, *, issuers: Mapping[str, TrustedIssuer]) -> _Verified:
     if len(token) > BEARER_LENGTH_MAX or not _COMPACT_JWS.fullmatch(token):
         raise BearerRefused("The bearer token is malformed.")
     try:
@@ -109,6 +154,10 @@ def bearer_verify(token: str, *, issuers: Mapping[str, TrustedIssuer]) -> Mappin
     issuer = issuers.get(_issuer_of(unverified["payload"]))
     if issuer is None:
         raise BearerRefused("The bearer token's issuer is not trusted here.")
+    if "cnf" in unverified["payload"]:
+        # RFC 8705, section 3, and RFC 9449, section 7.1: good only with a proof that its holder has a key.
+        # Taken without, a stolen one would be as good as any.
+        raise BearerRefused("The bearer token is bound to a key and is no bearer token.")
     key = issuer.keys.key_find(kid)
     if key is None:
         raise BearerRefused("The bearer token's issuer has no such key.")
@@ -130,7 +179,7 @@ def bearer_verify(token: str, *, issuers: Mapping[str, TrustedIssuer]) -> Mappin
         raise BearerRefused("The bearer token is for another audience.") from error
     except (jwt.PyJWTError, ValueError, TypeError, OverflowError) as error:
         raise BearerRefused("The bearer token does not verify.") from error
-    return claims
+    return _Verified(claims, issuer, kid, key)
 
 
 def _kid_of(header: Mapping[str, Any]) -> str:
@@ -160,14 +209,17 @@ def _issuer_of(payload: Mapping[str, Any]) -> str:
     """
     for claim in ("exp", "nbf", "iat"):
         value = payload.get(claim)
-        if claim in payload and (
-            isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value)
-        ):
+        if claim in payload and not _is_time(value):
             raise BearerRefused(f"The bearer token's {claim} is not a time.")
     issuer = payload.get("iss")
     if not isinstance(issuer, str):
         raise BearerRefused("The bearer token names no issuer.")
     return issuer
+
+
+def _is_time(value: object) -> bool:
+    # Compared, not converted: a whole number may be larger than any float.
+    return not isinstance(value, bool) and isinstance(value, int | float) and abs(value) < NUMERIC_DATE_MAX
 
 
 def _client_id(claims: Mapping[str, Any]) -> str:
@@ -176,7 +228,7 @@ def _client_id(claims: Mapping[str, Any]) -> str:
         value = claims.get(claim)
         if isinstance(value, str) and 0 < len(value) <= CLIENT_ID_LENGTH_MAX and value.isprintable():
             return value
-    raise AuthenticationFailed("The bearer token names no client.", code="bearer_invalid")
+    raise BearerRefused("The bearer token names no client.")
 
 
 def _bearer_of(request: Request) -> str:
@@ -200,7 +252,7 @@ def _principal_of_token(request: Request, *, client_id: str) -> Principal:
         if _is_root_token(value):
             return Principal(client_id=client_id, token_id=None, is_root=True)
         if (token := management_token_find(value)) is not None:
-            return Principal(client_id=client_id, token_id=token.pk, is_root=False)
+            return Principal(client_id=client_id, token_id=token.pk, is_root=False, opens_few=token.opens_few)
     raise AuthenticationFailed("The management token is not valid.", code="management_token_invalid")
 
 
@@ -228,7 +280,10 @@ def _issuers_built(
     configured: str, key_file: str, own_url: str, own_audience: str
 ) -> Mapping[str, TrustedIssuer]:
     found: dict[str, TrustedIssuer] = {}
-    for entry in json.loads(configured):
+    entries = json.loads(configured)
+    if not isinstance(entries, list):
+        raise ImproperlyConfigured("SGM_ISSUERS: expected a list of issuers")
+    for entry in entries:
         issuer = _issuer_build(entry)
         if issuer.issuer in found:
             raise ImproperlyConfigured(f"SGM_ISSUERS: {issuer.issuer} stands there twice")
@@ -249,8 +304,8 @@ def _issuers_built(
 
 def _issuer_build(entry: object) -> TrustedIssuer:
     expected = (
-        'SGM_ISSUERS: expected {"issuer": .., "audience": .., and one of "jwks_url" (http or https) '
-        f'or "jwks_file"}}, found {entry!r}'
+        'SGM_ISSUERS: expected {"issuer": .., "audience": .., and, unless the issuer can be asked, one of '
+        f'"jwks_url" (http or https) or "jwks_file"}}, found {entry!r}'
     )
     if not isinstance(entry, dict) or not entry.keys() <= {"issuer", "audience", "jwks_url", "jwks_file"}:
         raise ImproperlyConfigured(expected)
@@ -259,12 +314,21 @@ def _issuer_build(entry: object) -> TrustedIssuer:
     issuer, audience, url, file = (
         entry.get(name) or "" for name in ("issuer", "audience", "jwks_url", "jwks_file")
     )
-    if not issuer or not audience or bool(url) == bool(file):
+    if not issuer or not audience or (url and file):
         raise ImproperlyConfigured(expected)
-    if url and not url.startswith(("http://", "https://")):
-        raise ImproperlyConfigured(expected)
-    if url:
-        keys = KeyCache(name=issuer, fetch=partial(keys_fetch_url, url))
-    else:
+    if file:
         keys = KeyCache(name=issuer, fetch=partial(keys_fetch_file, Path(file)), cool_down_s=FILE_COOL_DOWN_S)
-    return TrustedIssuer(issuer=issuer, audience=audience, keys=keys)
+        return TrustedIssuer(issuer=issuer, audience=audience, keys=keys)
+    if not _is_reachable(url or issuer):
+        raise ImproperlyConfigured(expected)
+    fetch = partial(keys_fetch_url, url) if url else partial(keys_fetch_issuer, issuer)
+    return TrustedIssuer(issuer=issuer, audience=audience, keys=KeyCache(name=issuer, fetch=fetch))
+
+
+def _is_reachable(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return False
+    # RFC 8414, section 2: an issuer's own address has neither query nor fragment; keys may be behind a query.
+    return parts.scheme in {"http", "https"} and bool(parts.hostname) and not parts.fragment

@@ -9,15 +9,25 @@ from collections.abc import Mapping
 from typing import Any
 
 import structlog
-from django.core.exceptions import PermissionDenied
-from django.db import InterfaceError, OperationalError
+from django.core.exceptions import PermissionDenied, SuspiciousOperation
+from django.db import IntegrityError, InterfaceError, OperationalError
 from django.http import Http404, HttpRequest, JsonResponse
 from rest_framework import exceptions as drf, status
 from rest_framework.response import Response
 from rest_framework.views import set_rollback
 
-from smartgrid.errors import Conflict, Forbidden, Invalid, NotFound, SgmError, Unavailable
+from smartgrid.errors import (
+    Conflict,
+    Forbidden,
+    InProgress,
+    Invalid,
+    NotFound,
+    SgmError,
+    Throttled,
+    Unavailable,
+)
 from smartgrid.middleware import request_id_of
+from smartgrid.rates import retry_after
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -27,17 +37,13 @@ STATUSES: tuple[tuple[type[SgmError], int], ...] = (
     (Invalid, status.HTTP_400_BAD_REQUEST),
     (Conflict, status.HTTP_409_CONFLICT),
     (Forbidden, status.HTTP_403_FORBIDDEN),
+    (Throttled, status.HTTP_429_TOO_MANY_REQUESTS),
     (Unavailable, status.HTTP_503_SERVICE_UNAVAILABLE),
 )
 _INTERNAL = "Something is wrong on our side; the request id helps us to find it."
+_GONE = "Something that this is about was changed or deleted meanwhile."
 _CODES = {"parse_error": "malformed", "method_not_allowed": "method_not_allowed"}
 NON_FIELD = "non_field_errors"
-
-
-class PayloadTooLarge(drf.APIException):
-    status_code = status.HTTP_413_REQUEST_ENTITY_TOO_LARGE
-    default_detail = "The body is larger than this API reads."
-    default_code = "payload_too_large"
 
 
 def error_body(
@@ -61,6 +67,9 @@ def exception_handler(error: Exception, context: dict[str, Any]) -> Response:
         error = drf.NotFound()
     elif isinstance(error, PermissionDenied):
         error = drf.PermissionDenied()
+    elif isinstance(error, SuspiciousOperation):
+        # Of Django's own limits: more than a thousand parameters, say.
+        error = drf.ParseError("The request is malformed.")
     if isinstance(error, drf.APIException):
         return _framework(error, request)
     if isinstance(error, OperationalError | InterfaceError):
@@ -69,9 +78,19 @@ def exception_handler(error: Exception, context: dict[str, Any]) -> Response:
             detail="The database does not answer.", code="database_unavailable", request=request
         )
         return Response(body, status=status.HTTP_503_SERVICE_UNAVAILABLE, headers={"Retry-After": "1"})
+    if isinstance(error, IntegrityError) and _is_about_a_reference(error):
+        # References are looked at when a transaction is committed: what it refers to has gone meanwhile.
+        log.warning("refused_at_commit", path=request.path, error=str(error))
+        body = error_body(detail=_GONE, code="conflict", request=request)
+        return Response(body, status=status.HTTP_409_CONFLICT)
     log.error("unhandled_error", path=request.path, exc_info=error)
     body = error_body(detail=_INTERNAL, code="internal_error", request=request)
     return Response(body, status=status.HTTP_500_INTERNAL_SERVER_ERROR)
+
+
+def _is_about_a_reference(error: IntegrityError) -> bool:
+    # PostgreSQL's class of error (Appendix A of its manual), and SQLite's words.
+    return getattr(error.__cause__, "sqlstate", "") == "23503" or "FOREIGN KEY" in str(error)
 
 
 def django_error(request: HttpRequest, *, status_code: int, detail: str = "", code: str = "") -> JsonResponse:
@@ -86,7 +105,9 @@ def _domain(error: SgmError, request: HttpRequest) -> Response:
         log.error("unmapped_error", path=request.path, exc_info=error)
         body = error_body(detail=_INTERNAL, code="internal_error", request=request)
         return Response(body, status=status.HTTP_500_INTERNAL_SERVER_ERROR)
-    headers = {"Retry-After": str(error.retry_after_s)} if isinstance(error, Unavailable) else None
+    headers = {}
+    if isinstance(error, InProgress | Throttled | Unavailable):
+        headers["Retry-After"] = retry_after(error.retry_after_s)
     body = error_body(detail=error.detail, code=error.code, errors=error.errors, request=request)
     return Response(body, status=status_code, headers=headers)
 
@@ -96,7 +117,7 @@ def _framework(error: drf.APIException, request: HttpRequest) -> Response:
     if challenge := getattr(error, "auth_header", None):
         headers["WWW-Authenticate"] = challenge
     if wait := getattr(error, "wait", None):
-        headers["Retry-After"] = str(max(1, int(wait)))
+        headers["Retry-After"] = retry_after(wait)
     if isinstance(error, drf.ValidationError):
         errors = _by_field(error.detail)
         field, texts = next(iter(errors.items()), (NON_FIELD, ["The request is not valid."]))

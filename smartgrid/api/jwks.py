@@ -41,6 +41,7 @@ FETCH_DEADLINE_S = 3.0
 SIZE_LIMIT_BYTES = 256 * 1024
 KEY_COUNT_LIMIT = 64
 KEY_SIZE_MIN_BITS = 2048
+_SCHEMES = frozenset({"http", "https"})
 
 
 class KeysUnavailable(Exception):  # noqa: N818 - states the fault
@@ -117,7 +118,11 @@ class KeyCache:
         keys = self._keys()
         if keys is None:
             raise KeysUnavailable(self._name)
-        return keys.get(kid)
+        key = keys.get(kid)
+        if key is None and self._failing_since is not None:
+            # It may be new since the issuer was last heard: the token is not to blame.
+            raise KeysUnavailable(self._name)
+        return key
 
     def _refresh_beside(self) -> None:
         if not self._fetching.acquire(blocking=False):
@@ -196,12 +201,76 @@ _opener = urllib.request.build_opener(_NoRedirect)
 
 def keys_fetch_url(url: str) -> Keys:
     """The keys behind an http(s) URL: no redirects, bounded in time and size; FetchFailed if not."""
-    if urlsplit(url).scheme not in {"http", "https"}:
-        raise FetchFailed("only http and https")
+    return keys_parse(_fetch(url, ends_at=time.monotonic() + FETCH_DEADLINE_S))
+
+
+def keys_fetch_issuer(issuer: str) -> Keys:
+    """The keys of an issuer by what it publishes about itself; FetchFailed if it does not.
+
+    OpenID Connect Discovery 1.0, section 4, else RFC 8414, section 3. The document must name the very issuer
+    that was asked (there section 4.3, here 3.3), down to a slash at its end. It is read anew each time, since
+    an issuer may move its keys; both fetches share one deadline.
+    """
     ends_at = time.monotonic() + FETCH_DEADLINE_S
+    failures = []
+    for url in _metadata_urls(issuer):
+        try:
+            document = _fetch(url, ends_at=ends_at)
+        except FetchFailed as error:
+            failures.append(f"{url}: {error}")
+            continue
+        return keys_parse(_fetch(jwks_uri(document, issuer=issuer), ends_at=ends_at))
+    raise FetchFailed("; ".join(failures))
+
+
+def _metadata_urls(issuer: str) -> tuple[str, str]:
+    base = issuer.removesuffix("/")
+    parts = urlsplit(base)
+    return (
+        f"{base}/.well-known/openid-configuration",
+        # RFC 8414 puts the name before the path of the issuer, not behind it.
+        f"{parts.scheme}://{parts.netloc}/.well-known/oauth-authorization-server{parts.path}",
+    )
+
+
+def jwks_uri(document: bytes, *, issuer: str) -> str:
+    """Where the keys are by the issuer's own word, once that word is found to be this issuer's."""
+    try:
+        content = json.loads(document)
+    except (ValueError, RecursionError) as error:
+        raise FetchFailed("what the issuer says of itself is not JSON") from error
+    if not isinstance(content, dict):
+        raise FetchFailed("what the issuer says of itself is not an object")
+    if content.get("issuer") != issuer:
+        # Said in full: mostly it is a slash too many or too few.
+        said = str(content.get("issuer"))[:200]
+        raise FetchFailed(f"the issuer calls itself {said!r}, and not {issuer!r}")
+    uri = content.get("jwks_uri")
+    scheme = _scheme(uri) if isinstance(uri, str) else ""
+    if scheme not in _SCHEMES:
+        raise FetchFailed("the issuer names no jwks_uri with http or https")
+    if _scheme(issuer) == "https" and scheme != "https":
+        raise FetchFailed("the issuer is reached with TLS, and its jwks_uri is without")
+    return str(uri)
+
+
+def _scheme(url: str) -> str:
+    try:
+        return urlsplit(url).scheme
+    except ValueError:
+        return ""
+
+
+def _fetch(url: str, *, ends_at: float) -> bytes:
+    """What a GET answers: no redirects, and bounded in size and, by the monotonic clock, in time."""
+    if _scheme(url) not in _SCHEMES:
+        raise FetchFailed("only http and https")
     document = bytearray()
     try:
-        with _opener.open(url, timeout=CONNECT_TIMEOUT_S) as response:
+        timeout_s = min(CONNECT_TIMEOUT_S, ends_at - time.monotonic())
+        if timeout_s <= 0:
+            raise FetchFailed(f"not read within {FETCH_DEADLINE_S:.0f} s")
+        with _opener.open(url, timeout=timeout_s) as response:
             # The socket's timeout counts from each byte; who trickles is held to the deadline here.
             while chunk := response.read1(16 * 1024):
                 document += chunk
@@ -214,7 +283,7 @@ def keys_fetch_url(url: str) -> Keys:
             raise FetchFailed(f"answered {error.code}") from error
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise FetchFailed(f"{type(error).__name__}: {error}") from error
-    return keys_parse(bytes(document))
+    return bytes(document)
 
 
 def keys_fetch_file(path: Path) -> Keys:
@@ -238,8 +307,13 @@ class SigningKey:
 
 def signing_keys_read(path: Path) -> list[SigningKey]:
     """The RSA keys of a PEM file in order: the first signs, all verify. OSError or ValueError if unusable."""
+    return signing_keys_parse(path.read_bytes())
+
+
+def signing_keys_parse(content: bytes) -> list[SigningKey]:
+    """The RSA keys of PEM text in order, whatever stands between them; ValueError if unusable."""
     end = b"-----END PRIVATE KEY-----"
-    blocks = [block + end for block in path.read_bytes().split(end)[:-1]]
+    blocks = [block + end for block in content.split(end)[:-1]]
     keys = [load_pem_private_key(block.strip(), password=None) for block in blocks]
     if not keys:
         raise ValueError("no PKCS #8 private key in PEM form")

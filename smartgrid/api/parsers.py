@@ -9,13 +9,27 @@ from typing import Any
 
 import msgspec
 from django.conf import settings
-from rest_framework.exceptions import ParseError
+from rest_framework import status
+from rest_framework.exceptions import APIException, ParseError
 from rest_framework.parsers import BaseParser
-
-from smartgrid.api.exceptions import PayloadTooLarge
 
 # An error shows a name by as much of it.
 NAME_SHOWN = 64
+
+
+class PayloadTooLarge(APIException):
+    status_code = status.HTTP_413_REQUEST_ENTITY_TOO_LARGE
+    default_detail = "The body is larger than this API reads."
+    default_code = "payload_too_large"
+
+
+class BodyUnread(APIException):
+    """It broke off, or as many bodies are on their way as the server has threads for."""
+
+    status_code = status.HTTP_503_SERVICE_UNAVAILABLE
+    default_detail = "The body could not be read. Nothing was done; it may be sent again."
+    default_code = "body_unread"
+    wait = 1
 
 
 class StrictJSONParser(BaseParser):
@@ -33,7 +47,10 @@ class StrictJSONParser(BaseParser):
         parser_context: Mapping[str, Any] | None = None,  # noqa: ARG002
     ) -> Any:
         limit = settings.DATA_UPLOAD_MAX_MEMORY_SIZE
-        body = stream.read(limit + 1)
+        try:
+            body = stream.read(limit + 1)
+        except OSError as error:
+            raise BodyUnread from error
         if len(body) > limit:
             raise PayloadTooLarge
         try:

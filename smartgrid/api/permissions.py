@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rest_framework.permissions import BasePermission
+from rest_framework.permissions import SAFE_METHODS, BasePermission, IsAuthenticated
 from rest_framework.request import Request
 from rest_framework.views import APIView
 
@@ -17,3 +17,16 @@ class IsRoot(BasePermission):
 
     def has_permission(self, request: Request, view: APIView) -> bool:  # noqa: ARG002 - DRF's signature
         return principal_of(request).is_root
+
+
+class IsRootToChange(IsRoot):
+    """Everybody may read; of the methods the view has, only root may use those which change something."""
+
+    def has_permission(self, request: Request, view: APIView) -> bool:
+        method = str(request.method)
+        is_change = method not in SAFE_METHODS and hasattr(view, method.lower())
+        return not is_change or super().has_permission(request, view)
+
+
+ROOT = (IsAuthenticated, IsRoot)
+ROOT_TO_CHANGE = (IsAuthenticated, IsRootToChange)

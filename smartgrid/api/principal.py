@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from uuid import UUID
 
 from rest_framework.exceptions import NotAuthenticated
@@ -14,12 +14,14 @@ class Principal:
     """A caller whose two credentials hold.
 
     `client_id` names the program, by its issuer's word. `token_id` is the site management token whose sites
-    it may see; None with a root token, which sees all.
+    it may see; None with a root token, which sees all. `opens_few`: when it was let in, the token was known
+    to open few sites; how its rows are looked for depends on it, and never which they are.
     """
 
     client_id: str
     token_id: UUID | None
     is_root: bool
+    opens_few: bool = field(default=False, compare=False)
 
 
 class ApiClient:

@@ -3,32 +3,61 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 from django.conf import settings
 from django.db import connection
 from django.db.migrations.recorder import MigrationRecorder
 from django.http import HttpRequest, HttpResponse
 from django.views import defaults
+from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from smartgrid.api.exceptions import django_error
+from smartgrid.api.schema import operation
 from smartgrid.errors import NotFound
 
 
+class PingOutput(serializers.Serializer[Any]):
+    ping = serializers.CharField()
+
+
+class VersionOutput(serializers.Serializer[Any]):
+    alembic_version = serializers.CharField(help_text="Changes with the database's tables.")
+    git_version = serializers.CharField()
+
+
 class PingApi(APIView):
+    @operation(
+        name="ping",
+        summary="Check API health",
+        description="Answers when both credentials hold.",
+        tag="Health and version",
+        answer=PingOutput,
+    )
     def get(self, _request: Request) -> Response:
         return Response({"ping": "pong!"})
 
 
 class VersionApi(APIView):
+    @operation(
+        name="version_get",
+        summary="Get API version",
+        description="Which version runs, and which tables the database has.",
+        tag="Health and version",
+        answer=VersionOutput,
+    )
     def get(self, _request: Request) -> Response:
         return Response({"alembic_version": schema_version(), "git_version": settings.SGM_GIT_VERSION})
 
 
 class UnknownPathApi(APIView):
     """Whatever the method: without credentials 401 like any path, with them 404."""
+
+    # No operation of anybody's.
+    schema = None
 
     def initial(self, request: Request, *args: object, **kwargs: object) -> None:
         super().initial(request, *args, **kwargs)

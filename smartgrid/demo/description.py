@@ -20,6 +20,7 @@ def description(
     """The content of `demo.json`; `protocols` says which protocol each profile speaks."""
     return {
         "api_url": f"{settings.base_url}/v1",
+        "events_url": f"{settings.events_url}/v1/events",
         "admin_url": f"{settings.base_url}/admin/",
         "admin_username": ADMIN_USERNAME,
         "admin_password": settings.secrets["admin_password"],

@@ -101,6 +101,18 @@ class DemoDevice:
         return said | ({"device": self.tag.lower()} if "device" in asked else {})
 
 
+@dataclass(frozen=True, kw_only=True)
+class DemoLoop:
+    """A closed loop of the demo, by the tags of its meter and members."""
+
+    id: str
+    tag: str
+    site: DemoSite
+    meter: str
+    members: tuple[str, ...]
+    setpoint_kw: float
+
+
 SITE_A = DemoSite(
     id="01751407-d87b-4d89-b47f-cca4dfb85a92",
     tag="solarpanel_site_a",
@@ -271,6 +283,23 @@ def _one_of_each(by_hand: tuple[DemoDevice, ...]) -> tuple[DemoDevice, ...]:
 
 
 DEVICES = tuple(device for device in (*BY_HAND, *_one_of_each(BY_HAND)) if device.site in SITES)
+
+# Over the plant that lives in the third node itself: nothing that guide and README print depends on it.
+LOOPS = tuple(
+    loop
+    for loop in (
+        DemoLoop(
+            id="6d2e0f1a-8c3b-4a5d-9e7f-1b2c3d4e5f60",
+            tag="DEMO_CONNECTION",
+            site=SITE_C,
+            meter="DEMO_METER_01",
+            members=("DEMO_WIND_TURBINE_01", "PROXY_DEVICE_01"),
+            # Reached in much wind with little load.
+            setpoint_kw=250,
+        ),
+    )
+    if loop.site in SITES
+)
 
 # The guide's ids of the types of its own devices, by profile.
 GUIDE_DEVICE_TYPES = {

@@ -105,9 +105,10 @@ class NodeWatch:
             await client.subscribe(ALL_HEARTBEATS)
             await client.subscribe(ALL_REPORTED)
             async for message in client.messages:
-                self._note(str(message.topic), message.payload, retained=bool(message.retain))
+                self.note(str(message.topic), message.payload, retained=bool(message.retain))
 
-    def _note(self, topic: str, payload: object, *, retained: bool) -> None:
+    def note(self, topic: str, payload: object, *, retained: bool) -> None:
+        """Take a message of the broker's; what is none of a node's, or none of this wire, is passed over."""
         of = owner(topic)
         if of is None or not isinstance(payload, bytes):
             return
@@ -136,9 +137,9 @@ class NodeWatch:
             return "runs no configuration yet"
         if config.status != "applied":
             return f"configuration {config.status}: {config.error}"
-        if reported.devices_refused:
-            refused = "; ".join(f"{tag}: {why}" for tag, why in reported.devices_refused.items())
-            return f"refused devices: {refused}"
+        for what, refused in (("devices", reported.devices_refused), ("loops", reported.loops_refused)):
+            if refused:
+                return f"refused {what}: " + "; ".join(f"{tag}: {why}" for tag, why in refused.items())
         return ""
 
 

@@ -70,7 +70,7 @@ class Demo:
                 f"port {port} is taken by another program. End that one, or choose another port:"
                 f" SGM_PORT={port + 1} make demo"
             )
-        names = ("mqtt", "redis", DEVICES_BROKER, SWITCHBOARD, *port_names())
+        names = ("mqtt", "redis", "events", DEVICES_BROKER, SWITCHBOARD, *port_names())
         # With some hundred ports of devices, one that happens to be the web's is a matter of weeks.
         ports = demo_ports(self.var, names=names, taken=frozenset({port}))
         secrets = demo_secrets(self.var, node_names=tuple(site.node_name for site in SITES))
@@ -141,9 +141,10 @@ class Demo:
     async def _bring_up(self) -> None:
         settings = self.settings
         await self._start_services()
-        await self.supervisor.run_once(
-            settings.seeding(time_limit_s=self.options.time_limit_s, fleet=self.options.fleet)
-        )
+        # A fresh database takes longer than all else, and one core of those there are.
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._start_devices(), name="devices")
+            tasks.create_task(self._seed(), name="seed")
         self.protocols = read_json(self.var / "seeded.json")["protocols"]
         nodes = NodeWatch(
             port=settings.ports["mqtt"],
@@ -152,7 +153,13 @@ class Demo:
         )
         async with asyncio.TaskGroup() as tasks:
             listening = tasks.create_task(nodes.listen(), name="listen to nodes")
-            for spec in (settings.web(), settings.worker(), settings.inbox(), settings.beat()):
+            for spec in (
+                settings.web(),
+                settings.events(),
+                settings.worker(),
+                settings.inbox(),
+                settings.beat(),
+            ):
                 self.supervisor.start(spec)
             for site in SITES:
                 self.supervisor.start(settings.edge_node(site))
@@ -164,13 +171,16 @@ class Demo:
         say(for_people(content, var=self.var, time_limit_s=self.options.time_limit_s))
         say(f"Ready after {time.monotonic() - self.began_s:.1f} s.")
 
+    async def _seed(self) -> None:
+        await self.supervisor.run_once(
+            self.settings.seeding(time_limit_s=self.options.time_limit_s, fleet=self.options.fleet)
+        )
+
     async def _start_services(self) -> None:
-        """Broker, Redis and the simulated devices; returns once all of them answer."""
+        """Brokers and Redis; returns once all of them answer."""
         settings, ports = self.settings, self.settings.ports
         for site in SITES:
             write_private(settings.password_file(site), settings.secrets[f"mqtt_{site.node_name}"])
-        fleet = simulated_fleet(ports, password=settings.secrets["mqtt_devices"])
-        write_private(self.var / "fleet.json", json.dumps(fleet, indent=2))
         (self.var / "database").mkdir(parents=True, exist_ok=True)
         redis = redis_command(
             directory=self.var / "redis",
@@ -194,8 +204,14 @@ class Demo:
             within_s=SERVICE_START_S,
             what="devices-broker",
         )
-        self.supervisor.start(settings.simulators(record_writes=self.options.record_writes))
         await self._until(lambda: redis_answers(settings.redis_url), within_s=SERVICE_START_S, what="redis")
+
+    async def _start_devices(self) -> None:
+        """The simulated devices; returns once each accepts connections."""
+        settings, ports = self.settings, self.settings.ports
+        fleet = simulated_fleet(ports, password=settings.secrets["mqtt_devices"])
+        write_private(self.var / "fleet.json", json.dumps(fleet, indent=2))
+        self.supervisor.start(settings.simulators(record_writes=self.options.record_writes))
         await self._until(
             lambda: _all_accept_connections([ports[name] for name in (SWITCHBOARD, *port_names())]),
             within_s=SERVICE_START_S,
@@ -216,6 +232,9 @@ class Demo:
         async def site_answers() -> bool:
             return await http_status(f"{settings.base_url}/readyz") == HTTP_OK
 
+        async def events_are_told() -> bool:
+            return await http_status(f"{settings.events_url}/readyz") == HTTP_OK
+
         async def nodes_run() -> bool:
             return not nodes.missing(NODE_IDS)
 
@@ -223,6 +242,7 @@ class Demo:
             return await nodes_are_known(settings.redis_url, node_ids=NODE_IDS)
 
         await self._until(site_answers, within_s=READY_S, what="web")
+        await self._until(events_are_told, within_s=READY_S, what="events")
         await self._ping_with_real_credentials()
         try:
             await until(nodes_run, within_s=READY_S, what="not all nodes run their configuration")

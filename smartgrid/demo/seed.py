@@ -19,10 +19,12 @@ from smartgrid.demo.fleet import (
     DEVICES,
     GUIDE_DEVICE_TYPES,
     IOTHUB,
+    LOOPS,
     SITE_A,
     SITES,
     TENANT,
     DemoDevice,
+    DemoLoop,
     DemoSite,
 )
 from smartgrid.demo.services import ADMIN_USERNAME
@@ -38,7 +40,7 @@ CLIENT_NAME = "demo"
 
 
 def demo_fleet_ensure(*, time_limit_s: int, ports: dict[str, int], devices_password: str) -> dict[str, str]:
-    """See that the demo's sites, nodes and devices exist; the protocol of each profile in use.
+    """See that the demo's sites, nodes, devices and loops exist; the protocol of each profile in use.
 
     Device types come from the profiles; those which the guide names have the guide's ids.
     """
@@ -51,6 +53,8 @@ def demo_fleet_ensure(*, time_limit_s: int, ports: dict[str, int], devices_passw
         for device in DEVICES:
             if device.site is site:
                 _device_ensure(device, node=node, address=device.address(ports, password=devices_password))
+    for loop in LOOPS:
+        _loop_ensure(loop)
     return dict(DeviceType.objects.values_list("profile", "protocol"))
 
 
@@ -127,6 +131,26 @@ def _device_ensure(device: DemoDevice, *, node: Node, address: dict[str, Any]) -
             )
 
 
+def _loop_ensure(loop: DemoLoop) -> None:
+    from devices_app.loops import loop_create  # noqa: PLC0415
+    from devices_app.models import ClosedLoop, Device  # noqa: PLC0415
+    from sites_app.models import Site  # noqa: PLC0415
+
+    if ClosedLoop.objects.filter(pk=loop.id).exists():
+        return
+    site = Site.objects.get(pk=loop.site.id)
+    here = Device.objects.filter(site=site)
+    loop_create(
+        id=uuid.UUID(loop.id),
+        site=site,
+        loop_tag=loop.tag,
+        meter=here.get(device_tag=loop.meter),
+        members=list(here.filter(device_tag__in=loop.members)),
+        setpoint_kw=loop.setpoint_kw,
+        by="demo",
+    )
+
+
 def demo_access_ensure(
     *, key: Path, client_id: str, client_secret: str, site_token: str, admin_password: str
 ) -> None:
@@ -135,7 +159,8 @@ def demo_access_ensure(
 
     from sites_app.models import ManagementToken, Site  # noqa: PLC0415
     from sites_app.services import token_issue  # noqa: PLC0415
-    from smartgrid.issuer import issuer_client_create, issuer_key_create  # noqa: PLC0415
+    from smartgrid.issuer import issuer_client_create  # noqa: PLC0415
+    from smartgrid.issuer_keys import issuer_key_create  # noqa: PLC0415
 
     issuer_key_create(key)
     issuer_client_create(name=CLIENT_NAME, client_id=client_id, client_secret=client_secret)

@@ -38,6 +38,12 @@ class DemoSettings:
         return f"http://127.0.0.1:{self.port}"
 
     @property
+    def events_url(self) -> str:
+        """Of the process that serves events; empty where central runs without one."""
+        port = self.ports.get("events")
+        return "" if port is None else f"http://127.0.0.1:{port}"
+
+    @property
     def issuer_url(self) -> str:
         return f"{self.base_url}/"
 
@@ -81,6 +87,8 @@ class DemoSettings:
             "SGM_MQTT_SPLIT_CONNECTIONS": "1" if self.split_connections else "0",
             # The broker that needs connections of their own is the one not to be trusted with these.
             "SGM_MQTT_SHARED_SUBSCRIPTIONS": "0" if self.split_connections else "1",
+            # No proxy stands in front of the demo: web passes the streams on.
+            "SGM_EVENTS_URL": self.events_url,
             "SGM_TENANT": TENANT,
             "SGM_ROOT_TOKENS": self.secrets["root_token"],
             "SGM_TOKEN_HASH_KEY": self.secrets["token_hash_key"],
@@ -89,6 +97,10 @@ class DemoSettings:
             "SGM_ISSUER_URL": self.issuer_url,
             "SGM_AUDIENCE": AUDIENCE,
             "SGM_GIT_VERSION": git_version(),
+            # So that programs which load it measure the system and not its throttles.
+            "SGM_THROTTLE_CLIENT": "120000/min",
+            "SGM_THROTTLE_TOKEN": "120000/min",
+            "SGM_THROTTLE_ISSUER": "12000/min",
         }
 
     # --- the processes --------------------------------------------------------------------------------------
@@ -97,6 +109,11 @@ class DemoSettings:
         argv = (
             *program("granian"),
             *("--interface", "wsgi", "--host", "127.0.0.1", "--port", str(self.port)),
+            # With its choice of protocols left open, it would wait for ever for a connection's first byte.
+            *("--http", "1"),
+            # A request's head has to be there within these milliseconds, and the next one of a connection
+            # that is kept open; heads are of 64 KiB at most.
+            *("--http1-header-read-timeout", "20000", "--http1-buffer-size", "65536"),
             *("--workers", "1", "--blocking-threads", str(WEB_THREADS)),
             # This many *connections* are served at once, idle ones among them: with no more than there are
             # threads, some clients that keep theirs open would shut out all others.
@@ -107,6 +124,13 @@ class DemoSettings:
         )
         # Granian serves from a child of its own, which only its own orderly end takes along.
         return self._central("web", argv, death_signal=signal.SIGTERM)
+
+    def events(self) -> ProcessSpec:
+        """Holds the streams of those who listen to /v1/events."""
+        return self._central(
+            "events",
+            (sys.executable, "manage.py", "run_events", "--port", str(self.ports["events"])),
+        )
 
     def worker(self) -> ProcessSpec:
         return self._central(

@@ -68,6 +68,8 @@ def lint_imports(directory: Path) -> subprocess.CompletedProcess[str]:
 def copy(tmp_path: Path) -> Path:
     for package in PACKAGES:
         shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    client = ROOT / "clients" / "python" / "sgm"
+    shutil.copytree(client, tmp_path / "sgm", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     return tmp_path
 
@@ -86,6 +88,8 @@ def test_contracts_hold():
         ("sites_app/services.py", "import devices_app.models", "Apps never look upwards"),
         ("sites_app/services.py", "import edge.drivers.base", "Central uses of the edge only"),
         ("edge/runtime/cycle.py", "import pymodbus", "pymodbus is known to one driver module"),
+        ("sgm/plans.py", "import edge.core.schedule", "The client knows the API"),
+        ("sgm/client.py", "import httpx", "httpx is known to one module of the client"),
     ],
 )
 def test_broken_contract_fails_the_lint(copy: Path, module: str, line: str, contract: str):

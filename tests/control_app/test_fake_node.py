@@ -8,7 +8,7 @@ import uuid
 import pytest
 
 from edge.wire import codec
-from edge.wire.messages import Code, CommandAnswer, PingCommand, SetpointCommand, Stage
+from edge.wire.messages import Code, CommandAnswer, PingCommand, ReleaseCommand, SetpointCommand, Stage
 from edge.wire.topics import NodeTopics
 from sites_app.node_link import node_link
 from tests.fake_node import WITHIN_S
@@ -52,6 +52,22 @@ def test_command_is_answered_accepted_then_done_with_its_id_on_its_nodes_branch(
         (command.id, Stage.DONE),
     ]
     assert last.devices["SMA_STP60_01"].value == 50
+
+
+def test_release_is_answered_with_what_each_device_went_to(node_a, ask):
+    command = ReleaseCommand(
+        id=uuid.uuid4().hex,
+        epoch=1,
+        sequence=1,
+        fresh=node_a.token(),
+        request_id=uuid.uuid4().hex,
+        category="inverter",
+        devices=("SMA_STP60_01",),
+    )
+    answer = ask(command)
+    (_, first), (_, last) = answer(), answer()
+    assert [heard.stage for heard in (first, last)] == [Stage.ACCEPTED, Stage.DONE]
+    assert last.devices["SMA_STP60_01"].value == 100
 
 
 def test_unknown_token_is_refused_as_stale_with_one_that_is_good(node_a, ask):

@@ -6,11 +6,24 @@ import uuid
 
 import pytest
 
-from devices_app.models import Device, DeviceType
+from devices_app.loop_view import loops_view
+from devices_app.loops import loop_update
+from devices_app.models import ClosedLoop, Device, DeviceType
 from devices_app.services import device_update
 from edge.profiles.loader import load_all
+from edge.runtime import config as node_config
+from edge.runtime.loop_plan import plan_loops
 from sites_app.models import Node, Site
-from smartgrid.demo.fleet import DEVICES, DEVICES_BROKER, SITE_A, SWITCHBOARD, port_names, simulated_fleet
+from smartgrid.demo.fleet import (
+    DEVICES,
+    DEVICES_BROKER,
+    LOOPS,
+    SITE_A,
+    SITE_B,
+    SWITCHBOARD,
+    port_names,
+    simulated_fleet,
+)
 from smartgrid.demo.seed import demo_fleet_ensure
 
 PORTS = {name: 20_000 + number for number, name in enumerate((DEVICES_BROKER, SWITCHBOARD, *port_names()))}
@@ -86,3 +99,23 @@ def test_same_start_again_sends_the_nodes_nothing_new():
     versions = dict(Node.objects.values_list("name", "manifest_version"))
     demo_fleet_ensure(time_limit_s=60, ports=PORTS, devices_password="secret")
     assert dict(Node.objects.values_list("name", "manifest_version")) == versions
+
+
+@pytest.mark.django_db
+def test_loop_is_made_once_and_stays_as_it_was_changed():
+    demo_fleet_ensure(time_limit_s=60, ports=PORTS, devices_password="secret")
+    loop = ClosedLoop.objects.get()
+    assert (loop.site.site_tag, loop.meter.device_tag) == ("one_of_each", "DEMO_METER_01")
+    (view,) = loops_view([loop])
+    assert [member.device_tag for member in view.members] == ["DEMO_WIND_TURBINE_01", "PROXY_DEVICE_01"]
+    assert view.left_out == {}
+    # And its node can use it.
+    found = node_config.plan(loop.node.documents.get(name="config").body)
+    assert plan_loops(found.loops, found.devices, unusable=found.refused).refused == {}
+    loop_update(loop=loop, by="test", setpoint_kw=90)
+    demo_fleet_ensure(time_limit_s=60, ports=PORTS, devices_password="secret")
+    assert ClosedLoop.objects.get().setpoint_kw == 90
+
+
+def test_loops_are_not_where_the_guide_looks():
+    assert {loop.site.tag for loop in LOOPS}.isdisjoint({SITE_A.tag, SITE_B.tag})

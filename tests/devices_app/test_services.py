@@ -151,7 +151,7 @@ def test_changed_device_reaches_the_nodes_configuration():
 
 def test_device_moves_by_a_service_of_its_own():
     with pytest.raises(Invalid):
-        device_update(device=device_make(), node=node_make())  # type: ignore[call-arg]
+        device_update(device=device_make(), node=node_make())
 
 
 def test_refused_change_leaves_device_and_configuration_as_they_were():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from datetime import UTC, date, datetime, timedelta
-from functools import partial
 
 import pytest
 from django.db import connection, connections, transaction
@@ -12,7 +11,6 @@ from django.db import connection, connections, transaction
 from devices_app import telemetry
 from devices_app.means import means_make, partitions_keep, quarters_close, telemetry_retain
 from devices_app.models import (
-    Device,
     TelemetryClosing,
     TelemetryLate,
     TelemetryMean,
@@ -21,12 +19,10 @@ from devices_app.models import (
     TelemetrySeries,
 )
 from devices_app.partitions import MEANS, READINGS, midnight, partitions, partitions_drop, partitions_make
-from devices_app.selectors import Resolution, history
-from devices_app.services import device_delete, device_update
+from devices_app.services import device_delete
 from devices_app.telemetry import ReceivedReadings, readings_record
 from edge.wire.messages import TelemetryPoint
-from sites_app.models import Node
-from tests.factories import device_make, node_make, story_make
+from tests.factories import device_make, story_make
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("no_redis")]
 
@@ -393,72 +389,6 @@ def test_partition_that_is_read_is_dropped_by_a_later_run():
     reader.join(timeout=10)
     assert partitions_drop(READINGS, before=midnight(date(2020, 3, 1))) == 1
     assert day not in partitions(READINGS)
-
-
-# --- what was -----------------------------------------------------------------------------------------------
-
-
-def values(found) -> dict[str, list[float]]:
-    return {row.name: [point.value for point in row.points] for row in found}
-
-
-def test_history_of_a_device_is_its_readings_in_order_within_the_bounds(story, django_assert_num_queries):
-    tell(story.node_a, (3, 30), (1, 10), (2, 20), (0, 0), received=3)
-    with django_assert_num_queries(2):
-        (found,) = history(of=story.device_a, key="P_kW", since=at(1), until=at(3), resolution=Resolution.RAW)
-    assert (found.name, found.unit, found.device_id) == (TAG, "kW", story.device_a.pk)
-    assert [(point.at, point.value, point.quality) for point in found.points] == [
-        (at(1), 10, "good"),
-        (at(2), 20, "good"),
-    ]
-
-
-def test_history_by_quarters_has_the_means(story, django_assert_num_queries):
-    tell(story.node_a, (0, 10), (5, 30), (20, 5), received=20)
-    means_make(now=at(40))
-    with django_assert_num_queries(2):
-        (found,) = history(
-            of=story.device_a, key="P_kW", since=at(0), until=at(15), resolution=Resolution.QUARTER
-        )
-    (point,) = found.points
-    assert (point.at, point.value, point.minimum, point.maximum, point.count) == (at(0), 20, 10, 30, 2)
-
-
-def test_history_of_a_site_names_all_that_was_measured_there(story, django_assert_num_queries):
-    other = device_make(node=node_make(site=story.site_a), device_tag="OTHER")
-    tell(story.node_a, (0, 10), received=0)
-    tell(other.node, (0, 20), received=0, tag="OTHER")
-    tell(story.node_b, (0, 30), received=0, tag="GENERIC_PV_01")
-    device_delete(device=story.device_a)
-    with django_assert_num_queries(2):
-        found = history(of=story.site_a, key="P_kW", since=at(0), until=at(1), resolution=Resolution.RAW)
-    assert values(found) == {"OTHER": [20], TAG: [10]}
-
-
-def test_history_goes_by_the_name_a_device_has_now(story):
-    tell(story.node_a, (0, 10), received=0)
-    device_update(device=story.device_a, device_tag="INV_RENAMED")
-    found = history(of=story.site_a, key="P_kW", since=at(0), until=at(1), resolution=Resolution.RAW)
-    assert values(found) == {"INV_RENAMED": [10]}
-
-
-def test_history_of_a_key_that_nobody_has_is_empty(story):
-    assert history(of=story.device_a, key="Q_kvar", since=at(0), until=at(1), resolution=Resolution.RAW) == []
-
-
-@pytest.mark.django_db(transaction=True)
-def test_node_that_moved_to_another_site_leaves_its_history_behind(story):
-    """In a process that knew it before: with its devices, as one row each, whatever service moves them."""
-    tell(story.node_a, (0, 10), received=0)
-    tell(story.node_a, (0, 55), received=0, tag="")
-    Node.objects.filter(pk=story.node_a.pk).update(site=story.site_b)
-    story.node_a.devices.update(site=story.site_b)
-    tell(story.node_a, (1, 20), received=1)
-    tell(story.node_a, (1, 60), received=1, tag="")
-    raw = partial(history, key="P_kW", since=at(0), until=at(5), resolution=Resolution.RAW)
-    assert values(raw(of=Device.objects.get(pk=story.device_a.pk))) == {TAG: [20]}
-    assert values(raw(of=Node.objects.get(pk=story.node_a.pk))) == {"node-01": [60]}
-    assert values(raw(of=story.site_a)) == {TAG: [10], "node-01": [55]}
 
 
 def test_closing_is_one_row(story):

@@ -808,7 +808,7 @@ async def test_a_broker_that_knew_mqtt_5_is_not_taken_for_one_that_does_not(tabl
     await hangs_up.start()
     session._port = hangs_up.port
 
-    with pytest.raises(DeviceUnreachable, match="ended the connection without an answer"):
+    with pytest.raises(DeviceUnreachable, match="hung up on us"):
         await session.connect()
 
     assert hangs_up.greetings == [5]

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from edge.profiles.errors import ProfileError
-from edge.profiles.loader import DATA, load_all, load_profile
+from edge.profiles.loader import DATA, load_all, load_bodies, load_body, load_profile
 from edge.profiles.model import Profile
 from edge.profiles.reading import profile_from_builtins, profile_to_builtins
 
@@ -345,3 +345,13 @@ def test_a_signed_setpoint_has_no_value_that_limits_nothing(part):
     with pytest.raises(ProfileError, match="means that nothing is limited") as caught:
         profile_from_builtins(body)
     assert caught.value.key == f"limit.{part}"
+
+
+def test_body_of_a_profile_is_the_caller_s_to_change():
+    load_bodies()["generic_modbus"]["points"].clear()
+    assert load_bodies()["generic_modbus"] == load_body(DATA / "inverter" / "generic_modbus.yaml")
+
+
+def test_profiles_by_name_are_the_caller_s_to_change():
+    load_all().clear()
+    assert load_all().keys() == load_bodies().keys()

@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 
 from edge.wire import codec
 from edge.wire.messages import (
+    Command,
     CommandAnswer,
     Document,
-    ExplainCommand,
     Heartbeat,
     LogAck,
     LogBatch,
@@ -21,10 +21,7 @@ from edge.wire.messages import (
     Manifest,
     ManifestEntry,
     Message,
-    PingCommand,
     Presence,
-    ProbeCommand,
-    ReleaseCommand,
     Reported,
     SetpointCommand,
     TelemetryBatch,
@@ -159,7 +156,7 @@ class Central:
     async def send(
         self,
         op: str,
-        command: SetpointCommand | ReleaseCommand | PingCommand | ExplainCommand | ProbeCommand,
+        command: Command,
         *,
         retain: bool = False,
         response_topic: str | None = None,

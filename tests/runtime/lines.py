@@ -36,8 +36,12 @@ RTU_PROFILE = msgspec.structs.replace(TCP_PROFILE, protocol=Protocol.MODBUS_RTU,
 
 @dataclass
 class Lines:
-    """Listens to all buses, and times every write from its request to the register."""
+    """Listens to all buses, and times every write from its request to the register.
 
+    `now`: by which clock, in seconds.
+    """
+
+    now: Callable[[], float] = time.monotonic
     clock: HostClock = field(default_factory=lambda: HostClock(trust_host=True))
     buses: dict[str, Bus] = field(default_factory=dict)
     simulated: dict[str, SimulatedDevice] = field(default_factory=dict)
@@ -77,14 +81,14 @@ class Lines:
     # --- for tests and the benchmark
 
     def write(self, tag: str, value: float) -> int:
-        self._asked[tag] = time.monotonic()
+        self._asked[tag] = self.now()
         return self.buses[tag].write(tag, value, verify=False)
 
     def watch(self, tag: str, device: SimulatedDevice) -> None:
         def written() -> None:
             asked = self._asked.pop(tag, None)
             if asked is not None:
-                self.took_s.setdefault(tag, []).append(time.monotonic() - asked)
+                self.took_s.setdefault(tag, []).append(self.now() - asked)
             self._news.set()
 
         self.simulated[tag] = device
@@ -92,19 +96,21 @@ class Lines:
 
     async def until(self, condition: Callable[[], object], *, within_s: float = 20.0) -> float:
         """Wait until something that was told makes this true; the seconds it took."""
-        began = time.monotonic()
+        began = self.now()
         async with asyncio.timeout(within_s):
             while not condition():
                 self._news.clear()
                 await self._news.wait()
-        return time.monotonic() - began
+        return self.now() - began
 
-    async def write_in_turn(self, tags: list[str], *, every_s: float, for_s: float) -> list[float]:
-        """Write to one after the other for a while; what each write took until the register had it."""
+    async def write_in_turn(
+        self, tags: list[str], *, every_s: float, for_s: float, at_least: int = 0
+    ) -> list[float]:
+        """Write to one after the other for a while, and so often; what each took until the register had it."""
         before = {tag: len(self.took_s.get(tag, [])) for tag in tags}
         ends = time.monotonic() + for_s
         number = 0
-        while time.monotonic() < ends:
+        while time.monotonic() < ends or number < at_least:
             self.write(tags[number % len(tags)], 20.0 + number % 60)
             number += 1
             await self.clock.sleep(every_s)
@@ -122,9 +128,11 @@ class Lines:
 
 
 @asynccontextmanager
-async def running() -> AsyncIterator[tuple[Lines, AsyncExitStack]]:
+async def running(
+    *, now: Callable[[], float] = time.monotonic
+) -> AsyncIterator[tuple[Lines, AsyncExitStack]]:
     async with AsyncExitStack() as stack:
-        lines = Lines()
+        lines = Lines(now=now)
 
         async def end() -> None:
             for task in lines.tasks:

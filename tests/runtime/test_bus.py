@@ -105,12 +105,14 @@ class ScriptedDevice:
     tag: str
     value: float | None = 100.0
     takes: bool = True
+    is_recognised: bool = True  # by something that is read
     commands_per_write: int = 1
     commands_per_poll: int = 1
     telemetry_units: dict[str, str] = field(default_factory=dict)
 
     async def identify(self) -> None:
-        await self.line.command("identify", self.tag)
+        if self.is_recognised:
+            await self.line.command("identify", self.tag)
 
     async def poll(self) -> PollResult:
         await self.line.command("poll", self.tag)
@@ -151,6 +153,13 @@ class Bench:
         for tag in tags:
             self.devices[tag] = ScriptedDevice(self.line, tag)
             self.bus.add(tag, self.devices[tag], poll_s=poll_s, tolerance=0.5, settable=True)
+        self._start()
+
+    def measured(self, tag: str) -> None:
+        """A device that is only measured, and has nothing to be recognised by."""
+        self.bus.attach(self.line)
+        self.devices[tag] = ScriptedDevice(self.line, tag, is_recognised=False)
+        self.bus.add(tag, self.devices[tag], poll_s=1.0, tolerance=0.5, settable=False)
         self._start()
 
     async def simulated(self, kind: Any, *, absent_unit: int | None = None) -> SimulatedDevice:
@@ -251,6 +260,46 @@ async def test_device_slower_than_its_period_keeps_no_other_from_being_polled(be
 
     assert bench.heard.polls.count(A) > 30
     assert abs(bench.heard.polls.count(A) - bench.heard.polls.count(B)) <= 1
+
+
+async def test_device_that_goes_first_is_polled_before_those_that_wait_longer(bench):
+    bench.scripted(A, B)
+    bench.bus.pace(B, poll_s=1.0, phase_s=bench.clock.boottime_s(), goes_first=True)
+    await bench.run(0.5)
+    bench.line.commands.clear()
+    await bench.run(3.0)
+    assert bench.line.commands == [("poll", B), ("poll", A)] * 3
+
+
+async def test_device_that_goes_first_and_is_too_slow_leaves_the_others_their_turns(bench):
+    bench.scripted(A, B, poll_s=0.1)
+    bench.bus.pace(B, poll_s=0.1, phase_s=bench.clock.boottime_s(), goes_first=True)
+    await bench.run(0.05)
+    bench.line.takes["poll"] = lambda: bench.clock.sleep(0.3)
+    await bench.run(30)
+    assert abs(bench.heard.polls.count(A) - bench.heard.polls.count(B)) <= 1
+
+
+async def test_device_polled_at_another_pace_is_not_found_anew(bench):
+    bench.scripted(A, poll_s=60.0)
+    await bench.run(0.5)
+    bench.bus.pace(A, poll_s=2.0, phase_s=bench.clock.boottime_s())
+    bench.line.commands.clear()
+    await bench.run(10.5)
+    assert bench.line.commands == [("poll", A)] * 5
+    bench.bus.pace(A, poll_s=5.0, phase_s=bench.clock.boottime_s())
+    bench.line.commands.clear()
+    await bench.run(10.5)
+    assert len(bench.line.commands) == 2 + 1  # the one that was due anyhow
+
+
+async def test_pause_of_the_line_is_longer_than_any_pace(slow_bench):
+    slow_bench.scripted(A)
+    slow_bench.bus.pace(A, poll_s=0.5, phase_s=slow_bench.clock.boottime_s())
+    await slow_bench.run(10.0)
+    slow_bench.line.commands.clear()
+    await slow_bench.run(40.0)
+    assert len(slow_bench.line.commands) == pytest.approx(10, abs=1)
 
 
 # --- a write that is replaced, withdrawn or doubted -----------------------------------------------------
@@ -591,6 +640,54 @@ async def test_silent_device_does_not_keep_those_on_its_line_from_being_controll
     assert outcome.code is Code.WRITE_FAILED
     assert bench.heard.losses == [B]
     assert bench.heard.polls.count(A) - polls >= 6
+
+
+@pytest.mark.parametrize("stays_open", [False, True])
+async def test_a_meter_with_nothing_to_be_recognised_by_is_back_once_it_is_read(bench, stays_open):
+    bench.line.stays_open = stays_open
+    bench.measured(A)
+    await bench.run(3)
+    bench.line.silent.add(A)
+    await bench.run(60)
+
+    assert bench.heard.losses == [A]
+    assert len(bench.heard.contacts) == 1
+
+    polls = len(bench.heard.polls)
+    bench.line.silent.clear()
+    assert await bench.run(5, lambda: len(bench.heard.polls) > polls) < 1.5
+    await bench.run(10)
+    assert len(bench.heard.polls) - polls >= 10
+    assert bench.heard.losses == [A]
+
+
+async def test_a_meter_with_nothing_to_be_recognised_by_is_asked_ever_more_seldom(bench):
+    bench.measured(A)
+    await bench.run(3)
+    bench.line.silent.add(A)
+    await bench.run(700)
+    bench.line.commands.clear()
+    await bench.run(3600)
+
+    assert len(bench.line.commands) <= 3600 / 300 + 10
+
+
+async def test_a_meter_that_was_silent_and_then_refuses_is_polled_at_its_own_pace(bench):
+    bench.measured(A)
+    await bench.run(3)
+    bench.line.silent.add(A)
+    await bench.run(10)
+    bench.line.errors["poll"] = DeviceRefused("no such register")
+    bench.line.silent.clear()
+    await bench.run(3)
+    bench.line.commands.clear()
+    await bench.run(20)
+
+    assert 18 <= len(bench.line.commands) <= 22
+    bench.line.errors.clear()
+    polls = len(bench.heard.polls)
+    await bench.run(3)
+    assert len(bench.heard.polls) - polls >= 2
 
 
 async def test_silence_on_a_line_that_stays_open_costs_the_others_nothing_they_had(bench):

@@ -14,10 +14,11 @@ import pytest
 
 from edge.core.schedule import Schedule
 from edge.runtime.clock import HostClock
-from edge.runtime.explain import OutOfReach, UnknownTag, explanation, main, parse_at
+from edge.runtime.explain import OutOfReach, UnknownTag, explanation, main
 from edge.runtime.reasons import FILE, Ring
 from edge.simulators.device import Fault
 from edge.wire.messages import Code, ExplainCommand, Explanation
+from edge.wire.moments import parse_at
 from tests.clock import A_MORNING
 from tests.runtime.plant import Plant, TurnedClock, running_plant
 from tests.runtime.site import PROJECT, Site, running_site, until

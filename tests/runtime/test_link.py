@@ -243,20 +243,79 @@ async def test_older_sequence_wrong_range_and_unknown_device_are_refused_in_the_
     assert rig.device.limit_in_force == 30
 
 
-async def test_release_ends_a_hold_at_once(rig):
-    await rig.central.expect_answer(await rig.central.setpoint(INVERTER_01=30), "done")
-    release = ReleaseCommand(
-        id="release",
+async def release(
+    rig: Rig, *tags: str, command_id: str = "release", sequence: int = 99, fresh: str | None = None
+) -> str:
+    command = ReleaseCommand(
+        id=command_id,
         epoch=1,
-        sequence=99,
-        fresh=await rig.central.token(),
+        sequence=sequence,
+        fresh=await rig.central.token() if fresh is None else fresh,
         request_id="r",
         category="inverter",
-        devices=(A,),
+        devices=tags or (A,),
+        reason="it is over",
     )
-    await rig.central.send("release", release)
+    await rig.central.send("release", command)
+    return command_id
+
+
+async def test_release_ends_a_hold_at_once(rig):
+    await rig.central.expect_answer(await rig.central.setpoint(INVERTER_01=30), "done")
+    await release(rig)
 
     assert (await rig.central.expect_answer("release", "done")).devices[A].readback == 100
+
+
+async def test_release_is_logged_as_a_result_with_its_reason_and_is_no_lapse(rig):
+    await rig.central.expect_answer(await rig.central.setpoint(INVERTER_01=30), "done")
+    await release(rig)
+
+    entry = await rig.central.expect_entry(lambda entry: entry.command_id == "release")
+    assert (entry.kind, entry.value, entry.reason, entry.sequence) == ("result", None, "it is over", 99)
+    assert entry.devices[A].value == 100
+    assert not [entry for entry in rig.central.entries if entry.kind == "watchdog"]
+
+
+async def test_release_of_what_nothing_holds_is_confirmed_and_writes_nothing(rig):
+    await rig.central.expect_answer(await rig.central.setpoint(INVERTER_01=30), "done")
+    await rig.central.expect_answer(await release(rig), "done")
+    writes = rig.device.writes[LIMIT]
+
+    again = await rig.central.expect_answer(await release(rig, command_id="again", sequence=100), "done")
+
+    assert again.devices[A].ok
+    assert rig.device.writes[LIMIT] == writes
+
+
+async def test_release_that_comes_twice_repeats_its_answer_and_ends_no_later_hold(rig):
+    await rig.central.expect_answer(await release(rig), "done")
+    await rig.central.expect_answer(await rig.central.setpoint(INVERTER_01=30, sequence=101), "done")
+    answers = len(rig.central.all(CommandAnswer))
+
+    await release(rig)
+
+    await rig.central.expect(
+        CommandAnswer, lambda _: [a.id for a in rig.central.all(CommandAnswer)[answers:]] == ["release"]
+    )
+    assert rig.device.limit_in_force == 30
+
+
+async def test_release_that_a_later_request_has_overtaken_ends_nothing(rig):
+    await rig.central.expect_answer(await rig.central.setpoint(INVERTER_01=30, sequence=101), "done")
+
+    late = await rig.central.expect_answer(await release(rig, A, "INVERTER_99"), "done")
+
+    assert late.devices[A].code == Code.SUPERSEDED
+    assert late.devices["INVERTER_99"].code == Code.UNKNOWN_DEVICE
+    assert rig.device.limit_in_force == 30
+
+
+async def test_release_with_a_token_of_nobody_is_stale(rig):
+    await rig.central.expect_answer(await rig.central.setpoint(INVERTER_01=30), "done")
+    refusal = await rig.central.expect_answer(await release(rig, fresh="made-up"), "refused")
+    assert refusal.code == Code.STALE
+    assert rig.device.limit_in_force == 30
 
 
 async def test_command_of_an_older_epoch_is_refused_before_anything_else_is_looked_at(rig):

@@ -22,7 +22,7 @@ from edge.profiles.model import Check, Profile
 from edge.profiles.points import Protocol
 
 T = TypeVar("T")
-_Told = tuple[dict[str, float | str | None], float, float | None]
+_Told = tuple["SimulatedDevice", dict[str, float | str | None], float, float | None]
 
 EPSILON_S = 1e-6
 NAMEPLATE_TOLERANCE = 0.1
@@ -142,6 +142,8 @@ class SimulatedDevice:
         self.port: Port | None = None
         # Called with each write as it leaves its sender: whether it is right is a question of that moment.
         self.on_sent: Callable[[SimulatedDevice, float, str], None] = lambda _device, _value, _who: None
+        # Called with the power that a controller has just learned of.
+        self.on_measured: Callable[[SimulatedDevice, float], None] = lambda _device, _kw: None
         self._last_command_s = -1e12
 
     @property
@@ -477,9 +479,11 @@ class SimulatedDriver:
         settable = limit is not None and limit.readback is not None
 
         def look(device: SimulatedDevice, _sent_s: float) -> _Told:
-            return device.tell(names), device.tell_power(), device.tell_setpoint() if settable else None
+            readback = device.tell_setpoint() if settable else None
+            return device, device.tell(names), device.tell_power(), readback
 
-        shown, power_kw, readback = await self._session.exchange(self._unit, look)
+        device, shown, power_kw, readback = await self._session.exchange(self._unit, look)
+        device.on_measured(device, power_kw)
         readings: dict[str, float | None] = {}
         for key, name in self._profile.telemetry.items():
             value = power_kw if key == "P_kW" and name in shown else shown.get(name)

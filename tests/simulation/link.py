@@ -362,6 +362,10 @@ class Central:
     def resync(self) -> None:
         self._publish("resync", ResyncCommand(id=f"resync-{self.now():.3f}", epoch=self.epoch))
 
+    def ask(self, op: str, command: Command) -> None:
+        """Send a command that changes nothing."""
+        self._publish(op, command)
+
     def _publish(self, op: str, command: Command, *, retain: bool = False) -> None:
         self.broker.deliver(
             self.topics.command(op),

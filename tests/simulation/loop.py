@@ -65,9 +65,15 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     program hands to a thread is done on the spot.
     """
 
-    def __init__(self, *, start_s: float = 0.0) -> None:
+    def __init__(
+        self,
+        *,
+        start_s: float = 0.0,
+        selector: Callable[[Callable[[float], None]], selectors.BaseSelector] = _Jump,
+    ) -> None:
+        """`selector`: what waits in place of the kernel; it is given what to call with the seconds waited."""
         self._moment_s = start_s
-        super().__init__(_Jump(self._pass))
+        super().__init__(selector(self._pass))
 
     def time(self) -> float:
         return self._moment_s

@@ -16,6 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from edge.core.commands import WriteClass
 from edge.core.schedule import slot_key
+from tests.simulation.connection import Connection, Inverter, Meter
 from tests.simulation.devices import Trouble
 from tests.simulation.link import FINE, STORM
 from tests.simulation.world import A_MORNING, World, profile
@@ -34,6 +35,23 @@ PLACES: dict[str, dict[str, Any]] = {
     SLOW_2: {"port": 3, "unit": 2, "category": "battery"},
 }
 SPARE_PORT = 4
+METER, METER_PORT = "METER_01", 9
+# Those that a loop may command: one that writes to memory that wears may not (rule 13).
+MEMBERS = (PLAIN, SLOW_1, SLOW_2)
+# Shares of these limits among one, two or three members lie on the steps of their registers.
+# Slow ones: a life at a second's period would take as long as three others.
+LOOPS: tuple[dict[str, Any], ...] = (
+    {"export_limit_kw": 54.0, "fallback_pct": 20.0, "time_step_s": 2.0},
+    {"export_limit_kw": 36.0, "setpoint_kw": 90.0, "time_step_s": 5.0, "stale_after_s": 12.0},
+    {
+        "setpoint_kw": 60.0,
+        "fallback_pct": 10.0,
+        "mode": "track",
+        "time_step_s": 5.0,
+        "max_rate_pct_per_s": 5.0,
+    },
+    {"export_limit_kw": 0.0, "fallback_pct": 60.0, "time_step_s": 10.0, "stale_after_s": 20.0},
+)
 
 values = st.sampled_from([0.0, 10.0, 30.0, 50.0, 80.0, 100.0])
 holds = st.sampled_from([1.0, 2.0, 5.0, 30.0, 60.0, 200.0])
@@ -43,6 +61,9 @@ some_tags = st.lists(tags, min_size=1, max_size=3, unique=True)
 moments = st.sampled_from([0.001, 0.003, 0.006, 0.3, 1.0, 1.1, 2.5, 10.0, 31.0, 61.0])
 # Around the end of a hold: before it, at it, within the second it may take, after it.
 beyonds = st.sampled_from([-0.3, 0.0, 0.004, 0.5, 1.02, 1.5])
+# What the site takes, and how long a meter is silent: in time, around the moment it grows stale, for long.
+loads = st.sampled_from([0.0, 10.0, 60.0, 150.0])
+silences = st.sampled_from([1.5, 9.9, 10.2, 12.0, 21.0, 30.0])
 blinks = st.sampled_from([0.0, 0.001, 0.003, 0.005, 0.007, 0.012, 0.3])
 
 
@@ -53,7 +74,10 @@ def memory() -> str | None:
 
 
 class Site(RuleBasedStateMachine):
-    """One node with four devices on three lines, and a fifth that one of them may be exchanged for."""
+    """One node with four devices on three lines, and a fifth that one of them may be exchanged for.
+
+    In one life of three, three of them and a meter make a closed loop.
+    """
 
     steps = 0  # of all runs of this process
 
@@ -62,6 +86,7 @@ class Site(RuleBasedStateMachine):
         self.directory = Path(tempfile.mkdtemp(prefix="simulation-", dir=memory()))
         self.world = World(self.directory, begin=A_MORNING + timedelta(minutes=13, seconds=30))
         self.was_removed: dict[str, dict[str, Any]] = {}
+        self.removed_loops: list[dict[str, Any]] = []
 
     def teardown(self) -> None:
         try:
@@ -103,15 +128,24 @@ class Site(RuleBasedStateMachine):
     @initialize(
         slots=st.lists(st.one_of(st.none(), values), min_size=3, max_size=3),
         seed=st.integers(0, 3),
+        number=st.integers(-2 * len(LOOPS), len(LOOPS) - 1),
     )
-    def begin(self, slots: list[float | None], seed: int) -> None:
+    def begin(self, slots: list[float | None], seed: int, number: int) -> None:
+        loop = LOOPS[number] if number >= 0 else None
         world = self.world
         world.rng.seed(seed)
+        if loop is not None:
+            world.connection = Connection(world.loop.time)
+            world.add_meter(METER, port=METER_PORT)
+            plain = {"id": "loop-1", "tag": "GRID", "meter": METER, "members": list(MEMBERS)}
+            world.loops = [{**plain, **loop}]
         for tag in TAGS:
             world.add(tag, KINDS[tag], **PLACES[tag])
         # Nothing but read-backs and changes is ever written there: what went wrong once stays.
         world.raw[SLOW_2]["lifetime"] = "singular"
         world.build(QUICK, port=SPARE_PORT)
+        if loop is not None:
+            self.put_panels_on(PLACES[PLAIN]["port"])
         world.configure()
         self.put_schedule("inverter", slots)
         world.start()
@@ -219,6 +253,111 @@ class Site(RuleBasedStateMachine):
         self.world.release(*tags)
         self.world.run(later)
 
+    # --- closed loops -------------------------------------------------------------------------------
+
+    @property
+    def has_loop(self) -> bool:
+        return self.world.connection is not None
+
+    @property
+    def meter(self) -> Meter:
+        meter = self.world.devices["plant", METER_PORT, 1]
+        assert isinstance(meter, Meter)
+        return meter
+
+    def put_panels_on(self, port: int) -> None:
+        """Of the two inverters that may be the plain one, one has sun; the one whose memory wears is elsewhere."""
+        assert self.world.connection is not None
+        for inverter in self.world.connection.inverters:
+            assert inverter.port is not None
+            if inverter.port.port in (PLACES[PLAIN]["port"], SPARE_PORT):
+                inverter.sun = float(inverter.port.port == port)
+            elif inverter.port.port == PLACES[WEARING]["port"]:
+                inverter.sun = 0.0
+
+    @precondition(lambda self: self.has_loop)
+    @rule(seconds=silences, how=st.sampled_from(["silent", "refuse", "mute", "no number", "absurd"]))
+    def meter_says_nothing_for(self, seconds: float, how: str) -> None:
+        if how == "no number":
+            self.meter.is_broken = True
+        elif how == "absurd":
+            self.meter.says = 1e30
+        else:
+            self.meter.fall_ill(Trouble(how))
+        self.world.run(seconds)
+        self.world.check()
+        self.heal_meter()
+        self.world.run(0.1)
+
+    @precondition(lambda self: self.has_loop)
+    @rule()
+    def meter_falls_silent(self) -> None:
+        self.meter.is_broken = True
+
+    def heal_meter(self) -> None:
+        self.meter.fall_ill(Trouble.NONE)
+        self.meter.is_broken, self.meter.says = False, None
+
+    @precondition(lambda self: self.has_loop)
+    @rule(kw=loads, wander_kw=st.sampled_from([0.0, 0.0, 2.0]), seconds=moments)
+    def load_changes(self, kw: float, wander_kw: float, seconds: float) -> None:
+        assert self.world.connection is not None
+        self.world.connection.set_load(kw, wander_kw=wander_kw)
+        self.world.run(seconds)
+
+    @precondition(lambda self: self.has_loop)
+    @rule(tag=st.sampled_from(MEMBERS), sun=st.sampled_from([0.05, 0.3, 1.0]))
+    def cloud_comes_or_goes(self, tag: str, sun: float) -> None:
+        device = self.world.device_of(tag)
+        if device is not None:
+            assert isinstance(device, Inverter)
+            device.sun = sun
+
+    @precondition(lambda self: self.has_loop)
+    @rule(value=values, hold_s=st.sampled_from([4.0, 20.0]), beyond=beyonds)
+    def request_to_all_members(self, value: float, hold_s: float, beyond: float) -> None:
+        self.world.setpoint(hold_s=hold_s, **dict.fromkeys(MEMBERS, value))
+        self.world.run(hold_s + beyond)
+
+    @precondition(lambda self: self.has_loop)
+    @rule()
+    def site_is_left_alone(self) -> None:
+        self.heal()
+        self.world.run(20.0)
+        self.world.check()
+        self.world.run(40.0)
+
+    @precondition(lambda self: self.world.loops)
+    @rule(changes=st.sampled_from([
+        {"export_limit_kw": 36.0},
+        {"export_limit_kw": None},
+        {"export_limit_kw": 54.0, "fallback_pct": None},
+        {"fallback_pct": 80.0},
+        {"setpoint_kw": 20.0},
+        {"setpoint_kw": None, "mode": "track"},
+        {"max_rate_pct_per_s": 5.0},
+        {"time_step_s": 1.0, "stale_after_s": 3.0},
+        {"time_step_s": 5.0, "stale_after_s": 10.0},
+        {"time_step_s": 5.0, "stale_after_s": 5.0},  # refused: each reading would be stale by the next
+        {"members": [PLAIN, SLOW_2]},
+        {"members": list(MEMBERS)},
+    ]))  # fmt: skip
+    def loop_is_edited(self, changes: Mapping[str, Any]) -> None:
+        self.world.loops[0].update(changes)
+        self.world.configure()
+        self.world.run(0.1)
+
+    @precondition(lambda self: self.has_loop)
+    @rule(what=st.sampled_from(["loop", "meter"]))
+    def loop_or_its_meter_is_removed_or_returns(self, what: str) -> None:
+        if what == "meter":
+            self.remove_or_return(METER)
+        elif self.world.loops:
+            self.removed_loops, self.world.loops = self.world.loops, []
+        else:
+            self.world.loops, self.removed_loops = self.removed_loops, []
+        self.world.configure()
+
     # --- time ---------------------------------------------------------------------------------------
 
     @rule(seconds=moments)
@@ -242,6 +381,14 @@ class Site(RuleBasedStateMachine):
             world.raw[tag] = self.was_removed.pop(tag)
         for raw in world.raw.values():
             raw["excluded"] = False
+        if self.has_loop:
+            self.heal_meter()
+            world.loops = world.loops or self.removed_loops
+            self.removed_loops = []
+            # A period at which it can be used, and not so short that the rest of its life takes for ever.
+            loop = world.loops[0]
+            loop["time_step_s"] = max(loop["time_step_s"], 2.0)
+            loop["stale_after_s"] = max(loop.get("stale_after_s", 0.0), 2 * loop["time_step_s"] + 1.0)
         world.configure()
 
     @rule()
@@ -314,17 +461,22 @@ class Site(RuleBasedStateMachine):
 
     @rule(tag=tags)
     def device_is_removed_or_returns(self, tag: str) -> None:
+        self.remove_or_return(tag)
+        self.world.configure()
+
+    def remove_or_return(self, tag: str) -> None:
         if tag in self.world.raw:
             self.was_removed[tag] = self.world.raw.pop(tag)
         else:
             self.world.raw[tag] = self.was_removed.pop(tag)
-        self.world.configure()
 
     @rule()
     def device_moves_to_another_endpoint(self) -> None:
         raw = self.world.raw.get(PLAIN)
         if raw is not None:
             raw["port"] = SPARE_PORT if raw["port"] != SPARE_PORT else PLACES[PLAIN]["port"]
+            if self.has_loop:
+                self.put_panels_on(raw["port"])
             self.world.configure()
 
     # --- the link -----------------------------------------------------------------------------------

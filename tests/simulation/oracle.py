@@ -7,7 +7,8 @@ can be: no turns, no timers, no queue. `allowed` tells which values a write may 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from typing import Any
@@ -34,11 +35,37 @@ LAG_S = 0.01
 # Nobody tells a node that its wall clock was set: it sees so at its next turn.
 TURN_S = 1.05
 WITHIN_S = 1.0
+# A reading of the meter that comes so near to the moment at which the last one grows stale may be in time or late.
+NEARLY_S = 0.05
+# Readings that bring a closed loop back (rule 16).
+FRESH_TO_RETURN = 3
+GREATEST_KW = 1e8
+# A simulated register's.
+STEP_PCT = 0.2
+EPSILON = 1e-6
 # A wall clock that is further from where it was confirmed has been stepped (rule 17).
 STEP_S = 5.0
 
 Order = tuple[int, int]
 Place = tuple[str, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """What a device may be held at: from `least` to `most`; one value where both are the same."""
+
+    least: float
+    most: float
+
+    @property
+    def is_one(self) -> bool:
+        return self.least == self.most
+
+    def has(self, value: float, *, tolerance: float = EPSILON) -> bool:
+        return self.least - tolerance <= value <= self.most + tolerance
+
+    def __str__(self) -> str:
+        return f"{self.most:g}" if self.is_one else f"{self.least:g} to {self.most:g}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +81,77 @@ class Spec:
     excluded: bool
     bounds: tuple[tuple[float, float], ...]
     time_limit_s: float
+    nominal_kw: float
+
+
+@dataclass(frozen=True, slots=True)
+class LoopSpec:
+    """A closed loop as the applied configuration has it, over the members that it can command."""
+
+    key: tuple[str, str, str]
+    meter: Place
+    members: tuple[str, ...]
+    nominal_kw: float
+    setpoint_kw: float | None
+    export_limit_kw: float | None
+    fallback_pct: float | None
+    time_step_s: float
+    stale_after_s: float
+    rate_pct_per_s: float
+
+    @property
+    def static_pct(self) -> float:
+        """What a connection limit leaves each member where nobody looks at the meter (rule 16)."""
+        return math.inf if self.export_limit_kw is None else 100 * self.export_limit_kw / self.nominal_kw
+
+    @property
+    def setpoint_pct(self) -> float | None:
+        """What a setpoint is for each member where nobody looks at the meter, and nothing else was said."""
+        if self.setpoint_kw is None:
+            return None
+        return min(max(100 * self.setpoint_kw / self.nominal_kw, -100.0), 100.0)
+
+    @property
+    def rise_s(self) -> float:
+        """How long a member takes to its fallback from below: upwards it moves as a loop moves it."""
+        return 2 * self.time_step_s + 100 / self.rate_pct_per_s
+
+
+@dataclass(slots=True)
+class Loop:
+    """A closed loop as it runs: the readings of its meter that reached it.
+
+    `fallen_s`: since when it has fallen back though there are readings again, fewer than it waits for.
+    `doubtful`: so many readings more until it is certain that it has not fallen back.
+    """
+
+    spec: LoopSpec
+    heard_s: float
+    readings: int = 0
+    fallen_s: float | None = None
+    doubtful: int = 0
+
+    def fell_back_s(self, at_s: float) -> float | None:
+        """When it fell back to where it is at this moment; None while it runs."""
+        stale_s = self.heard_s + self.spec.stale_after_s
+        if self.fallen_s is not None:
+            return self.fallen_s
+        return stale_s if at_s >= stale_s else None
+
+    def take(self, at_s: float) -> bool:
+        """Take a reading; tell whether it changes how the loop stands."""
+        before = (self.fell_back_s(at_s), self.doubtful, self.readings)
+        late_s = at_s - self.heard_s - self.spec.stale_after_s
+        if self.fallen_s is None and abs(late_s) < NEARLY_S:
+            self.doubtful = FRESH_TO_RETURN
+        elif late_s >= 0:
+            self.fallen_s, self.doubtful, self.readings = self.fell_back_s(at_s), 0, 0
+        self.heard_s = at_s
+        self.readings = min(self.readings + 1, FRESH_TO_RETURN)
+        self.doubtful = max(self.doubtful - 1, 0)
+        if self.readings == FRESH_TO_RETURN:
+            self.fallen_s = None
+        return before != (self.fell_back_s(at_s), self.doubtful, self.readings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +168,7 @@ class Leaving:
 
     tag: str
     since_s: float
-    before: float | None
+    before: Span | None
     defaults: set[float]
     is_done: bool = False
 
@@ -102,32 +200,90 @@ class Oracle:
     _confirmed_shift_s: float | None = 0.0
     _untrusted_since_s: float | None = None
     _frozen: dict[str, float] = field(default_factory=dict)
-    _displaced: dict[str, list[tuple[float, float | None]]] = field(default_factory=dict)
+    _displaced: dict[str, list[tuple[float, Span | None]]] = field(default_factory=dict)
     _changed_s: dict[str, float] = field(default_factory=dict)
+    # The closed loop of this node; no loop runs where the guard stands in.
+    loop: Loop | None = None
+    is_guarded: bool = False
+    # What the limits of loops that are refused leave each device, in percent.
+    held_pct: dict[str, float] = field(default_factory=dict)
+    # When something came that is no mere reading.
+    stirred_s: float = 0.0
 
     # --- the rules ----------------------------------------------------------------------------------
 
-    def resolved(self, tag: str, at_s: float | None = None) -> float | None:
-        """The value of this device by the rules; None: nobody may write it."""
+    def resolved(self, tag: str, at_s: float | None = None) -> Span | None:
+        """What this device may be held at by the rules; None: nobody may write it."""
         at_s = self.now() if at_s is None else at_s
         spec = self.specs.get(tag)
         if spec is None or spec.excluded:
             return None
-        return _within(self._wish(spec, at_s), spec)
+        if self.loop is not None and tag in self.loop.spec.members:
+            return self._looped(spec, self.loop, at_s)
+        return _one(_within(self._wish(spec, at_s), spec, self.held_pct.get(tag, math.inf)))
+
+    def _looped(self, spec: Spec, loop: Loop, at_s: float) -> Span:
+        """Of a loop's member (rules 1, 7, 16): what the loop finds out at its meter is the loop's to know."""
+        held, limit_pct = self._held(spec.tag, at_s), loop.spec.static_pct
+        fallen_s = -math.inf if self.is_guarded else loop.fell_back_s(at_s)
+        if fallen_s is None or (loop.doubtful and not self.is_guarded):
+            if held is None:
+                return Span(spec.minimum, _within(spec.maximum, spec))
+            most = _within(held.value, spec)
+            return _one(most) if math.isinf(limit_pct) else Span(spec.minimum, most)
+        if held is not None:
+            return _one(_within(held.value, spec, limit_pct))
+        fallback_pct = self._fallback_pct(loop, at_s)
+        if loop.spec.fallback_pct is None and self._untrusted_since_s is not None:
+            # What was in force when the clock was lost may have been the loop's, or its setpoint's slot.
+            return Span(spec.minimum, _within(spec.maximum, spec, limit_pct))
+        if fallback_pct is None:
+            return _one(_within(self._wish(spec, at_s), spec, limit_pct))
+        most = _within(fallback_pct, spec, limit_pct)
+        if not self.is_guarded and at_s < self._rises_until_s(spec.tag, loop, at_s):
+            return Span(spec.minimum, most)
+        if loop.spec.fallback_pct is None and most == fallback_pct:
+            # A share of a setpoint need not lie on a register's steps.
+            return Span(max(spec.minimum, most - STEP_PCT), most)
+        return _one(most)
+
+    def _rises_until_s(self, tag: str, loop: Loop, at_s: float) -> float:
+        moments = [loop.fell_back_s(at_s) or 0.0, self._changed_s.get(tag, 0.0)]
+        if loop.spec.fallback_pct is None:
+            moments.append(at_s - self._into_slot_s(at_s))
+        held = self.holds.get(tag)
+        if held is not None and held.ends_s <= at_s:
+            moments.append(held.ends_s)
+        return max(moments) + loop.spec.rise_s
+
+    def _fallback_pct(self, loop: Loop, at_s: float) -> float | None:
+        """What members get while the meter is silent; None where it is their schedule or default."""
+        if loop.spec.fallback_pct is not None:
+            return loop.spec.fallback_pct
+        slots = [self._slot(self.specs[tag], at_s) for tag in loop.spec.members if tag in self.specs]
+        return loop.spec.setpoint_pct if all(slot is None for slot in slots) else None
+
+    def _held(self, tag: str, at_s: float) -> Held | None:
+        held = self.holds.get(tag)
+        return held if held is not None and at_s <= held.ends_s else None
 
     def source(self, tag: str, at_s: float | None = None) -> str:
         spec = self.specs[tag]
         at_s = self.now() if at_s is None else at_s
-        held = self.holds.get(tag)
-        if held is not None and at_s <= held.ends_s:
+        if self._held(tag, at_s) is not None:
             return "direct"
+        loop = self.loop
+        if loop is not None and tag in loop.spec.members:
+            has_fallen = self.is_guarded or loop.fell_back_s(at_s) is not None
+            if not has_fallen or self._fallback_pct(loop, at_s) is not None:
+                return "closed_loop"
         if self._untrusted_since_s is None and self._slot(spec, at_s) is not None:
             return "schedule"
         return "default"
 
     def _wish(self, spec: Spec, at_s: float) -> float:
-        held = self.holds.get(spec.tag)
-        if held is not None and at_s <= held.ends_s:
+        held = self._held(spec.tag, at_s)
+        if held is not None:
             return held.value
         if self._untrusted_since_s is not None:
             if at_s <= self._untrusted_since_s + GRACE_S and spec.tag in self._frozen:
@@ -141,8 +297,8 @@ class Oracle:
         day = self.days.get(spec.category, {}).get(utc.date(), {})
         return day.get(f"{utc.hour:02d}:{utc.minute // 15 * 15:02d}")
 
-    def allowed(self, tag: str, *, lag_s: float = 0.0) -> set[float | None]:
-        """The values a write of this device may carry now; None among them: it may not be written.
+    def allowed(self, tag: str, *, lag_s: float = 0.0) -> set[Span | None]:
+        """What a write of this device may carry now; None among it: it may not be written.
 
         `lag_s`: how long before its arrival a write may have been decided.
         """
@@ -155,23 +311,93 @@ class Oracle:
     def unchanged_for_s(self, tag: str) -> float:
         """Seconds since what this device is to be held at last became something else."""
         now = self.now()
-        changed = self._changed_s.get(tag, now)
+        moments = [self._changed_s.get(tag, now)]
         held = self.holds.get(tag)
-        if held is not None and held.ends_s <= now:
-            changed = max(changed, held.ends_s)
+        if held is not None:
+            moments.append(held.ends_s)
+        if self.loop is not None and tag in self.loop.spec.members and not self.is_guarded:
+            moments.append(self.loop.fell_back_s(now) or 0.0)
+            moments.append(self._rises_until_s(tag, self.loop, now))
+        changed = max(moment for moment in moments if moment <= now)
         if self._untrusted_since_s is not None:
             return now - max(changed, min(now, self._untrusted_since_s + GRACE_S))
-        utc = self.utc(now)
-        into_slot = timedelta(minutes=utc.minute % 15, seconds=utc.second, microseconds=utc.microsecond)
-        return min(now - changed, into_slot.total_seconds())
+        return min(now - changed, self._into_slot_s(now))
 
     def is_sure(self, tag: str) -> bool:
-        """Whether the rules alone tell what this device is held at."""
+        """Whether the rules alone tell what this device may be held at."""
         return self.now() > self._unsure_until_s.get(tag, 0.0)
 
-    def allowed_at(self, place: Place, *, lag_s: float = 0.0) -> set[float | None] | None:
-        """The values a write to this control point may carry now; None where nobody can tell."""
-        allowed: set[float | None] = set()
+    def quiet_for_s(self) -> float:
+        """Seconds since anything came to the node but readings, ended, or began by itself."""
+        now = self.now()
+        moments = [
+            self.stirred_s,
+            *(held.ends_s for held in self.holds.values()),
+            *self._unsure_until_s.values(),
+        ]
+        if self._untrusted_since_s is not None:
+            moments.append(min(now, self._untrusted_since_s + GRACE_S))
+        return min(now - max(moment for moment in moments if moment <= now), self._into_slot_s(now))
+
+    def _into_slot_s(self, at_s: float) -> float:
+        utc = self.utc(at_s)
+        return timedelta(
+            minutes=utc.minute % 15, seconds=utc.second, microseconds=utc.microsecond
+        ).total_seconds()
+
+    def is_loop_running(self) -> bool:
+        """Whether a loop certainly has had enough readings to go by, and the last one is not too old."""
+        loop, now = self.loop, self.now()
+        return (
+            loop is not None
+            and not self.is_guarded
+            and loop.readings > 0
+            and not loop.doubtful
+            and loop.fell_back_s(now) is None
+        )
+
+    def most_from(self, tag: str, value: float, *, is_alone: bool) -> float:
+        """The most that may be written now where this value stands, by what a loop does not do.
+
+        Before its first reading nobody goes beyond where he is, unless a silent meter would allow it. And what
+        a loop wishes for rises by its rate, whoever commanded before; that shows in the writes of a device that
+        is alone on its line, where each leaves before the next wish.
+        """
+        loop, now = self.loop, self.now()
+        if loop is None or self.is_guarded or tag not in loop.spec.members:
+            return math.inf
+        if loop.readings == 0 and loop.fell_back_s(now) is None:
+            return math.inf if math.isinf(loop.spec.static_pct) else max(value, loop.spec.static_pct)
+        if not is_alone or now - self.stirred_s < TURN_S:
+            return math.inf
+        if self.source(tag, now) != "closed_loop" or self.source(tag, now - LAG_S) != "closed_loop":
+            return math.inf
+        return value + loop.spec.rate_pct_per_s * max(loop.spec.time_step_s, 1.0)
+
+    def range_of(self, spec: Spec) -> tuple[float, float]:
+        """Between what a loop may move a member: a connection's limit comes before whoever asks for more."""
+        limited = self.loop is not None and self.loop.spec.export_limit_kw is not None
+        least = spec.minimum if limited else _within(spec.minimum, spec)
+        return least, _within(spec.maximum, spec)
+
+    def aim_kw(self) -> float:
+        """The export that the loop is to hold: the schedule's, else its own, else its members' default."""
+        assert self.loop is not None
+        now, spec = self.now(), self.loop.spec
+        members = [self.specs[tag] for tag in spec.members]
+        slots = [None if self._untrusted_since_s is not None else self._slot(one, now) for one in members]
+        if spec.setpoint_kw is not None and all(slot is None for slot in slots):
+            aim = spec.setpoint_kw
+        else:
+            aim = sum(
+                one.nominal_kw / 100 * (one.default if slot is None else slot)
+                for one, slot in zip(members, slots, strict=True)
+            )
+        return aim if spec.export_limit_kw is None else min(aim, spec.export_limit_kw)
+
+    def allowed_at(self, place: Place, *, lag_s: float = 0.0) -> set[Span | None] | None:
+        """What a write to this control point may carry now; None where nobody can tell."""
+        allowed: set[Span | None] = set()
         for tag, spec in self.specs.items():
             if spec.place == place:
                 if not self.is_sure(tag):
@@ -179,12 +405,12 @@ class Oracle:
                 allowed |= self.allowed(tag, lag_s=lag_s)
         leaving = self.leaving.get(place)
         if leaving is not None and not leaving.is_done:
-            allowed |= leaving.defaults
+            allowed |= {_one(default) for default in leaving.defaults}
             if self.now() <= leaving.since_s + lag_s + LAG_S:
                 allowed.add(leaving.before)
         return allowed
 
-    def _notice(self, before: dict[str, float | None], *, valid_s: float = 0.0) -> None:
+    def _notice(self, before: dict[str, Span | None], *, valid_s: float = 0.0) -> None:
         """Something happened: what was right until now may still be on its way for so long."""
         now = self.now()
         for tag in before.keys() | self.specs.keys():
@@ -196,7 +422,7 @@ class Oracle:
                     older.append((now + valid_s, was))
             self._displaced[tag] = older
 
-    def _all(self) -> dict[str, float | None]:
+    def _all(self) -> dict[str, Span | None]:
         now = self.now()
         for tag, held in self.holds.items():
             # What has lapsed just now, and may be forgotten by what comes.
@@ -206,6 +432,25 @@ class Oracle:
         return {tag: self.resolved(tag) for tag in self.specs}
 
     # --- processes and clocks -----------------------------------------------------------------------
+
+    def process_began(self, *, is_guard: bool) -> None:
+        """A node begins its loops without any reading; a guard has none."""
+        before = self._all()
+        self.is_guarded = is_guard
+        if self.loop is not None:
+            self.loop = Loop(self.loop.spec, self.now())
+        self._notice(before)
+        self.stirred_s = self.now()
+
+    def measured(self, place: Place, kw: float) -> None:
+        """The node has a reading of the power that this device measures."""
+        loop, now = self.loop, self.now()
+        if loop is None or self.is_guarded or place != loop.spec.meter or not abs(kw) < GREATEST_KW:
+            return
+        before = self._all() if loop.readings < FRESH_TO_RETURN or loop.fell_back_s(now) is not None else {}
+        if loop.take(now):
+            self._notice(before or self._all())
+            self.stirred_s = now
 
     def process_ended(self) -> None:
         """What a process had in memory is gone: tokens, documents that waited for their manifest."""
@@ -241,9 +486,9 @@ class Oracle:
             self.shift_s = wall_shift_s if confirmed is None else confirmed
             if self._untrusted_since_s is None:
                 scheduled = {tag for tag, source in sources.items() if source == "schedule"}
-                self._frozen = {tag: value for tag, value in before.items() if value and tag in scheduled}
-                self._frozen |= {tag: 0.0 for tag in scheduled if before[tag] == 0}
+                self._frozen = {tag: span.most for tag, span in before.items() if span and tag in scheduled}
                 self._untrusted_since_s = self.now()
+        self.stirred_s = self.now()
         self._notice(before, valid_s=TURN_S)
 
     # --- messages -----------------------------------------------------------------------------------
@@ -266,6 +511,7 @@ class Oracle:
         """The node takes this message from its session."""
         leaf = self.topics.leaf(message.topic) or ""
         before = self._all()
+        self.stirred_s = self.now()
         if leaf in ("cmd/setpoint", "cmd/release"):
             self._command(message)
         elif leaf == "desired/manifest":
@@ -392,12 +638,61 @@ class Oracle:
             if tag not in self.specs:
                 self._join(new)
         self.specs = specs
+        self._take_loops(body.get("loops", ()), {raw["tag"] for raw in body["devices"]})
         for tag, held in list(self.holds.items()):
             changed = specs[tag]
             if not changed.excluded:
                 ends_s = min(held.ends_s, held.received_s + changed.time_limit_s)
                 self.holds[tag] = Held(held.value, held.received_s, ends_s, held.request)
         return True
+
+    def _take_loops(self, loops: Iterable[dict[str, Any]], tags: set[str]) -> None:
+        """One that is there already goes on with the readings it had, and from where it stands."""
+        wanted = [(raw, self._loop_spec(raw, tags)) for raw in loops]
+        self.held_pct = {tag: pct for raw, spec in wanted if spec is None for tag, pct in self._left_of(raw)}
+        found = [spec for _, spec in wanted if spec is not None]
+        if not found:
+            self.loop = None
+            return
+        (spec,) = found
+        now, loop = self.now(), self.loop
+        for tag in spec.members:
+            # What the clock's loss had left in force is no longer: the loop has taken over.
+            self._frozen.pop(tag, None)
+        if loop is None or loop.spec.key != spec.key:
+            self.loop = Loop(spec, now)
+            return
+        if loop.fallen_s is None and (fallen_s := loop.fell_back_s(now)) is not None:
+            loop.fallen_s, loop.readings, loop.doubtful = fallen_s, 0, 0
+        loop.spec = spec
+
+    def _left_of(self, raw: dict[str, Any]) -> Iterable[tuple[str, float]]:
+        """What the connection limit of a loop that is refused leaves those of its members who are here."""
+        specs = [self.specs[tag] for tag in raw["members"] if tag in self.specs]
+        here = [spec for spec in specs if not spec.excluded]
+        if raw.get("export_limit_kw") is not None:
+            pct = 100 * raw["export_limit_kw"] / sum(spec.nominal_kw for spec in here) if here else 0.0
+            yield from ((spec.tag, pct) for spec in here)
+
+    def _loop_spec(self, raw: dict[str, Any], tags: set[str]) -> LoopSpec | None:
+        """A loop that can be used; None for one that is refused."""
+        meter, members = self.specs.get(raw["meter"]), raw["members"]
+        specs = [self.specs[tag] for tag in members if tag in self.specs and not self.specs[tag].excluded]
+        time_step_s, stale_after_s = raw.get("time_step_s", 1.0), raw.get("stale_after_s", 10.0)
+        if meter is None or not specs or set(members) - tags or stale_after_s <= time_step_s:
+            return None
+        return LoopSpec(
+            key=(raw["tag"], raw["id"], raw["meter"]),
+            meter=meter.place,
+            members=tuple(spec.tag for spec in specs),
+            nominal_kw=sum(spec.nominal_kw for spec in specs),
+            setpoint_kw=raw.get("setpoint_kw"),
+            export_limit_kw=raw.get("export_limit_kw"),
+            fallback_pct=raw.get("fallback_pct"),
+            time_step_s=time_step_s,
+            stale_after_s=stale_after_s,
+            rate_pct_per_s=raw.get("max_rate_pct_per_s", 100.0),
+        )
 
     def _part(self, old: Spec, new: Spec | None) -> None:
         """Rule 20: who leaves, moves or becomes excluded is brought back to the default first."""
@@ -458,14 +753,22 @@ def _spec(raw: dict[str, Any], limit_s: float) -> Spec:
         minimum=raw.get("min_value", 0.0),
         maximum=raw.get("max_value", 100.0),
         default=raw.get("default_value", 100.0),
-        excluded=raw.get("excluded", False),
+        excluded=raw.get("excluded", False) or raw.get("measured_only", False),
         bounds=bounds,
         time_limit_s=limit_s,
+        nominal_kw=raw.get("nameplate_kw") or 0.0,
     )
 
 
-def _within(wish: float, spec: Spec) -> float:
-    """Slot 0: nobody raises what another has lowered, and the device does what it can."""
-    lowest_maximum = min([spec.maximum, *(maximum for _, maximum in spec.bounds)])
+def _one(value: float) -> Span:
+    return Span(value, value)
+
+
+def _within(wish: float, spec: Spec, limit_pct: float = math.inf) -> float:
+    """Slot 0: nobody raises what another has lowered, and the device does what it can.
+
+    `limit_pct`: what a connection's limit leaves of it.
+    """
+    lowest_maximum = min([spec.maximum, limit_pct, *(maximum for _, maximum in spec.bounds)])
     highest_minimum = max([spec.minimum, *(minimum for minimum, _ in spec.bounds)])
     return max(min(max(wish, highest_minimum), lowest_maximum), spec.minimum)

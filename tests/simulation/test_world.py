@@ -13,12 +13,14 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from edge.drivers.errors import DeviceUnreachable
+from tests.simulation.connection import Connection, Meter
 from tests.simulation.devices import SimulatedPlant, SimulatedSession, Trouble
 from tests.simulation.link import STORM
 from tests.simulation.machine import memory
 from tests.simulation.world import A_MORNING, World, profile, world as a_world
 
 A, B, C = "INVERTER_01", "INVERTER_02", "INVERTER_03"
+METER = "METER_01"
 PROJECT = Path(__file__).parents[2]
 
 
@@ -129,7 +131,7 @@ def test_value_written_under_a_hold_by_a_lower_source_is_noticed(site):
     site.run(5.0)
     site.device(A).on_sent(site.device(A), 100.0, "stranger")
 
-    with pytest.raises(AssertionError, match=r"writes 100 to .* by the rules it is \[30.0\]"):
+    with pytest.raises(AssertionError, match=r"writes 100 to .* by the rules it is \[30\]"):
         site.check()
 
 
@@ -179,3 +181,118 @@ def session_of(plant: SimulatedPlant, who: str, world: World) -> SimulatedSessio
         clock=world.loop.time,
         sleep=asyncio.sleep,
     )
+
+
+# --- and those of a closed loop ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def looped(world: World) -> World:
+    """180 kW of inverters that may export 54 between them, a load of 10 kW, and a meter that says so."""
+    world.connection = Connection(world.loop.time)
+    world.add_meter(METER, port=9)
+    for port, tag in enumerate((A, B, C), start=1):
+        world.add(tag, port=port)
+    world.loops = [{"id": "loop-1", "tag": "GRID", "meter": METER, "members": [A, B, C], "time_step_s": 2.0}]
+    world.loops[0] |= {"export_limit_kw": 54.0, "fallback_pct": 20.0, "max_rate_pct_per_s": 5.0}
+    world.configure()
+    world.start()
+    world.run(80.0)
+    world.check()
+    assert world.held_below == world.met == 1
+    return world
+
+
+def unheard(world: World, **changes: float) -> None:
+    """Change the loop; the rules hear of it, and the node does not."""
+    world.broker.cut()
+    world.loops[0] |= changes
+    world.configure()
+    for message in world.broker.retained.values():
+        world.hear(message)
+
+
+def silent(world: World) -> None:
+    meter = world.device(METER)
+    assert isinstance(meter, Meter)
+    meter.is_broken = True
+
+
+def test_member_above_its_fallback_while_the_meter_is_silent_is_noticed(looped):
+    silent(looped)
+    looped.run(70.0)
+    looped.check()
+
+    looped.device(A).limit_in_force = 25.0
+    with pytest.raises(AssertionError, match="INVERTER_01 holds 25, by the rules it is 20"):
+        looped.check()
+
+
+@pytest.mark.parametrize(
+    ("value", "match"),
+    [
+        (40.0, r"writes 40 .* by the rules it is \[30\]"),  # 54 of 180 kW
+        (20.0, r"writes 20 .* by the rules it is \[30\]"),
+    ],
+)
+def test_write_beside_the_static_bound_of_a_held_member_is_noticed(looped, value, match):
+    silent(looped)
+    looped.run(20.0)
+    looped.setpoint(INVERTER_01=80.0)
+    looped.run(5.0)
+    looped.check()
+
+    looped.device(A).on_sent(looped.device(A), value, "stranger")
+    with pytest.raises(AssertionError, match=match):
+        looped.check()
+
+
+def test_guard_that_lets_a_member_exceed_its_share_is_noticed(looped):
+    looped.kill()
+    looped.guard()
+    looped.run(10.0)
+    looped.check()
+
+    looped.device(A).on_sent(looped.device(A), 35.0, "stranger")
+    with pytest.raises(AssertionError, match=r"writes 35 .* by the rules it is \[20\]"):
+        looped.check()
+
+
+def test_meter_that_is_heard_twice_has_not_brought_its_loop_back(looped):
+    silent(looped)
+    looped.run(20.0)
+    meter = looped.device(METER)
+    assert isinstance(meter, Meter)
+    meter.is_broken = False
+    looped.run(3.9)
+
+    looped.device(A).on_sent(looped.device(A), 35.0, "stranger")
+    with pytest.raises(AssertionError, match=r"writes 35 .* by the rules it is \["):
+        looped.check()
+
+
+def test_member_that_rises_faster_than_its_loop_is_noticed(looped):
+    looped.device(A).on_sent(looped.device(A), 60.0, "stranger")
+
+    with pytest.raises(AssertionError, match=r"raises .* from 35.\d+ to 60, to 45.\d+ it may"):
+        looped.check()
+
+
+def test_export_above_the_connection_limit_is_noticed(looped):
+    unheard(looped, export_limit_kw=36.0)
+    looped.run(15.0)
+    looped.check()
+
+    looped.run(20.0)
+    with pytest.raises(AssertionError, match=r"54\.0 kW are exported, 36 may be"):
+        looped.check()
+
+
+def test_setpoint_that_is_not_met_is_noticed(looped):
+    unheard(looped, setpoint_kw=20.0)
+    looped.run(90.0)
+
+    with pytest.raises(
+        AssertionError, match=r"members give 64\.0 kW, for an export of 20 at a load of 10\.0 it is 30\.0"
+    ):
+        looped.check()

@@ -26,20 +26,32 @@ from edge.runtime.guard import stand_in
 from edge.runtime.node import run_node
 from edge.runtime.store import Store
 from edge.runtime.uploader import Pace
-from edge.wire.messages import LogEntry, Stage
+from edge.wire.messages import Command, LogEntry, Stage
 from edge.wire.session import Broker, Incoming
 from edge.wire.topics import NodeTopics
+from tests.simulation.connection import Connection, Inverter, Meter
 from tests.simulation.devices import QUICKLY_S, UNREACHABLE, SimulatedDevice, SimulatedPlant, Trouble
 from tests.simulation.link import Central, SimulatedBroker
 from tests.simulation.loop import VirtualLoop
-from tests.simulation.oracle import Leaving, Oracle
+from tests.simulation.oracle import Leaving, Oracle, Spec
 
 PROFILES = load_all()
 TOPICS = NodeTopics("tenant", "11111111-1111-4111-8111-111111111111")
 ADDRESS = Broker("broker.invalid", 1883)
 A_MORNING = datetime(2026, 3, 2, 10, 0, 0, tzinfo=UTC)
 NAMEPLATE_KW = 60.0
+LATENCY_S = 0.004
+RAMP_PCT_PER_S = 20.0
 TOLERANCE = 0.1
+# An inverter's way from its command to the power at the connection, and the readings that correct it.
+OBEYED_S = 15.0
+# What members give and take beside what was reckoned: their registers' steps, and a reading's noise.
+HELD_KW = 1.5
+# A loop is where it is to be after so long, and as near as this.
+MET_S = 40.0
+MET_KW = 3.0
+# One that lacks sun is left this much above what it gives, in percent, and nobody else has it meanwhile.
+LEFT_PCT = 6.0
 # A change is carried out within a second; a process that starts reads its devices first.
 WITHIN_S = 1.0
 START_S = 2.0
@@ -89,6 +101,15 @@ def profile(
     return msgspec.structs.replace(plain, name=name, limit=limit, min_gap_ms=gap_ms)
 
 
+def meter_profile(**changes: Any) -> Profile:
+    """A device that measures its power and takes no setpoint."""
+    plain = PROFILES["generic_modbus"]
+    points = {"power": plain.points["power"]}
+    return msgspec.structs.replace(
+        plain, **{"name": "simulated_meter", "category": "meter", "limit": None, "points": points, **changes}
+    )
+
+
 @dataclass
 class World:
     """Everything there is. Nothing happens but in `run`."""
@@ -104,9 +125,17 @@ class World:
     oracle: Oracle = field(init=False)
     site: dict[str, Any] = field(init=False)
     raw: dict[str, dict[str, Any]] = field(default_factory=dict)
+    loops: list[dict[str, Any]] = field(default_factory=list)
     profiles: dict[str, Profile] = field(default_factory=dict)
     devices: dict[Place, SimulatedDevice] = field(default_factory=dict)
+    # Where there is a closed loop: what its meter sees.
+    connection: Connection | None = None
+    # How often the power there was found to be as the loop is to have it: held below a limit, and met.
+    held_below: int = 0
+    met: int = 0
     diary: list[Event] = field(default_factory=list)
+    # Who else hears what the node says.
+    ears: list[Callable[[str, bytes], None]] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
     booted_s: float = 0.0
     boot_id: str = "boot-1"
@@ -210,7 +239,8 @@ class World:
         self.oracle.read(message)
 
     def _heard(self, topic: str, payload: bytes) -> None:
-        self.central.hear(topic, payload)
+        for hear in (self.central.hear, *self.ears):
+            hear(topic, payload)
 
     def _node_sent(self, who: str, topic: str, payload: bytes) -> None:
         shown = IDENTIFIER.sub(rb'"\1":"*"', payload).decode()
@@ -230,16 +260,30 @@ class World:
         # Where a pause is kept, a write was decided before the pause.
         lag_s = 2 * device.profile.min_gap_ms / 1000
         allowed = self.oracle.allowed_at(place, lag_s=lag_s)
-        if allowed is not None and value not in allowed:
-            self.fault(f"{who} writes {value:g} to {place}, by the rules it is {sorted(allowed, key=str)}")
+        if allowed is not None and not any(span is not None and span.has(value) for span in allowed):
+            rules = ", ".join(sorted(map(str, allowed)))
+            self.fault(f"{who} writes {value:g} to {place}, by the rules it is [{rules}]")
         if device.limit_in_force == value and device.is_believed:
             if device.wears:
                 self.fault(f"{who} writes {value:g} to {place}, whose register wears and holds it already")
             elif place in self.oracle.leaving:
                 self.fault(f"{who} writes {value:g} to {place}, which is left and holds it already")
         for spec in self.oracle.specs.values():
-            if spec.place == place and not spec.minimum <= value <= spec.maximum:
+            if spec.place != place:
+                continue
+            if not spec.minimum <= value <= spec.maximum:
                 self.fault(f"{who} writes {value:g} to {place}, outside {spec.minimum:g} to {spec.maximum:g}")
+            # Where a line is shared a write may wait for others, and the next one takes its place.
+            is_alone = len(device.port.units) == 1
+            most = self.oracle.most_from(spec.tag, device.limit_in_force, is_alone=is_alone)
+            if device.is_well and value > most + TOLERANCE:
+                self.fault(
+                    f"{who} raises {place} from {device.limit_in_force:g} to {value:g}, to {most:g} it may"
+                )
+
+    def _measured(self, device: SimulatedDevice, kw: float) -> None:
+        assert device.port is not None
+        self.oracle.measured((device.port.host, device.port.port, device.unit), kw)
 
     def fault(self, what: str) -> None:
         """Something that must never happen has happened."""
@@ -259,18 +303,39 @@ class World:
 
     def build(self, kind: Profile, *, port: int, unit: int = 1, host: str = "plant") -> SimulatedDevice:
         assert kind.limit is not None
-        device = SimulatedDevice(
-            profile=kind,
-            unit=unit,
-            nameplate_kw=NAMEPLATE_KW,
-            clock=self.loop.time,
-            volatile=kind.limit.write_class is WriteClass.VOLATILE,
-            latency_s=0.004,
-        )
-        device.on_sent = self._write_sent
-        self.plant.open_port(host=host, port=port).add(device)
-        self.devices[host, port, unit] = device
+        how: dict[str, Any] = {
+            "profile": kind,
+            "unit": unit,
+            "nameplate_kw": NAMEPLATE_KW,
+            "clock": self.loop.time,
+            "volatile": kind.limit.write_class is WriteClass.VOLATILE,
+            "latency_s": LATENCY_S,
+        }
+        if self.connection is None:
+            device = SimulatedDevice(**how)
+        else:
+            device = Inverter(ramp_pct_per_s=RAMP_PCT_PER_S, **how)
+            self.connection.inverters.append(device)
+        self.install(device, port=port, host=host)
         return device
+
+    def add_meter(self, tag: str, *, port: int, **changes: Any) -> Meter:
+        """Set up the meter of the connection, and put it into the configuration."""
+        assert self.connection is not None
+        kind = meter_profile()
+        meter = Meter(profile=kind, unit=1, nameplate_kw=1.0, clock=self.loop.time, latency_s=LATENCY_S)
+        meter.connection = self.connection
+        self.install(meter, port=port)
+        plain = {"category": "meter", "nameplate_kw": None, "measured_only": True}
+        self.put_in_configuration(tag, kind, port=port, **{**plain, **changes})
+        return meter
+
+    def install(self, device: SimulatedDevice, *, port: int, host: str = "plant") -> None:
+        """Connect a device to its port: whatever is written to it is judged by the rules."""
+        device.on_sent = self._write_sent
+        device.on_measured = self._measured
+        self.plant.open_port(host=host, port=port).add(device)
+        self.devices[host, port, device.unit] = device
 
     def put_in_configuration(
         self, tag: str, kind: Profile, *, port: int, unit: int = 1, host: str = "plant", **changes: Any
@@ -296,6 +361,11 @@ class World:
             "site": dict(self.site),
             "devices": [dict(raw) for raw in self.raw.values()],
             "profiles": profiles,
+            # Central knows which devices there are.
+            "loops": [
+                {**loop, "members": [tag for tag in loop["members"] if tag in self.raw]}
+                for loop in self.loops
+            ],
         }
 
     def configure(self) -> None:
@@ -336,6 +406,9 @@ class World:
         """Send a command that no correct central sends: `how` is as `Central.setpoint` has it."""
         return self._in_loop(lambda: self.central.setpoint(values, **how))
 
+    def ask(self, op: str, command: Command) -> None:
+        self._in_loop(lambda: self.central.ask(op, command))
+
     def send_again(self, number: int) -> str:
         return self._in_loop(lambda: self.central.send_again(number))
 
@@ -361,6 +434,7 @@ class World:
         self._started += 1
         self.who, self.since_s = f"node-{self._started}", self.now_s
         self.note("start", self.who)
+        self.oracle.process_began(is_guard=False)
         self._task = self.loop.create_task(
             run_node(
                 broker=ADDRESS,
@@ -381,6 +455,7 @@ class World:
         self._started += 1
         self.who, self.since_s = f"guard-{self._started}", self.now_s
         self.note("start", self.who)
+        self.oracle.process_began(is_guard=True)
         self._yield = asyncio.Event()
         self._task = self.loop.create_task(self._stand_in(self.who, self._yield), name=self.who)
 
@@ -488,6 +563,8 @@ class World:
             self._check_left(place, leaving)
         self._check_answers()
         self._check_link()
+        if self.connection is not None:
+            self._check_connection(self.connection)
 
     def _check_link(self) -> None:
         """A node that has a line to the broker is there: it tries again at least every quarter of a minute."""
@@ -507,11 +584,70 @@ class World:
         if device is None or resolved is None or not self.is_settled(tag) or not self.oracle.is_sure(tag):
             return
         assert device.port is not None
-        if abs(device.limit_in_force - resolved) > TOLERANCE:
+        if not resolved.has(device.limit_in_force, tolerance=TOLERANCE):
             raise AssertionError(
-                f"at {self.now_s:.3f} s {tag} holds {device.limit_in_force:g}, by the rules it is {resolved:g}"
+                f"at {self.now_s:.3f} s {tag} holds {device.limit_in_force:g}, by the rules it is {resolved}"
                 f" ({self.oracle.source(tag)}) for {self.oracle.unchanged_for_s(tag):.3f} s"
             )
+
+    def _check_connection(self, connection: Connection) -> None:
+        """The power at the connection is what the loop is for, whoever commands its members."""
+        loop = self.oracle.loop
+        if loop is None or not self.is_up or self.is_guarded or not self.oracle.is_loop_running():
+            return
+        specs = [self.oracle.specs[tag] for tag in loop.spec.members]
+        members = [self.devices[spec.place] for spec in specs]
+        if not all(device.is_well for device in [*members, self.devices[loop.spec.meter]]):
+            return
+        quiet_for_s = min(self.oracle.quiet_for_s(), self.now_s - self._disturbed_s(connection, members))
+        quiet_for_s -= 2 * loop.spec.time_step_s
+        export_kw, stray_kw = connection.export_kw, 2 * connection.wander_kw
+        limit_kw = loop.spec.export_limit_kw
+        if limit_kw is not None and quiet_for_s >= OBEYED_S:
+            has_more = any(
+                device.limit_in_force > spec.minimum + MET_KW
+                for spec, device in zip(specs, members, strict=True)
+            )
+            assert not has_more or export_kw <= limit_kw + HELD_KW + stray_kw, (
+                f"at {self.now_s:.3f} s {export_kw:.1f} kW are exported, {limit_kw:g} may be,"
+                f" and nothing has changed for {quiet_for_s:.1f} s"
+            )
+            self.held_below += 1
+        if any(self.oracle.source(tag) == "direct" for tag in loop.spec.members):
+            return
+        if quiet_for_s >= MET_S + 100 / loop.spec.rate_pct_per_s:
+            self._check_met(connection, specs, members, stray_kw)
+
+    def _disturbed_s(self, connection: Connection, members: list[SimulatedDevice]) -> float:
+        """When the load, the sun or a device last did something that nobody had asked it for."""
+        moments = [connection.changed_s, self.since_s]
+        for inverter in connection.inverters:
+            moments += [inverter.disturbed_s, inverter.troubled_until_s + inverter.patience_s]
+            if inverter not in members:
+                moments.append(inverter.told_s)
+        return max(moment for moment in moments if moment <= self.now_s)
+
+    def _check_met(
+        self, connection: Connection, specs: list[Spec], members: list[SimulatedDevice], stray_kw: float
+    ) -> None:
+        """All that the sun and its members' bounds allow of its setpoint is there, and no more."""
+        least_kw = most_kw = given_kw = left_kw = 0.0
+        for spec, device in zip(specs, members, strict=True):
+            assert isinstance(device, Inverter)
+            least, most = self.oracle.range_of(spec)
+            least_kw += device.nameplate_kw * min(device.sun, least / 100)
+            most_kw += device.nameplate_kw * min(device.sun, most / 100)
+            given_kw += device.tell_power()
+            if device.sun < 1:
+                left_kw += device.nameplate_kw * LEFT_PCT / 100
+        load_kw = given_kw - connection.export_kw
+        aim_kw = self.oracle.aim_kw()
+        right_kw = min(max(aim_kw + load_kw, least_kw), most_kw)
+        assert -MET_KW - left_kw - stray_kw <= given_kw - right_kw <= MET_KW + stray_kw, (
+            f"at {self.now_s:.3f} s members give {given_kw:.1f} kW, for an export of {aim_kw:g} at a load of"
+            f" {load_kw:.1f} it is {right_kw:.1f}"
+        )
+        self.met += 1
 
     def _check_left(self, place: Place, leaving: Leaving) -> None:
         """Rule 20: nothing of ours is left behind."""

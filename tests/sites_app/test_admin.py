@@ -86,6 +86,14 @@ def test_changed_limit_reaches_the_nodes(operator, story):
     assert story.node_a.documents.get(name="config").body["site"]["curtailment_time_limit_s"] == 120
 
 
+def test_setpoint_throttle_is_set_and_taken_away_in_the_form(operator, story):
+    path = f"/admin/sites_app/site/{story.site_a.pk}/change/"
+    operator.post(path, site_form(story.site_a, setpoint_throttle_s=10))
+    assert Site.objects.get(pk=story.site_a.pk).setpoint_throttle_s == 10
+    operator.post(path, site_form(story.site_a, setpoint_throttle_s=""))
+    assert Site.objects.get(pk=story.site_a.pk).setpoint_throttle_s is None
+
+
 def test_watchdog_of_zero_is_refused_in_the_form(operator, story):
     response = operator.post(
         f"/admin/sites_app/site/{story.site_a.pk}/change/", site_form(story.site_a, curtailment_time_limit=0)

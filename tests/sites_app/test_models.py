@@ -31,6 +31,25 @@ def test_database_refuses_a_cyclic_write_outside_ten_seconds_to_one_day(seconds)
         Site.objects.filter(pk=site.pk).update(cyclic_write_timeout=seconds)
 
 
+@pytest.mark.parametrize("seconds", [0, 3601])
+def test_database_refuses_a_setpoint_throttle_outside_one_second_to_one_hour(seconds):
+    site = site_make(curtailment_time_limit=3600)
+    with pytest.raises(IntegrityError):
+        Site.objects.filter(pk=site.pk).update(setpoint_throttle_s=seconds)
+
+
+@pytest.mark.parametrize("seconds", [None, 1, 3599])
+def test_database_takes_a_setpoint_throttle_in_range_or_none(seconds):
+    site = site_make(curtailment_time_limit=3600)
+    assert Site.objects.filter(pk=site.pk).update(setpoint_throttle_s=seconds) == 1
+
+
+def test_database_refuses_a_setpoint_throttle_that_outlasts_a_hold():
+    site = site_make(curtailment_time_limit=60)
+    with pytest.raises(IntegrityError):
+        Site.objects.filter(pk=site.pk).update(setpoint_throttle_s=60)
+
+
 def test_database_refuses_a_second_site_with_the_tag():
     site_make(site_tag="same")
     with pytest.raises(IntegrityError):

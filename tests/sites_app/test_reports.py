@@ -366,28 +366,33 @@ def test_comparison_of_all_does_not_confirm_what_nobody_said(node):
 # --- what is told of it ---------------------------------------------------------------------------------------
 
 
-def test_states_name_every_node_of_the_site_in_two_queries(django_assert_num_queries):
+def test_states_name_every_node_of_the_site_in_one_query(django_assert_num_queries):
     site, elsewhere = site_make(), site_make()
     first, second = node_make(site=site, name="n1"), node_make(site=site, name="n2")
     node_make(site=elsewhere, name="n3")
     documents_put(nodes=[first], name=NAME, body=BODY)
     report_record(first, at=NOW)
     documents_put(nodes=[second], name="schedule/2026-11-25/inverter", body=BODY)
-    with django_assert_num_queries(2):
-        states = document_states(
-            names_by_site={site.pk: [NAME, "schedule/2026-11-25/inverter"], elsewhere.pk: [NAME]}
+    with django_assert_num_queries(1):
+        at_site, later, at_elsewhere, again = document_states(
+            [
+                (site.pk, NAME),
+                (site.pk, "schedule/2026-11-25/inverter"),
+                (elsewhere.pk, NAME),
+                (site.pk, NAME),
+            ]
         )
-    assert states[site.pk][NAME]["n1"].status is DocumentStatus.APPLIED
-    assert states[site.pk][NAME]["n1"].at == NOW
-    pending = states[site.pk]["schedule/2026-11-25/inverter"]["n2"]
+    assert at_site["n1"].status == DocumentStatus.APPLIED
+    assert at_site["n1"].at == NOW
+    pending = later["n2"]
     assert (pending.status, pending.at, pending.version > 0) == (DocumentStatus.PENDING, None, True)
-    assert pending.since is not None
-    assert states[site.pk][NAME]["n2"].version == states[elsewhere.pk][NAME]["n3"].version == 0
+    assert at_site["n2"].version == at_elsewhere["n3"].version == 0
+    assert again == at_site
 
 
 def test_dropped_document_is_not_told_of():
     node = node_make()
     node_document_put(node=node, name=NAME, body=BODY)
     node_document_drop(node=node, name=NAME)
-    states = document_states(names_by_site={node.site_id: [NAME]})
-    assert states[node.site_id][NAME][node.name].version == 0
+    (states,) = document_states([(node.site_id, NAME)])
+    assert states[node.name].version == 0

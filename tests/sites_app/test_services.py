@@ -44,6 +44,29 @@ def test_refused_watchdog_limit_keeps_the_previous_one(seconds):
     assert Site.objects.get(pk=site.pk).curtailment_time_limit == 75
 
 
+def test_site_has_no_setpoint_throttle_unless_it_is_given_one():
+    site = site_make()
+    assert site.setpoint_throttle_s is None
+    assert site_update(site=site, setpoint_throttle_s=5).setpoint_throttle_s == 5
+    assert site_update(site=site, setpoint_throttle_s=None).setpoint_throttle_s is None
+
+
+@pytest.mark.parametrize("seconds", [0, -1, 3601, 1.5, float("inf"), "often"])
+def test_refused_setpoint_throttle_keeps_the_previous_one(seconds):
+    site = site_make(setpoint_throttle_s=5)
+    with pytest.raises(Invalid) as refusal:
+        site_update(site=site, setpoint_throttle_s=seconds)
+    assert "setpoint_throttle_s" in refusal.value.errors
+    assert Site.objects.get(pk=site.pk).setpoint_throttle_s == 5
+
+
+def test_time_limit_is_not_lowered_to_the_setpoint_throttle():
+    site = site_make(curtailment_time_limit=60, setpoint_throttle_s=30)
+    with pytest.raises(Invalid):
+        site_update(site=site, curtailment_time_limit=30)
+    assert Site.objects.get(pk=site.pk).curtailment_time_limit == 60
+
+
 def test_site_keeps_its_tenant_for_life():
     site = site_make()
     with pytest.raises(Invalid):
@@ -80,7 +103,7 @@ def test_issued_token_is_found_by_its_value_and_told_again():
     value = token_value(token)
     assert value.startswith("tok_")
     assert len(value) == len("tok_") + 32
-    assert management_token_find(value) == token
+    assert management_token_find(value) == (token.pk, True)
 
 
 def test_token_value_stands_nowhere_in_the_table_in_the_clear():

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from django.db import OperationalError, connection
+from django.db import IntegrityError, OperationalError, connection
 from django.db.migrations.recorder import MigrationRecorder
-from django.test import override_settings
+from django.test import Client, override_settings
 from django.urls import include, path, re_path
 from rest_framework import serializers
 from rest_framework.response import Response
@@ -24,6 +24,8 @@ ERRORS = {
     "dispatch": DispatchUnavailable("The command was not sent."),
     "new-kind": SgmError("Nobody mapped this."),
     "database": OperationalError("server closed the connection"),
+    "gone": IntegrityError("FOREIGN KEY constraint failed"),
+    "broken": IntegrityError("NOT NULL constraint failed: secret detail"),
     "bug": ZeroDivisionError("secret detail"),
 }
 
@@ -85,6 +87,8 @@ def test_version_changes_with_the_applied_migrations():
         ("dispatch", 503, "dispatch_unavailable"),
         ("new-kind", 500, "internal_error"),
         ("database", 503, "database_unavailable"),
+        ("gone", 409, "conflict"),
+        ("broken", 500, "internal_error"),
         ("bug", 500, "internal_error"),
     ],
 )
@@ -138,6 +142,12 @@ def test_nested_errors_are_named_by_their_path(client):
     assert set(response.json()["errors"]) == {"value", "tags.1"}
 
 
+@pytest.mark.parametrize("query", ["format=xml", "format=json", "nonsense=1"])
+def test_parameter_that_is_not_ours_changes_nothing(query):
+    plain, asked = (client_of(ROOT).get(f"/v1/ping{more}") for more in ("", f"?{query}"))
+    assert (asked.status_code, asked.content) == (plain.status_code, plain.content) == (200, plain.content)
+
+
 def test_wrong_method_is_405_in_the_one_shape():
     response = client_of(ROOT).delete("/v1/ping")
     assert response.status_code == 405
@@ -186,3 +196,37 @@ def test_disallowed_host_is_400_in_the_one_shape():
     response = client_of(ROOT).get("/v1/ping", HTTP_HOST="evil.example")
     assert response.status_code == 400
     assert list(response.json()) == SHAPE
+
+
+def test_answers_of_the_api_and_the_console_are_guarded_alike():
+    of_api, of_console = (client_of(ROOT).get("/v1/ping").headers, Client().get("/admin/login/").headers)
+    guards = ("X-Content-Type-Options", "X-Frame-Options", "Referrer-Policy", "Cross-Origin-Opener-Policy")
+    assert [of_api[name] for name in guards] == [of_console[name] for name in guards]
+    assert of_api["Content-Length"] == "16"
+
+
+@pytest.mark.parametrize("method", ["get", "post", "put", "delete"])
+def test_api_takes_no_part_in_sessions_and_forms(method):
+    client = client_of(ROOT)
+    client.handler.enforce_csrf_checks = True
+    client.cookies["sessionid"] = "nobody's"
+    answer = getattr(client, method)("/v1/ping", {"a": 1})
+    assert answer.status_code == (200 if method == "get" else 405)
+    assert not answer.cookies
+    assert "Cookie" not in answer.headers.get("Vary", "")
+
+
+@pytest.mark.parametrize(
+    ("accepted", "status"),
+    [
+        ("*/*", 200),
+        ("application/json", 200),
+        ("application/json; charset=utf-8", 200),
+        ("text/html, application/*;q=0.1", 200),
+        ("text/html", 406),
+    ],
+)
+def test_only_json_is_spoken(accepted, status):
+    answer = client_of(ROOT).get("/v1/ping", headers={"Accept": accepted})
+    assert answer.status_code == status
+    assert answer.headers["Content-Type"].startswith("application/json")

@@ -21,11 +21,14 @@ from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.urls import include, path
+from django.utils import timezone
 from oauth2_provider.models import AccessToken, Application
 from pytest_django import Settings
 
 from smartgrid.api.jwks import signing_keys_read, thumbprint
-from smartgrid.issuer import ClientSecretHasher, issuer_client_create, issuer_key_create, issuer_urlpatterns
+from smartgrid.issuer import ClientSecretHasher, issuer_client_create, issuer_urlpatterns
+from smartgrid.issuer_keys import PUBLISHED_BEFORE, issuer_key_create, issuer_key_rotate
+from tests.servers import until
 
 ROOT = "root-token-one-0123456789abcdef"
 CLIENT_ID = "robot"
@@ -363,6 +366,30 @@ def test_key_put_in_front_signs_and_the_old_one_still_verifies(
     for token in (old, new):
         key = jwt.PyJWK.from_dict(published[jwt.get_unverified_header(token)["kid"]])
         jwt.decode(token, key, algorithms=["RS256"], audience="curtailment-api")
+
+
+def test_rotation_shuts_nobody_out_and_needs_no_restart(client: Client, key_file: Path) -> None:
+    def token() -> str:
+        return str(post_json(client, guide_body()).json()["access_token"])
+
+    def opens(bearer: str) -> bool:
+        headers = {"Authorization": f"Bearer {bearer}", "X-Management-Token": ROOT}
+        return bool(client.get("/v1/ping", headers=headers).status_code == 200)
+
+    now = timezone.now()
+    old = token()
+    assert opens(old)
+
+    issuer_key_rotate(key_file, now=now)
+    assert jwt.get_unverified_header(token())["kid"] == jwt.get_unverified_header(old)["kid"]
+    assert len(client.get("/.well-known/jwks.json").json()["keys"]) == 2
+    issuer_key_rotate(key_file, now=now + PUBLISHED_BEFORE)
+    new = token()
+
+    assert jwt.get_unverified_header(new)["kid"] != jwt.get_unverified_header(old)["kid"]
+    # The API reads its file again at most once a second.
+    until(lambda: opens(new), what="the new key was not known", within_s=10)
+    assert opens(old)
 
 
 def test_thumbprint_is_that_of_the_standards_example(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from smartgrid.logs import logging_config
 @pytest.fixture
 def lines():
     """What one handler with our formatter writes, line by line."""
+    before = structlog.get_config()
     config = logging_config(level="INFO")["formatters"]["json"]
     formatter = config["()"](foreign_pre_chain=config["foreign_pre_chain"], processors=config["processors"])
     stream = io.StringIO()
@@ -25,6 +26,8 @@ def lines():
     yield lambda: [json.loads(line) for line in stream.getvalue().splitlines()]
     logger.removeHandler(handler)
     structlog.contextvars.clear_contextvars()
+    # Else whoever took a logger before is out of reach of those who listen to what is logged.
+    structlog.configure(**before)
 
 
 def test_line_is_one_json_object_with_its_request_id(lines):

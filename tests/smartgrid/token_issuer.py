@@ -19,6 +19,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from smartgrid.api.jwks import SigningKey
 
 AUDIENCE = "curtailment-api"
+# A path that has this as its document is answered 404.
+ABSENT = b""
 
 
 @cache
@@ -35,13 +37,15 @@ def base64url(content: bytes) -> str:
 
 
 class TokenIssuer:
-    """Serves `document` with `status` at `url`, and counts who asks."""
+    """Serves `document` with `status` at `url`, `others` at their paths, and counts who asks."""
 
     def __init__(self, port: int) -> None:
         self.url = f"http://127.0.0.1:{port}/jwks.json"
         self.name = f"http://127.0.0.1:{port}/"
         self.key = signing_key("first")
         self.document = jwks_document(self.key)
+        self.others: dict[str, bytes] = {}
+        self.asked: list[str] = []
         self.status = 200
         self.fetches = 0
         self.gate: threading.Event | None = None
@@ -87,15 +91,17 @@ def token_issuer_running() -> Iterator[TokenIssuer]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             issuer.fetches += 1
+            issuer.asked.append(self.path)
             issuer.reached.set()
             if issuer.gate is not None:
                 issuer.gate.wait(10)
-            self.send_response(issuer.status)
+            document = issuer.others.get(self.path, issuer.document)
+            self.send_response(404 if document == ABSENT else issuer.status)
             if issuer.status in {301, 302}:
                 self.send_header("Location", issuer.url + "?again")
-            self.send_header("Content-Length", str(len(issuer.document)))
+            self.send_header("Content-Length", str(len(document)))
             self.end_headers()
-            self.wfile.write(issuer.document)
+            self.wfile.write(document)
 
         def log_message(self, *_: Any) -> None:
             pass

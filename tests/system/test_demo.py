@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -62,7 +63,13 @@ class RunningDemo:
         return httpx.Client(base_url=self.description["api_url"], headers=self.bearer_headers(), timeout=20)
 
 
-def start(var: Path, *, output: Path, **settings: str) -> subprocess.Popen[bytes]:
+def start(
+    var: Path, *, output: Path, database: Path | None = None, **settings: str
+) -> subprocess.Popen[bytes]:
+    """Start a demo; `database`: has the tables already, so that it need not make them."""
+    if database is not None:
+        (var / "database").mkdir(parents=True)
+        shutil.copyfile(database, var / "database" / "sgm.sqlite3")
     env = {
         **os.environ,
         "SGM_VAR": str(var),
@@ -128,10 +135,10 @@ def _state(pid: int) -> str:
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningDemo]:
+def demo(tmp_path_factory: pytest.TempPathFactory, migrated_database: Path | None) -> Iterator[RunningDemo]:
     directory = tmp_path_factory.mktemp("demo")
     var, output = directory / "var", directory / "output"
-    process = start(var, output=output)
+    process = start(var, output=output, database=migrated_database)
     try:
         yield RunningDemo(description=until_ready(process, var, output), output=output)
         process.send_signal(signal.SIGTERM)
@@ -192,6 +199,43 @@ def test_request_reaches_the_register_and_lapses_to_the_default(
             return [(log["watchdog"], log["value"]) for log in own[:2]] == [(True, 100), (False, site_limit)]
 
         until(lapse_is_logged, what="the lapse did not reach /v1/logs", within_s=10)
+    register.close()
+
+
+def test_request_is_foretold_explained_repeated_and_ended_early(demo: RunningDemo):
+    """Beyond the guide, against the real node: it does what it said it would, once, and lets go when told to."""
+    device = demo.device("GENERIC_PV_01")
+    tag, site = device["device_tag"], f"/sites/{device['site_id']}"
+    register = Register(device)
+    wanted = {"value": 45, "category": device["category"], "device_tags": [tag]}
+    with demo.api() as api:
+        until(lambda: register.value() > 0, what="the node has not written the default")
+        full = register.value()
+
+        foretold = api.put(f"{site}/curtail-category", json={**wanted, "dry_run": True}).json()
+        assert foretold["result"] == {"updated": {tag: None}, "not_updated": {}}
+        told = foretold["preview"][tag]
+        assert (told["value"], told["write"], told["in_force"]) == (45, "changed", 100)
+        assert register.value() == full
+
+        key = {"Idempotency-Key": "demo-1"}
+        first = api.put(f"{site}/curtail-category", json=wanted, headers=key)
+        assert first.json() == {"status": "success", "result": {"updated": {tag: None}, "not_updated": {}}}
+        assert register.value() == pytest.approx(full * told["value"] / 100)
+        again = api.put(f"{site}/curtail-category", json=wanted, headers=key)
+        assert (again.content, again.headers["Idempotency-Replayed"]) == (first.content, "true")
+
+        why = api.get(f"/devices/{device['device_id']}/explain").json()["decision"]
+        assert (why["value"], why["source"]) == (45, "direct")
+        assert why["text"].startswith(told["reason"].split(" by ")[0])
+
+        released = api.post(f"{site}/release", json={"device_tags": [tag], "reason": "over"})
+        assert released.json() == {"status": "success", "result": {"updated": {tag: None}, "not_updated": {}}}
+        assert register.value() == full
+        newest = api.get(f"{site}/logs", params={"limit": 1}).json()[0]
+        assert (newest["value"], newest["watchdog"]) == (None, False)
+        shown = api.get(f"/devices/{device['device_id']}").json()
+        assert shown["value"] == 100
     register.close()
 
 
@@ -293,6 +337,57 @@ def test_schedule_is_confirmed_held_edited_and_taken_back(demo: RunningDemo):
     register.close()
 
 
+def test_device_made_by_api_is_controlled_changed_and_let_go_of(demo: RunningDemo):
+    """From the API to the node and back: it takes the device, obeys its new bounds, and frees its place."""
+    beside = demo.device("SMA_STP60_01")
+    with demo.api() as api:
+        (kind,) = api.get("/device-types", params={"profile": "demo_inverter"}).json()
+        wanted = {
+            "node_id": beside["node_id"],
+            "device_type_id": kind["id"],
+            "device_tag": "MADE_BY_API_01",
+            # Of a category of its own: requests of other tests are about the others.
+            "category": "made_by_api",
+            "peak_power_kw": 10,
+        }
+        made = api.post("/devices/bulk", json=[wanted])
+        assert made.status_code == httpx.codes.OK, made.text
+        path = f"/devices/{made.json()[0]['id']}"
+
+        def request(value: float) -> dict[str, Any]:
+            answer = api.put(
+                f"/sites/{beside['site_id']}/curtail-category",
+                json={"value": value, "category": "made_by_api"},
+            )
+            assert answer.status_code == httpx.codes.OK, answer.text
+            result: dict[str, Any] = answer.json()["result"]
+            return result
+
+        def is_taken() -> bool:
+            return bool(request(70)["updated"] == {"MADE_BY_API_01": None})
+
+        until(is_taken, what="the node did not take the device", within_s=20)
+        assert api.get(path).json()["value"] == 70
+        changed = api.patch(path, json={"max_value": 60, "default_value": 60})
+        assert changed.status_code == httpx.codes.OK, changed.text
+
+        def is_at_its_new_default() -> bool:
+            return bool(api.get(path).json()["value"] == 60)
+
+        until(is_at_its_new_default, what="the node did not take the new default", within_s=40)
+        answer = api.delete(path).json()
+        assert "has yet to let go" in answer["message"]
+
+        def is_free() -> bool:
+            again = api.post("/devices", json=wanted)
+            assert again.status_code in (httpx.codes.OK, httpx.codes.CONFLICT), again.text
+            return again.status_code == httpx.codes.OK
+
+        until(is_free, what="the node did not let go of the deleted device", within_s=30)
+        (again,) = api.get("/devices", params={"category": "made_by_api"}).json()
+        assert api.delete(f"/devices/{again['id']}").status_code == httpx.codes.OK
+
+
 def test_nodes_of_a_demo_that_is_ready_are_healthy(demo: RunningDemo):
     with demo.api() as api:
         report = api.get("/site-health-report").json()
@@ -387,9 +482,17 @@ def test_taken_port_is_refused_with_what_to_do(demo: RunningDemo, tmp_path: Path
     assert f"SGM_PORT={int(port) + 1} make demo" in (tmp_path / "output").read_text()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_nothing_outlives_the_demo_and_it_starts_again(tmp_path: Path, number: signal.Signals):
-    var, output = tmp_path / "var", tmp_path / "output"
+def test_nothing_outlives_the_demo_and_it_starts_again(tmp_path: Path):
+    """However it was ended; the second and the third time with the data of the first."""
+    var, secrets = tmp_path / "var", set()
+    for number in (signal.SIGTERM, signal.SIGKILL, signal.SIGINT):
+        secrets.add(lives_until(number, var=var, output=tmp_path / f"output-{number}"))
+    assert len(secrets) == 1
+
+
+def lives_until(number: signal.Signals, *, var: Path, output: Path) -> str:
+    """Start a demo here and end it so: nothing of it is left but its data. Its root token."""
+    (var / "demo.json").unlink(missing_ok=True)
     process = start(var, output=output, SGM_DEMO_BROKER="iotcore", SGM_DEMO_REDIS="bundled")
     try:
         description = until_ready(process, var, output)
@@ -406,6 +509,7 @@ def test_nothing_outlives_the_demo_and_it_starts_again(tmp_path: Path, number: s
     if number != signal.SIGKILL:
         assert process.returncode == 0
         assert not (var / "demo.json").exists()
+    return str(description["root_token"])
 
 
 def test_signal_during_start_ends_everything_too(tmp_path: Path):

@@ -24,7 +24,14 @@ from django.core.management import CommandError, call_command
 
 from edge.runtime.enroll import EXIT_REFUSED
 from edge.runtime.identity import credentials_read, identity_read
-from edge.wire.session import LinkDown, Tls, broker_from_url, open_session, try_certificate
+from edge.wire.session import (
+    CONNECT_TIMEOUT_S,
+    LinkDown,
+    Tls,
+    broker_from_url,
+    open_session,
+    try_certificate,
+)
 from edge.wire.topics import NodeTopics
 from sites_app import authority, identity
 from sites_app.models import Node
@@ -240,6 +247,17 @@ async def test_node_has_one_session_and_the_newest_wins(tls_broker, tmp_path):
     ):
         assert await is_ended(older)
         await newer.publish(node.topics.presence, b"own", qos=1)
+
+
+async def test_refused_certificate_is_noticed_at_once(tls_broker, tmp_path):
+    bad = (await sync_to_async(strangers)(tls_broker.directory, tmp_path))["of another authority"]
+    tls = Tls(ca=tls_broker.broker_authority, certificate=bad)
+    broker = broker_from_url(tls_broker.nodes_url, username=None, password=None, tls=tls)
+    begun_s = asyncio.get_running_loop().time()
+    with pytest.raises(LinkDown, match="no session"):
+        async with open_session(broker, identifier=uuid.uuid4().hex):
+            pass
+    assert asyncio.get_running_loop().time() - begun_s < CONNECT_TIMEOUT_S / 2
 
 
 # The library leaves the socket of a handshake that failed to the garbage collector.

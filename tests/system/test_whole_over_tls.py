@@ -375,7 +375,8 @@ def _access(*, client_secret: str) -> None:
 
     from sites_app.models import Site  # noqa: PLC0415
     from sites_app.services import site_update  # noqa: PLC0415
-    from smartgrid.issuer import issuer_client_create, issuer_key_create  # noqa: PLC0415
+    from smartgrid.issuer import issuer_client_create  # noqa: PLC0415
+    from smartgrid.issuer_keys import issuer_key_create  # noqa: PLC0415
 
     issuer_key_create(Path(settings.SGM_ISSUER_KEY_FILE))
     issuer_client_create(name=CLIENT_ID, client_id=CLIENT_ID, client_secret=client_secret)

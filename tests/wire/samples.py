@@ -11,6 +11,7 @@ from edge.wire.messages import (
     AppliedDocument,
     Code,
     CommandAnswer,
+    DevicePreview,
     DeviceResult,
     ExplainCommand,
     Explanation,
@@ -19,12 +20,15 @@ from edge.wire.messages import (
     LogAck,
     LogBatch,
     LogEntry,
+    LoopStatus,
     Manifest,
     ManifestEntry,
     Message,
     PingClosing,
     PingCommand,
     Presence,
+    PreviewCommand,
+    PreviewWear,
     ProbeCommand,
     ProbeLine,
     ProbeReport,
@@ -115,6 +119,13 @@ SAMPLES: dict[str, Message] = {
         candidate=CONFIG_BODY["devices"][0],  # type: ignore[index]
         profile={"name": "generic_modbus"},
     ),
+    "preview": PreviewCommand(
+        id=COMMAND,
+        epoch=1,
+        category="inverter",
+        values={"SMA_STP60_01": 20.0, "SMA_STP60_02": 20.0},
+        hold_s=60.0,
+    ),
     "answer_accepted": CommandAnswer(id=COMMAND, stage=Stage.ACCEPTED),
     "answer_done": CommandAnswer(
         id=COMMAND,
@@ -170,6 +181,45 @@ SAMPLES: dict[str, Message] = {
             ],
         ),
     ),
+    "answer_preview": CommandAnswer(
+        id=COMMAND,
+        stage=Stage.DONE,
+        previews={
+            "SMA_STP60_01": DevicePreview(
+                value=70.0,
+                target=30.0,
+                source="direct",
+                wish=20.0,
+                bounded_by="grid_operator",
+                reason=(
+                    "SMA_STP60_01 at 70 by direct, on its ramp to 30, asked for 20, bounded by grid_operator,"
+                    " until 2026-03-02T10:01:00Z; under it default 100; bounds: device 0 to 100, grid_operator"
+                    " 30 to inf"
+                ),
+                holds_s=60.0,
+                write="changed",
+                in_force=100.0,
+                in_force_reason=(
+                    "SMA_STP60_01 at 100 by default; bounds: device 0 to 100, grid_operator 30 to inf"
+                ),
+                reachable=True,
+                wear=PreviewWear(write_class="volatile", wears=False, now=1, release=1, today=12),
+            ),
+            "SMA_STP60_02": DevicePreview(
+                code=Code.WEAR,
+                detail=(
+                    "19 of 20 writes of today are spent, the rest is kept for releases; the count begins anew at"
+                    " 00:00Z"
+                ),
+                in_force=100.0,
+                in_force_reason="SMA_STP60_02 at 100 by default; bounds: device 0 to 100",
+                reachable=True,
+                wear=PreviewWear(
+                    write_class="persistent", wears=True, now=0, release=0, today=19, per_day=20
+                ),
+            ),
+        },
+    ),
     "answer_explain": CommandAnswer(
         id=COMMAND,
         stage=Stage.DONE,
@@ -222,7 +272,26 @@ SAMPLES: dict[str, Message] = {
     ),
     "presence_will": Presence(online=False, session=SESSION, boot=BOOT, sw="0.1.0", versions=(1,)),
     "heartbeat": Heartbeat(
-        session=SESSION, seq=17, mono_ms=123456, wall="2026-03-02T10:00:05.000000Z", fresh="q7Zb1x"
+        session=SESSION,
+        seq=17,
+        mono_ms=123456,
+        wall="2026-03-02T10:00:05.000000Z",
+        fresh="q7Zb1x",
+        loops=(
+            LoopStatus(
+                id="e7b1f0d4-5a52-4c0e-8f5b-1c9f6d0a7a10",
+                tag="GRID",
+                stand="limiting",
+                since="2026-03-02T09:58:11.000000Z",
+                setpoint_kw=40.0,
+                measured_kw=39.2,
+                output_kw=130.0,
+                load_kw=90.8,
+                bounded_by="connection limit",
+                reason="holds 40 kW of export: load is 90.8 kW",
+                members={"SMA_STP60_01": 86.0},
+            ),
+        ),
     ),
     "reported": Reported(
         session=SESSION,
@@ -241,6 +310,7 @@ SAMPLES: dict[str, Message] = {
             "schedule/2026-03-02/inverter": AppliedDocument(v=2, status="failed", error="hash differs"),
         },
         devices_refused={"SMA_STP60_09": "profile sma_stp99 is not known"},
+        loops_refused={"GRID": "its meter METER_01 is not a device of this node"},
         retiring={"0b6d9a51-6c1f-4a43-9d3f-5a1c7e2b8f90": "SMA_STP60_07: no answer"},
         wear={"SMA_STP60_01": {"power_limit": Writes(today=16, ever=2040)}},
         alarms=(

@@ -19,6 +19,7 @@ from edge.wire.messages import (
     Message,
     NodeConfig,
     PingCommand,
+    PreviewCommand,
     ProbeCommand,
     ReleaseCommand,
     ResyncCommand,
@@ -27,7 +28,15 @@ from edge.wire.messages import (
 )
 from tests.wire.samples import GOLDEN, SAMPLES
 
-COMMANDS = (SetpointCommand, ReleaseCommand, PingCommand, ResyncCommand, ExplainCommand, ProbeCommand)
+COMMANDS = (
+    SetpointCommand,
+    ReleaseCommand,
+    PingCommand,
+    ResyncCommand,
+    ExplainCommand,
+    ProbeCommand,
+    PreviewCommand,
+)
 
 
 def golden(name: str) -> bytes:

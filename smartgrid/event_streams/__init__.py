@@ -1,0 +1,1 @@
+"""The process that hands events out to those who listen (ADR 0027)."""

@@ -1,0 +1,29 @@
+"""A real identity provider for the tests of this directory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.oidc.provider import NodeMissingError, Provider, provider_running
+
+
+@pytest.fixture(scope="session")
+def running_provider() -> Iterator[Provider]:
+    try:
+        context = provider_running()
+        provider = context.__enter__()
+    except NodeMissingError as reason:
+        pytest.skip(f"NOT TESTED against a third-party identity provider: {reason}")
+    try:
+        yield provider
+    finally:
+        context.__exit__(None, None, None)
+
+
+@pytest.fixture
+def provider(running_provider: Provider) -> Provider:
+    """The provider, running also where the test before this one had stopped it."""
+    running_provider.start()
+    return running_provider
