@@ -22,8 +22,11 @@ WAITERS ?= 3
 # What claims nothing of the machine's pace takes the time that the tests with processes, pauses and deadlines leave
 # idle, and takes it from none of them. So that what it says stays together, it is shown a command at a time.
 BESIDE := -j2 --output-sync=line --no-print-directory PATIENTLY="nice -n 19"
+# Two lanes on two cores now and then starve a process that has a second to answer: what failed is asked once more, at
+# once, and named in the summary (RERUN). What fails twice fails.
+AGAIN := --reruns 1 -rfER
 TESTS := test-timely test-patient-postgres test-patient
-ON_POSTGRES := $(RUN) -m tests.servers postgres $(PYTEST) -q --only-database -m "not system and not long"
+ON_POSTGRES := $(RUN) -m tests.servers postgres $(PYTEST) -q $(AGAIN) --only-database -m "not system and not long"
 # Django's own commands need a key and a database, whatever they do with them.
 DJANGO = SGM_SECRET_KEY=only-for-checks SGM_DATABASE_URL=sqlite:///:memory: $(PATIENTLY) $(RUN) manage.py
 
@@ -43,12 +46,12 @@ test: $(VENV)/.dev-installed services ## the suite with real services on SQLite,
 	@$(MAKE) $(BESIDE) $(TESTS)
 
 test-timely:
-	$(PYTEST) -q -m "not system" --patient not $(SPREAD) -n $(WAITERS)
-	$(PYTEST) -m system
+	$(PYTEST) -q $(AGAIN) -m "not system" --patient not $(SPREAD) -n $(WAITERS)
+	$(PYTEST) $(AGAIN) -m system
 	$(ON_POSTGRES) --patient not $(SPREAD)
 
 test-patient:
-	$(PATIENTLY) $(PYTEST) -q -m "not system" --patient only $(SPREAD)
+	$(PATIENTLY) $(PYTEST) -q $(AGAIN) -m "not system" --patient only $(SPREAD)
 
 test-patient-postgres:
 	$(PATIENTLY) $(ON_POSTGRES) --patient only $(SPREAD)

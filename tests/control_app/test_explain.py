@@ -124,7 +124,7 @@ def test_node_that_does_not_know_the_question_is_waited_for_until_the_deadline(s
     response = explain(story)
     assert (response.status_code, response.json()["code"]) == (503, "no_answer")
     assert "may be of a version that does not know this question" in response.json()["detail"]
-    assert 0.3 <= time.monotonic() - began < 2
+    assert 0.3 <= time.monotonic() - began < 6
 
 
 def test_node_that_is_not_heard_any_more_is_not_asked(story, node):

@@ -136,7 +136,7 @@ def test_node_that_knows_no_dry_run_is_told_by_device(story, node, settings):
     node.on_preview = lambda _command: None
     began = time.monotonic()
     body = dry_run(story).json()
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 6
     assert (body["status"], body["preview"]) == ("failed", {})
     assert body["result"]["not_updated"] == {
         "SMA_STP60_01": "no_answer: the node gave no answer within 0.3 s; it may be of a version that knows no"

@@ -113,14 +113,14 @@ def test_no_worker_within_the_deadline_is_not_sent(story, sending, broker, setti
     assert ControlLog.objects.get().result["not_updated"]["SMA_STP60_01"].startswith("not_sent: ")
 
 
-def test_dead_broker_is_told_within_a_second(story, sending, eager, broker, settings):
+def test_dead_broker_is_told_without_waiting_for_the_deadline(story, sending, eager, broker, settings):
     with FakeNode.on(broker, story.node_a) as node:
         node.beat()
     settings.SGM_MQTT_PORT = 1
     began = timezone.now()
     with pytest.raises(DispatchUnavailable, match="broker is not connected"):
         curtail(story)
-    assert timezone.now() - began < timedelta(seconds=1)
+    assert timezone.now() - began < timedelta(seconds=settings.SGM_REQUEST_DEADLINE_S / 2)
     assert ControlCommand.objects.get().state == CommandState.NOT_SENT
 
 
@@ -139,7 +139,7 @@ def test_redis_that_dies_while_a_view_waits_makes_it_unknown_at_once(story, node
         began = timezone.now()
         result = curtail(story)
     live_forget()
-    assert timezone.now() - began < timedelta(seconds=2)
+    assert timezone.now() - began < timedelta(seconds=settings.SGM_REQUEST_DEADLINE_S / 2)
     assert result.not_updated["SMA_STP60_01"].startswith("unknown: ")
     assert ControlCommand.objects.get().state == CommandState.UNKNOWN
 

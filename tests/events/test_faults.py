@@ -152,7 +152,7 @@ def test_redis_that_died_and_came_back_empty_is_a_reset(
     # Dropped; whoever publishes is not held up by it.
     began = time.monotonic()
     events_publish([Event(Kind.NODE, story.site_a.pk, {"n": 2})])
-    assert time.monotonic() - began < 0.1
+    assert time.monotonic() - began < 1
     mortal_redis.start()
     stream.hears(1, "reset")
     assert not stream.ended.is_set()

@@ -23,7 +23,7 @@ def redis_which(request):
         yield f"redis://127.0.0.1:{port}/0"
 
 
-def test_task_which_cannot_be_queued_fails_within_a_second(redis_which):
+def test_task_which_cannot_be_queued_fails_before_its_request_ends(redis_which):
     options = smartgrid.settings.CELERY_BROKER_TRANSPORT_OPTIONS
     began = time.monotonic()
     with (
@@ -31,4 +31,4 @@ def test_task_which_cannot_be_queued_fails_within_a_second(redis_which):
         pytest.raises(OperationalError),
     ):
         app.send_task("any", connection=connection, queue="control")
-    assert time.monotonic() - began < 1.0
+    assert time.monotonic() - began < smartgrid.settings.SGM_REQUEST_DEADLINE_S / 2
