@@ -118,7 +118,9 @@ def test_task_that_waited_in_redis_beyond_its_deadline_writes_nothing(
     ]
 
 
-def test_queue_that_does_not_answer_is_503_and_nothing_was_sent(story, redis_queue, sending, broker, settings):
+def test_queue_that_does_not_answer_is_503_and_nothing_was_sent(
+    story, redis_queue, sending, broker, settings
+):
     queue_point("redis://127.0.0.1:1/0")
     began = timezone.now()
     with FakeNode.on(broker, story.node_a) as node:
