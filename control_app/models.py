@@ -62,6 +62,7 @@ class ControlRequest(models.Model):
     answer = models.TextField(blank=True, default="", db_default="")
 
     class Meta:
+        permissions = [("curtail", "Can curtail and release devices")]
         constraints = [
             models.CheckConstraint(
                 condition=Q(kind=Kind.CURTAIL, value__isnull=False)

@@ -165,6 +165,7 @@ class Node(models.Model):
     renew_certificates_before = models.DateTimeField(null=True, editable=False)
 
     class Meta:
+        permissions = [("enrol_node", "Can enrol nodes and revoke their certificates")]
         constraints = [
             models.UniqueConstraint(fields=["tenant_tag", "name"], name="node_name_unique_per_tenant"),
             models.CheckConstraint(condition=~Q(name=""), name="node_name_not_empty"),
@@ -352,6 +353,7 @@ class ManagementToken(models.Model):
     sites = models.ManyToManyField(Site, related_name="management_tokens", blank=True)
 
     class Meta:
+        permissions = [("reveal_managementtoken", "Can see a site management token's value")]
         constraints = [
             models.CheckConstraint(condition=~Q(name=""), name="management_token_name_not_empty"),
             models.CheckConstraint(
@@ -361,6 +363,23 @@ class ManagementToken(models.Model):
 
     def __str__(self) -> str:
         return self.name
+
+
+class SiteScope(models.Model):
+    """The sites that a person at the console may see; whoever has none, and is no superuser, sees no site."""
+
+    # As wide as a token's, so that rows are looked for in the same way.
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    user = models.OneToOneField(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="site_scope")
+    all_sites = models.BooleanField(default=False, help_text="Also those that are made later.")
+    sites = models.ManyToManyField(Site, related_name="scopes", blank=True)
+
+    class Meta:
+        verbose_name = "sites of a person"
+        verbose_name_plural = "sites of people"
+
+    def __str__(self) -> str:
+        return f"sites of {self.user}"
 
 
 class AlarmSeverity(models.TextChoices):
@@ -395,8 +414,13 @@ class Alarm(models.Model):
     raised_at = models.DateTimeField(default=timezone.now)
     last_seen_at = models.DateTimeField(default=timezone.now)
     cleared_at = models.DateTimeField(null=True)
+    # By whom somebody looks after it; it stays open until the condition is over.
+    acknowledged_at = models.DateTimeField(null=True)
+    acknowledged_by = models.CharField(max_length=150, blank=True, default="", db_default="")
+    note = models.CharField(max_length=500, blank=True, default="", db_default="")
 
     class Meta:
+        permissions = [("acknowledge_alarm", "Can acknowledge alarms")]
         constraints = [
             # Two, because a null equals no other: PostgreSQL before 15 and SQLite know no other way.
             models.UniqueConstraint(

@@ -31,13 +31,15 @@ FEW_SITES = 100
 
 
 def sites_visible_to(principal: Principal) -> QuerySet[Site]:
-    """The sites this principal may see: all for root, else those its token names.
+    """The sites this principal may see: all for root, else those its token, or its scope, names.
 
     Every query about a site starts from here, and about anything of one from `of_visible_sites`.
     """
     sites = Site.objects.order_by("site_tag", "pk")
     if principal.is_root:
         return sites
+    if principal.scope_id is not None:
+        return sites.filter(scopes=principal.scope_id)
     if principal.token_id is None:
         return sites.none()
     if principal.opens_few:
@@ -52,6 +54,8 @@ def of_visible_sites(rows: QuerySet[M], principal: Principal) -> QuerySet[M]:
     """
     if principal.is_root:
         return rows
+    if principal.scope_id is not None:
+        return rows.filter(site__scopes=principal.scope_id)
     if principal.token_id is None:
         return rows.none()
     opened = _opened_by(principal.token_id)

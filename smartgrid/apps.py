@@ -8,6 +8,7 @@ from oauth2_provider.apps import DOTConfig
 
 
 class SmartgridConfig(AppConfig):
+    # Also where `{% load console %}` and the console's templates are.
     name = "smartgrid"
     verbose_name = "Smart Grid Manager"
 
@@ -15,6 +16,11 @@ class SmartgridConfig(AppConfig):
         # They register themselves once Django's registry is up.
         import smartgrid.checks  # noqa: PLC0415
         import smartgrid.issuer_admin  # noqa: F401, PLC0415
+        from smartgrid.console.audit import tracking_begin  # noqa: PLC0415
+        from smartgrid.console.roles import roles_follow_migrations  # noqa: PLC0415
+
+        tracking_begin()
+        roles_follow_migrations()
 
 
 class IssuerConfig(DOTConfig):  # type: ignore[misc] # the toolkit has no types

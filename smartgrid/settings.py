@@ -10,6 +10,7 @@ from pathlib import Path
 
 from django.conf import global_settings
 
+from smartgrid.console.look import LOOK
 from smartgrid.env import (
     env_bool,
     env_database,
@@ -41,6 +42,11 @@ if SGM_BEHIND_TLS_PROXY:
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = SGM_BEHIND_TLS_PROXY
 
 INSTALLED_APPS = [
+    # Before Django's console, whose templates it replaces.
+    "unfold.apps.BasicAppConfig",
+    "unfold.contrib.filters",
+    "unfold.contrib.forms",
+    "unfold.contrib.import_export",
     "smartgrid.apps.ConsoleConfig",
     "django.contrib.auth",
     "django.contrib.contenttypes",
@@ -53,6 +59,7 @@ INSTALLED_APPS = [
     "smartgrid.apps.IssuerConfig",
     "django_celery_beat",
     "import_export",
+    "auditlog",
     "smartgrid.apps.SmartgridConfig",
     "sites_app",
     "devices_app",
@@ -73,6 +80,8 @@ MIDDLEWARE = [
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
+    # Says who changed a row, in the audit log.
+    "auditlog.middleware.AuditlogMiddleware",
 ]
 
 ROOT_URLCONF = "smartgrid.urls"
@@ -104,6 +113,8 @@ STATIC_URL = "/static/"
 # Served from the packages themselves: nothing to collect, hence nothing to forget.
 WHITENOISE_USE_FINDERS = True
 WHITENOISE_AUTOREFRESH = False
+
+UNFOLD = LOOK
 
 # --- database -------------------------------------------------------------------------------------------
 

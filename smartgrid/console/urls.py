@@ -1,0 +1,8 @@
+"""All pages of the console beyond Django's own, in the order of their modules."""
+
+from __future__ import annotations
+
+from smartgrid.console import fleet, live
+from smartgrid.console.pages import Page
+
+PAGES: tuple[Page, ...] = (fleet.fleet, live.live_relay)
