@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from django.apps import apps
+from django.contrib import admin
 from django.http import HttpRequest
 from django.templatetags.static import static
 from django.urls import reverse_lazy
@@ -21,8 +23,14 @@ def _list(title: str, icon: str, model: str) -> dict[str, Any]:
         "title": title,
         "icon": icon,
         "link": reverse_lazy(f"admin:{app}_{name}_changelist"),
-        "permission": _may(f"{app}.view_{name}"),
+        "permission": lambda request: _may_see(request, model),
     }
+
+
+def _may_see(request: HttpRequest, model: str) -> bool:
+    """As the list itself decides, which may know more than a permission."""
+    known = admin.site._registry.get(apps.get_model(model))  # noqa: SLF001
+    return known is not None and known.has_module_permission(request) and known.has_view_permission(request)
 
 
 def _page(title: str, icon: str, name: str, permission: str) -> dict[str, Any]:

@@ -228,7 +228,8 @@ def settled(story):
 
 
 def rows(page: str) -> int:
-    return page.count('class="action-select"') or page.count('class="field-name"')
+    """How many rows a list of the console has."""
+    return page.count('<tr class="data-row ')
 
 
 def test_only_what_is_not_where_it_should_be_is_listed_with_node_site_and_since_when(operator, settled):
