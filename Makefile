@@ -65,6 +65,7 @@ test-all: test ## `make test` and the long runs
 	$(PYTEST) -q -s tests/simulation/test_machine.py --simulation-steps 10000
 	$(PYTEST) -q -s tests/runtime/test_crash_points.py --every-crash-point
 	$(PYTEST) -q -s tests/runtime/test_loop_sockets.py --every-seed
+	$(PYTEST) -q tests/browser --every-look
 	$(RUN) -m tests.servers postgres $(PYTEST) --only-database
 
 coverage: $(VENV)/.dev-installed ## that no branch of edge/core goes untested
@@ -115,7 +116,7 @@ bench-lines: $(VENV)/.dev-installed ## what a dead device costs those beside it,
 bench-loop: $(VENV)/.dev-installed ## the closed loop on simulated plants, beside the physical bound and other controllers
 	@exec $(RUN) -m bench.closed_loop
 
-services: # Redis, mosquitto, PostgreSQL and HAProxy for the tests, installed where they are missing and we may
+services: # Redis, mosquitto, PostgreSQL, HAProxy and Chromium for the tests, installed where they are missing and we may
 	@.ci/services
 
 # --- environments: a stamp each, so that later starts find nothing to do ---------------------------------------

@@ -25,7 +25,9 @@ def person(db: None) -> Person:
     """A logged-in browser of somebody with this role, who sees these sites; without any named, all."""
     roles_make()
 
-    def made(role: Role | None, *sites: Site, name: str = "somebody", all_sites: bool | None = None) -> Client:
+    def made(
+        role: Role | None, *sites: Site, name: str = "somebody", all_sites: bool | None = None
+    ) -> Client:
         user = User.objects.create_user(name, password="a long password", is_staff=True)
         if role is not None:
             user.groups.add(Group.objects.get(name=role.value))

@@ -31,9 +31,7 @@ def test_stranger_is_sent_to_log_in(page: Page, client: Client):
     assert response["Location"].startswith("/admin/login/?next=")
 
 
-@pytest.mark.parametrize(
-    "page", [page for page in PAGES if page.permission], ids=lambda page: page.name
-)
+@pytest.mark.parametrize("page", [page for page in PAGES if page.permission], ids=lambda page: page.name)
 def test_who_has_no_role_may_not_open_it(page: Page, person):
     somebody = person(None)
     assert somebody.get(address(page)).status_code == 403

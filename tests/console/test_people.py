@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from django.contrib.auth.models import AnonymousUser, Group, Permission, User
 
-from control_app.selectors import control_logs_visible_to, device_errors_by_site
 from control_app.models import DeviceErrorLog
+from control_app.selectors import control_logs_visible_to, device_errors_by_site
 from sites_app.models import SiteScope
 from sites_app.selectors import nodes_visible_to, site_get, site_visible, sites_visible_to
 from smartgrid.api.principal import Principal
@@ -90,7 +92,7 @@ def test_repeated_requests_of_two_people_are_never_the_same(story: Story):
 
 def test_each_role_may_what_those_before_it_may():
     roles = [permissions_of(role) for role in Role]
-    for less, more in zip(roles, roles[1:], strict=False):
+    for less, more in pairwise(roles):
         assert less < more
 
 

@@ -59,8 +59,7 @@ def happens(story: Story) -> None:
 
 def test_page_is_told_of_its_persons_sites_alone(address, story, watch):
     everything, only_a, nothing = (
-        watch(address, somebody(*sites))
-        for sites in ((story.site_a, story.site_b), (story.site_a,), ())
+        watch(address, somebody(*sites)) for sites in ((story.site_a, story.site_b), (story.site_a,), ())
     )
     happens(story)
     everything.hears(2)

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.oidc.provider import NodeMissingError, Provider, provider_running
+from tests.npm import NodeMissingError
+from tests.oidc.provider import Provider, provider_running
 
 
 @pytest.fixture(scope="session")
