@@ -37,7 +37,8 @@ class Console(UnfoldAdminSite):  # type: ignore[misc] # Unfold has no types
         # They know every app, and every app's admin knows this module.
         from smartgrid.console.urls import PAGES  # noqa: PLC0415
 
-        return [page.url(self) for page in PAGES] + super().get_urls()
+        own: list[URLPattern] = super().get_urls()
+        return [page.url(self) for page in PAGES] + own
 
     def register(self, model_or_iterable: Any, admin_class: Any = None, **options: Any) -> None:
         """Leave out what of the libraries is of no use here.

@@ -188,7 +188,7 @@ for name, role, sites in json.loads(sys.argv[1]):
 @pytest.fixture(scope="session")
 def people(demo: RunningDemo) -> dict[str, str]:
     """Somebody of each role who sees all sites, and an operator of the first alone: what -> user name."""
-    rows = [(role.value.lower(), role.value, []) for role in Role]
+    rows: list[tuple[str, str, list[str]]] = [(role.value.lower(), role.value, []) for role in Role]
     rows.append(("local operator", Role.OPERATOR.value, ["solarpanel_site_a"]))
     run = f"import sys; sys.argv = ['', {json.dumps(json.dumps(rows))}, {PASSWORD!r}]\n{MAKE_PEOPLE}"
     subprocess.run(
