@@ -115,6 +115,7 @@ WHITENOISE_USE_FINDERS = True
 WHITENOISE_AUTOREFRESH = False
 
 UNFOLD = LOOK
+CSRF_FAILURE_VIEW = "smartgrid.console.trouble.csrf_failure"
 
 # --- database -------------------------------------------------------------------------------------------
 

@@ -63,6 +63,9 @@ LOOK: dict[str, Any] = {
     "SITE_HEADER": "Smart Grid Manager",
     "SITE_SYMBOL": "electric_meter",
     "SITE_URL": None,
+    "SITE_FAVICONS": [
+        {"rel": "icon", "type": "image/svg+xml", "href": lambda _request: static("console/favicon.svg")}
+    ],
     "SHOW_VIEW_ON_SITE": False,
     "BORDER_RADIUS": "6px",
     "COLORS": {"primary": _PRIMARY},
@@ -78,7 +81,7 @@ LOOK: dict[str, Any] = {
                     _list("Sites", "location_on", "sites_app.site"),
                     _list("Devices", "solar_power", "devices_app.device"),
                     _list("Closed loops", "cycle", "devices_app.closedloop"),
-                    _list("Schedules", "calendar_month", "schedules_app.schedule"),
+                    _page("Schedules", "calendar_month", "console_schedules", "schedules_app.view_schedule"),
                     _list("Alarms", "notifications", "sites_app.alarm"),
                 ],
             },

@@ -41,7 +41,8 @@ def page(
         @wraps(view)
         def guarded(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
             if permission and not request.user.has_perm(permission):
-                raise PermissionDenied
+                # Its page says by this name what is missing (`smartgrid.console.trouble`).
+                raise PermissionDenied(permission)
             return view(request, *args, **kwargs)
 
         return Page(route, name, require_http_methods(methods)(guarded), permission)

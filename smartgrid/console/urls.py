@@ -4,5 +4,13 @@ from __future__ import annotations
 
 from smartgrid.console import fleet, live
 from smartgrid.console.pages import Page
+from smartgrid.console.schedules import days, exchange, grid
 
-PAGES: tuple[Page, ...] = (fleet.fleet, live.live_relay)
+PAGES: tuple[Page, ...] = (
+    fleet.fleet,
+    live.live_relay,
+    days.schedules,
+    grid.schedule,
+    grid.schedule_copy,
+    exchange.schedule_export,
+)
