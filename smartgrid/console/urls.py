@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from smartgrid.console import fleet, live
+from smartgrid.console import fleet, live, site
 from smartgrid.console.pages import Page
 
-PAGES: tuple[Page, ...] = (fleet.fleet, live.live_relay)
+PAGES: tuple[Page, ...] = (fleet.fleet, site.site, site.site_curve, live.live_relay)
