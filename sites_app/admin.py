@@ -32,7 +32,14 @@ else:
 
 @admin.register(Site)
 class SiteAdmin(ServiceAdmin):
-    list_display = ["site_tag", "name", "tenant_tag", "curtailment_time_limit", "cyclic_write_timeout"]
+    list_display = [
+        "site_tag",
+        "name",
+        "live",
+        "tenant_tag",
+        "curtailment_time_limit",
+        "cyclic_write_timeout",
+    ]
     list_filter = ["tenant_tag"]
     search_fields = ["site_tag", "name", "id"]
     readonly_fields = ["id", "created_at"]
@@ -48,6 +55,14 @@ class SiteAdmin(ServiceAdmin):
         "time_zone",
         "meta_data",
     ]
+
+    @admin.display(description="now")
+    def live(self, site: Site) -> str:
+        return format_html(
+            '<a href="{}" aria-label="{} now">Look</a>',
+            reverse("admin:console_site", args=[site.pk]),
+            site.site_tag,
+        )
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> list[str]:
         # Part of every topic of the site's nodes: chosen once.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from smartgrid.console import fleet, live
+from smartgrid.console import fleet, live, site
 from smartgrid.console.pages import Page
 from smartgrid.console.schedules import days, exchange, grid
 
 PAGES: tuple[Page, ...] = (
     fleet.fleet,
+    site.site,
+    site.site_curve,
     live.live_relay,
     days.schedules,
     grid.schedule,
