@@ -393,8 +393,8 @@ def _wait(
     try:
         if waiting and time.monotonic() >= until:
             # Whoever began it came to wait too late: the answers are there.
-            for text in live.list_read(key):
-                _take_note(waiting, note_read(text))
+            for told in live.list_read(key):
+                _take_note(waiting, note_read(told))
         while any(not item.is_over for item in waiting.values()):
             left = until - time.monotonic()
             text = live.list_wait(key, timeout_s=left) if left > 0 else None

@@ -91,8 +91,9 @@ class Entry:
 def _ladder(explanation: Explanation, site: Site, principal: Principal) -> dict[str, object]:
     decision = explanation.decision
     asked = None
-    if decision.request_id is not None:
-        asked = control_requests_visible_to(principal).filter(pk=_key(decision.request_id), site=site).first()
+    request_id = _key(decision.request_id or "")
+    if request_id is not None:
+        asked = control_requests_visible_to(principal).filter(pk=request_id, site=site).first()
     return {
         "at": datetime.fromisoformat(explanation.at),
         "reaches_back_to": datetime.fromisoformat(explanation.reaches_back_to),
