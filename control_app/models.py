@@ -120,6 +120,11 @@ class ControlCommand(models.Model):
     state = models.CharField(max_length=16, choices=CommandState, default=CommandState.QUEUED)
     # device tag -> {code, detail, value, readback}
     result = models.JSONField(null=True)
+    # By central's clock: a worker took it to send it; the node's word came that it is arbitrated, and that
+    # all of it is over. Null where it did not come to that, or nobody heard of it in time.
+    claimed_at = models.DateTimeField(null=True, editable=False)
+    accepted_at = models.DateTimeField(null=True, editable=False)
+    done_at = models.DateTimeField(null=True, editable=False)
 
     class Meta:
         constraints = [

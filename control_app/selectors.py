@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from django.db.models import Max, QuerySet
+from django.db.models import Count, Max, Min, QuerySet
 
 from control_app.models import CommandState, ControlCommand, ControlLog, ControlRequest, DeviceErrorLog, Kind
 from devices_app.models import Device
@@ -173,3 +173,54 @@ def site_kept_by(site: Site) -> list[str]:
 
 def hours_before(now: datetime, hours: int) -> datetime:
     return now - timedelta(hours=hours)
+
+
+def control_requests_visible_to(principal: Principal) -> QuerySet[ControlRequest]:
+    """Control requests of the visible sites with their sites, newest first."""
+    requests = ControlRequest.objects.select_related("site").order_by("-created_at", "-pk")
+    return of_visible_sites(requests, principal)
+
+
+def requests_under_way(
+    principal: Principal, site_ids: Iterable[UUID], *, now: datetime
+) -> list[ControlRequest]:
+    """What others, or the same person, are asking of these sites at this moment."""
+    rows = control_requests_visible_to(principal).filter(site__in=list(site_ids), status=None)
+    return list(rows.filter(deadline__gt=now))
+
+
+def controllable_devices(principal: Principal, site_ids: Iterable[UUID]) -> QuerySet[Device]:
+    """The devices of these sites that a request can set, by site and tag."""
+    rows = devices_visible_to(principal).filter(
+        site__in=list(site_ids), measured_only=False, include_in_curtailment=True, controlled_by=None
+    )
+    return rows.select_related("site", "device_type").order_by("site__site_tag", "device_tag")
+
+
+def commands_to_device(device: Device, *, at_most: int) -> list[ControlCommand]:
+    """The newest commands to a device under its present tag, with their requests."""
+    rows = ControlCommand.objects.filter(node=device.node_id, values__has_key=device.device_tag)
+    return list(rows.select_related("request").order_by("-sequence")[:at_most])
+
+
+def logs_of_device(device: Device, *, at_most: int, looked_at: int = 200) -> list[ControlLog]:
+    """Of the newest `looked_at` lines of its site, the newest that tell of this device."""
+    rows = ControlLog.objects.filter(site=device.site_id).select_related("request").order_by("-created_at")
+    tag = device.device_tag
+    told = [
+        line
+        for line in rows[:looked_at]
+        if tag in line.result.get("updated", {}) or tag in line.result.get("not_updated", {})
+    ]
+    return told[:at_most]
+
+
+def device_errors(device: Device, *, since: datetime) -> list[tuple[str, int, datetime, datetime]]:
+    """Its errors since a moment: each text once, how often it came, first and last time; the newest first."""
+    rows = (
+        DeviceErrorLog.objects.filter(site=device.site_id, device=device, timestamp__gte=since)
+        .values("error")
+        .annotate(times=Count("pk"), first=Min("timestamp"), last=Max("timestamp"))
+        .order_by("-last")
+    )
+    return [(row["error"], row["times"], row["first"], row["last"]) for row in rows]

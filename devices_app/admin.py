@@ -32,7 +32,7 @@ from devices_app.selectors import (
     series_with_newest,
 )
 from devices_app.type_summary import TypeSummary, type_summary
-from smartgrid.admin import AnyModelAdmin, ServiceAdmin
+from smartgrid.admin import AnyModelAdmin, LeadsToControl, ServiceAdmin
 from smartgrid.errors import SgmError
 
 if TYPE_CHECKING:
@@ -244,7 +244,9 @@ SHOWN_OF_A_DEVICE = [
 
 
 @admin.register(Device)
-class DeviceAdmin(ServiceAdmin):
+class DeviceAdmin(LeadsToControl, ServiceAdmin):
+    control_parameter = "device"
+    actions = ["curtail_marked", "release_marked"]
     list_display = [
         "device_tag",
         "site",

@@ -22,7 +22,7 @@ from sites_app.models import Alarm, ManagementToken, Node, NodeDocument, Site, U
 from sites_app.periodic import periodic_tasks_off
 from sites_app.publishing import nodes_publish_anew
 from sites_app.selectors import documents_unsettled, token_value
-from smartgrid.admin import AnyModelAdmin, ServiceAdmin, secret_page
+from smartgrid.admin import AnyModelAdmin, LeadsToControl, ServiceAdmin, secret_page
 
 if TYPE_CHECKING:
     AnyModelForm = forms.ModelForm[Any]
@@ -31,7 +31,10 @@ else:
 
 
 @admin.register(Site)
-class SiteAdmin(ServiceAdmin):
+class SiteAdmin(LeadsToControl, ServiceAdmin):
+    control_parameter = "site"
+    control_at_most = 50
+    actions = ["curtail_marked", "release_marked"]
     list_display = [
         "site_tag",
         "name",

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from django.contrib import messages
+from django.contrib import admin, messages
 from django.db import transaction
 from django.db.models import Model, QuerySet
 from django.db.models.base import ModelBase
 from django.forms import ModelForm
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
-from django.urls import URLPattern
+from django.urls import URLPattern, reverse
+from django.utils.http import urlencode
 from unfold.admin import ModelAdmin
 from unfold.sites import UnfoldAdminSite
 
@@ -87,6 +88,37 @@ class AnyModelAdmin(_ModelAdmin):
         if related is not None and "queryset" not in kwargs:
             kwargs["queryset"] = related.get_queryset(request)
         return super().formfield_for_foreignkey(db_field, request, **kwargs)
+
+
+class LeadsToControl:
+    """Of a list of sites or devices: actions that lead to where the marked rows are curtailed or released."""
+
+    # What the rows are called there.
+    control_parameter = ""
+    # An address has room for so many.
+    control_at_most = 100
+
+    @admin.action(description="Curtail", permissions=["curtail"])
+    def curtail_marked(self, request: HttpRequest, queryset: QuerySet[Any]) -> HttpResponse | None:
+        return self._lead(request, queryset, "admin:console_curtail")
+
+    @admin.action(description="Release", permissions=["curtail"])
+    def release_marked(self, request: HttpRequest, queryset: QuerySet[Any]) -> HttpResponse | None:
+        return self._lead(request, queryset, "admin:console_release")
+
+    def has_curtail_permission(self, request: HttpRequest) -> bool:
+        return request.user.has_perm("control_app.curtail")
+
+    def _lead(self, request: HttpRequest, queryset: QuerySet[Any], name: str) -> HttpResponse | None:
+        keys = list(queryset.order_by().values_list("pk", flat=True)[: self.control_at_most + 1])
+        if len(keys) > self.control_at_most:
+            messages.error(
+                request,
+                f"At most {self.control_at_most} go into one request. Mark fewer, or curtail whole sites.",
+            )
+            return None
+        query = urlencode([(self.control_parameter, str(key)) for key in keys])
+        return HttpResponseRedirect(f"{reverse(name)}?{query}")
 
 
 class ServiceAdmin(AnyModelAdmin):

@@ -166,6 +166,9 @@ if DATABASES["default"]["ENGINE"].endswith("sqlite3"):
 # Seconds within which a control request is answered. Tokens of nodes outlive it (15 s), so no more than that.
 SGM_REQUEST_DEADLINE_S: float = env_int("SGM_REQUEST_DEADLINE_S", default=8, minimum=1, maximum=12)
 
+# Who asks for more nameplate power than this at the console, in kW, types what the request is about.
+SGM_CONSOLE_TYPED_CONFIRMATION_KW = env_int("SGM_CONSOLE_TYPED_CONFIRMATION_KW", default=1000, minimum=0)
+
 # --- events ---------------------------------------------------------------------------------------------
 
 # About as many of the newest events are kept for those who come back; 0: none are told.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from smartgrid.console import fleet, live, site
+from smartgrid.console import control, device, fleet, live, site, why
 from smartgrid.console.pages import Page
 from smartgrid.console.schedules import days, exchange, grid
 
@@ -15,4 +15,10 @@ PAGES: tuple[Page, ...] = (
     grid.schedule,
     grid.schedule_copy,
     exchange.schedule_export,
+    control.curtail,
+    control.release,
+    control.request_page,
+    control.requests_page,
+    device.device_page,
+    why.why,
 )

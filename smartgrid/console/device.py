@@ -1,0 +1,155 @@
+"""One device as an operator sees it: what it holds, how it is, and how far its profile can be trusted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import msgspec
+from django.http import Http404, HttpRequest
+from django.http.response import HttpResponseBase
+from django.utils import timezone
+
+from control_app.models import CommandState, ControlCommand, Kind
+from control_app.selectors import device_errors, logs_of_device
+from devices_app.models import Device, TelemetryReading
+from devices_app.selectors import (
+    device_loops,
+    device_node_says,
+    device_unfit,
+    devices_visible_to,
+    probe_verdict,
+)
+from devices_app.type_summary import type_summary
+from edge.wire.messages import DeviceResult
+from sites_app.presence import central_now, presence_read
+from sites_app.selectors import CURRENT_FOR
+from smartgrid.api.principal import Principal
+from smartgrid.console.pages import page, show
+from smartgrid.console.people import principal_at
+from smartgrid.console.roles import CURTAIL
+from smartgrid.live import LiveUnavailable
+
+VIEW_DEVICE = "devices_app.view_device"
+ERRORS_SINCE = timedelta(days=7)
+LINES_SHOWN = 10
+
+
+def device_or_404(principal: Principal, device_id: UUID) -> Device:
+    """A visible device with its site, node and type."""
+    device = devices_visible_to(principal).select_related("site", "node").filter(pk=device_id).first()
+    if device is None:
+        raise Http404
+    return device
+
+
+@page("device/<uuid:device_id>/", name="console_device", permission=VIEW_DEVICE)
+def device_page(request: HttpRequest, device_id: UUID) -> HttpResponseBase:
+    device = device_or_404(principal_at(request), device_id)
+    now = timezone.now()
+    context: dict[str, Any] = {
+        "device": device,
+        "site": device.site,
+        "now": now,
+        "measured": _measured(device, now=now),
+        "hold": _hold(device, now=now),
+        "health": _health(device),
+        "node_says": device_node_says(device),
+        "loops": device_loops(device),
+        "errors": device_errors(device, since=now - ERRORS_SINCE),
+        "wear": _wear(device),
+        "lines": logs_of_device(device, at_most=LINES_SHOWN),
+        "may_control": request.user.has_perm(CURTAIL),
+        "can_be_set": not device.measured_only
+        and device.include_in_curtailment
+        and device.controlled_by_id is None,
+    }
+    if request.GET.get("part") != "live":
+        probe = device.probes.order_by("-asked_at").first()
+        context |= {
+            "summary": type_summary(device.device_type),
+            "unfit": device_unfit(device),
+            "probe": probe,
+            "verdict": None if probe is None else probe_verdict(probe),
+        }
+    parts = {"live": "console/parts/device_live.html"}
+    return show(request, "console/device.html", title=device.device_tag, context=context, parts=parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """The newest reading of power, kW towards the grid; `is_current`: young enough to be that of now."""
+
+    kw: float
+    at: datetime
+    is_current: bool
+
+
+def _measured(device: Device, *, now: datetime) -> Measured | None:
+    series = device.series.filter(site=device.site_id, key="P_kW").values_list("pk", flat=True)
+    found = (
+        TelemetryReading.objects.filter(series__in=list(series))
+        .order_by("-at")
+        .values_list("value", "at")
+        .first()
+    )
+    return None if found is None else Measured(found[0], found[1], now - found[1] < CURRENT_FOR)
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """The direct request that set the value, as far as central knows; it ends at `until` unless renewed."""
+
+    command: ControlCommand
+    until: datetime | None
+
+
+def _hold(device: Device, *, now: datetime) -> Hold | None:
+    """The direct request that still holds a device; None where central knows of none."""
+    command = (
+        ControlCommand.objects.select_related("request")
+        .filter(pk=device.value_sequence, node=device.node_id, state=CommandState.DONE)
+        .exclude(request__kind=Kind.RELEASE)
+        .first()
+    )
+    if command is None or command.done_at is None:
+        return None
+    result = msgspec.convert(command.result or {}, dict[str, DeviceResult]).get(device.device_tag)
+    if result is None or not result.ok:
+        return None
+    hold_s = device.site.curtailment_time_limit if result.holds_s is None else result.holds_s
+    until = (command.accepted_at or command.done_at) + timedelta(seconds=hold_s)
+    if until <= now:
+        return None
+    for line in logs_of_device(device, at_most=LINES_SHOWN):
+        is_released = line.request is not None and line.request.kind == Kind.RELEASE
+        if line.created_at > command.done_at and (line.watchdog or is_released):
+            return None
+    return Hold(command, until)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeHealth:
+    """The device's node; None: nobody can tell, since Redis does not answer."""
+
+    is_reachable: bool | None
+    is_healthy: bool | None
+    why_not: str = ""
+
+
+def _health(device: Device) -> NodeHealth:
+    try:
+        presence = presence_read([device.node_id])[device.node_id]
+    except LiveUnavailable:
+        return NodeHealth(None, None)
+    now = central_now()
+    reachable = presence.is_reachable(now=now)
+    return NodeHealth(reachable, presence.is_healthy(now=now), "" if reachable else presence.why_not(now=now))
+
+
+def _wear(device: Device) -> list[tuple[str, int, int]]:
+    """Register, writes since 00:00 UTC and ever, by the node's last report."""
+    told = (device.node.last_reported or {}).get("wear", {}).get(device.device_tag, {})
+    return [(register, writes["today"], writes["ever"]) for register, writes in sorted(told.items())]
