@@ -32,7 +32,8 @@ from devices_app.selectors import (
     series_with_newest,
 )
 from devices_app.type_summary import TypeSummary, type_summary
-from smartgrid.admin import AnyModelAdmin, LeadsToControl, ServiceAdmin
+from sites_app.models import Node
+from smartgrid.admin import AnyModelAdmin, LeadsToControl, ServiceAdmin, sites_seen
 from smartgrid.errors import SgmError
 
 if TYPE_CHECKING:
@@ -245,6 +246,7 @@ SHOWN_OF_A_DEVICE = [
 
 @admin.register(Device)
 class DeviceAdmin(LeadsToControl, ServiceAdmin):
+    site_path = "site"
     control_parameter = "device"
     actions = ["curtail_marked", "release_marked"]
     list_display = [
@@ -312,8 +314,14 @@ class DeviceAdmin(LeadsToControl, ServiceAdmin):
         kind = self._kind(request, obj)
         if kind is not None:
             node = request.POST.get("node") or request.GET.get("node") or (obj.node_id if obj else None)
-            kwargs["form"] = device_form(kind, device=obj, node=_key(node))
+            kwargs["form"] = device_form(kind, device=obj, node=self._node_seen(request, _key(node)))
         return super().get_form(request, obj, change, **kwargs)
+
+    def _node_seen(self, request: HttpRequest, node: UUID | None) -> UUID | None:
+        """That node, where it is of a site that this person sees: its devices are offered."""
+        return (
+            node if Node.objects.filter(pk=node, site__in=sites_seen(request).order_by()).exists() else None
+        )
 
     def get_changeform_initial_data(self, request: HttpRequest) -> dict[str, Any]:
         kind = self._kind(request, None)
@@ -479,6 +487,7 @@ class AbandonForm(AnyModelForm):
 class RetiringDeviceAdmin(ServiceAdmin):
     """What nodes have yet to let go of: to read, and to abandon by name."""
 
+    site_path = "site"
     list_display = [
         "device_tag",
         "site",
@@ -535,6 +544,7 @@ class RetiringDeviceAdmin(ServiceAdmin):
 class ProbeAdmin(AnyModelAdmin):
     """What nodes found when they looked at their devices: to read, and kept as it was."""
 
+    site_path = "node__site"
     list_display = ["asked_at", "device_tag", "node", "device_type", "verdict", "asked_by"]
     list_filter = ["state", "node__site", "device_type"]
     search_fields = ["device_tag", "device__id", "node__name", "asked_by"]
@@ -558,7 +568,7 @@ class ProbeAdmin(AnyModelAdmin):
     ) -> HttpResponse:
         key = _key(object_id)
         if key is not None and request.method == "GET" and self.has_view_permission(request):
-            found = Probe.objects.filter(pk=key).exists()
+            found = self.get_queryset(request).filter(pk=key).exists()
             probe = probe_settle(probe_id=key) if found else None
             if probe is not None:
                 extra_context = {**(extra_context or {}), "probe": probe, "verdict": probe_verdict(probe)}
@@ -593,8 +603,10 @@ class TelemetrySeriesAdmin(AnyModelAdmin):
     show_full_result_count = False
     list_per_page = 50
 
-    def get_queryset(self, request: HttpRequest) -> QuerySet[TelemetrySeries]:  # noqa: ARG002 - Django's hook
-        return series_with_newest()
+    site_path = "site"
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[TelemetrySeries]:
+        return series_with_newest().filter(pk__in=super().get_queryset(request).order_by().values("pk"))
 
     @admin.display(description="newest value")
     def newest_value(self, row: Any) -> str:

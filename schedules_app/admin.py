@@ -19,12 +19,13 @@ from schedules_app.exchange import ScheduleExchangeMixin
 from schedules_app.forms import CopyForm, FillForm
 from schedules_app.models import Schedule
 from schedules_app.selectors import synchronization_results
-from smartgrid.admin import ServiceAdmin
+from smartgrid.admin import ServiceAdmin, sites_seen
 from smartgrid.errors import SgmError
 
 
 @admin.register(Schedule)
 class ScheduleAdmin(ScheduleExchangeMixin, ServiceAdmin):
+    site_path = "site"
     list_display = ["site", "category", "valid_on", "is_listed", "created_at"]
     list_filter = ["category", "is_listed", "site"]
     search_fields = ["site__site_tag", "category", "id"]
@@ -99,6 +100,7 @@ class ScheduleAdmin(ScheduleExchangeMixin, ServiceAdmin):
 
     def fill_view(self, request: HttpRequest) -> HttpResponse:
         form = FillForm(request.POST or None)
+        form.fields["site"].queryset = sites_seen(request)  # type: ignore[attr-defined]
         return self._plan_days(
             request,
             title="Fill a range",

@@ -16,13 +16,31 @@ from django.utils.html import format_html
 from django_celery_beat.models import CrontabSchedule, IntervalSchedule, PeriodicTask
 
 from sites_app import services
+from sites_app.alarm_routes import (
+    RouteFields,
+    alarm_route_create,
+    alarm_route_delete,
+    alarm_route_secret,
+    alarm_route_update,
+)
 from sites_app.alarms import alarms_open_first
 from sites_app.documents import nodes_documents_render
-from sites_app.models import Alarm, ManagementToken, Node, NodeDocument, Site, UnsettledDocument
+from sites_app.models import (
+    Alarm,
+    AlarmDelivery,
+    AlarmRoute,
+    ManagementToken,
+    Node,
+    NodeDocument,
+    Site,
+    UnsettledDocument,
+)
 from sites_app.periodic import periodic_tasks_off
 from sites_app.publishing import nodes_publish_anew
-from sites_app.selectors import documents_unsettled, token_value
+from sites_app.selectors import documents_unsettled, sites_visible_to, token_value
 from smartgrid.admin import AnyModelAdmin, LeadsToControl, ServiceAdmin, secret_page
+from smartgrid.console.people import principal_at
+from smartgrid.errors import Invalid
 
 if TYPE_CHECKING:
     AnyModelForm = forms.ModelForm[Any]
@@ -32,6 +50,7 @@ else:
 
 @admin.register(Site)
 class SiteAdmin(LeadsToControl, ServiceAdmin):
+    site_path = "pk"
     control_parameter = "site"
     control_at_most = 50
     actions = ["curtail_marked", "release_marked"]
@@ -79,12 +98,14 @@ class SiteAdmin(LeadsToControl, ServiceAdmin):
 
 @admin.register(Node)
 class NodeAdmin(ServiceAdmin):
+    site_path = "site"
     list_display = [
         "name",
         "site",
         "online",
         "presence_changed_at",
         "alarms",
+        "page",
         "epoch",
         "manifest_version",
     ]
@@ -110,6 +131,10 @@ class NodeAdmin(ServiceAdmin):
         "last_reported",
     ]
     actions = ["publish_again"]
+
+    @admin.display(description="page")
+    def page(self, row: Node) -> str:
+        return format_html('<a href="{}">Open {}</a>', reverse("admin:console_node", args=[row.pk]), row.name)
 
     def save_model(self, request: HttpRequest, obj: Any, form: ModelForm[Any], change: bool) -> None:
         if change:
@@ -155,6 +180,7 @@ class NodeAdmin(ServiceAdmin):
 class NodeDocumentAdmin(AnyModelAdmin):
     """To look at only: documents are rendered from what they tell of."""
 
+    site_path = "node__site"
     list_display = ["name", "node", "version", "status", "answered_at", "sha256"]
     list_filter = ["status", "node__site"]
     search_fields = ["name", "node__name"]
@@ -187,6 +213,7 @@ class OpenFilter(admin.SimpleListFilter):
 class AlarmAdmin(AnyModelAdmin):
     """To look at only: an alarm ends with what it is about."""
 
+    site_path = "site"
     list_display = [
         "code",
         "severity",
@@ -225,8 +252,10 @@ class UnsettledDocumentAdmin(NodeDocumentAdmin):
     list_select_related = ["node__site"]
     ordering = ["changed_at", "pk"]
 
-    def get_queryset(self, request: HttpRequest) -> QuerySet[NodeDocument]:  # noqa: ARG002 - Django's hook
-        return documents_unsettled().defer("body", "node__last_reported").order_by(*self.ordering)
+    def get_queryset(self, request: HttpRequest) -> QuerySet[NodeDocument]:
+        unsettled = documents_unsettled().order_by().values("pk")
+        rows = super().get_queryset(request).filter(pk__in=unsettled)
+        return rows.defer("body", "node__last_reported").order_by(*self.ordering)
 
     @admin.display(description="site", ordering="node__site__site_tag")
     def site(self, row: NodeDocument) -> str:
@@ -256,6 +285,9 @@ class ManagementTokenAdmin(ServiceAdmin):
     filter_horizontal = ["sites"]
     may_delete = True
 
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
+        return of_visible_sites_only(super().get_queryset(request), request)
+
     def save_by_service(self, *, row: Any, values: dict[str, Any], is_new: bool) -> Model:
         if is_new:
             return services.token_issue(**values)
@@ -273,6 +305,81 @@ class ManagementTokenAdmin(ServiceAdmin):
 
     def delete_by_service(self, row: Any) -> None:
         services.token_revoke(token=row)
+
+
+@admin.register(AlarmRoute)
+class AlarmRouteAdmin(ServiceAdmin):
+    """Who is told of alarms. A person with sites of their own sees, and makes, only routes of those."""
+
+    list_display = ["name", "kind", "target", "least_severity", "enabled"]
+    list_filter = ["kind", "enabled"]
+    search_fields = ["name", "target"]
+    fields = ["name", "kind", "target", "least_severity", "sites", "enabled"]
+    filter_horizontal = ["sites"]
+    may_delete = True
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
+        return of_visible_sites_only(super().get_queryset(request), request, is_empty_all=True)
+
+    def save_model(self, request: HttpRequest, obj: Any, form: ModelForm[Any], change: bool) -> None:
+        if not form.cleaned_data["sites"] and not principal_at(request).is_root:
+            raise Invalid.field("sites", "name the sites: all of them are not yours to be told of")
+        super().save_model(request, obj, form, change)
+
+    def save_by_service(self, *, row: Any, values: dict[str, Any], is_new: bool) -> Model:
+        fields = RouteFields(**{**values, "sites": list(values["sites"])})
+        return alarm_route_create(fields) if is_new else alarm_route_update(route=row, fields=fields)
+
+    def response_add(
+        self,
+        request: HttpRequest,
+        obj: Any,
+        post_url_continue: str | None = None,
+    ) -> HttpResponse:
+        """Show the secret of a webhook once, to the one who made it."""
+        secret = alarm_route_secret(obj)
+        if not secret:
+            return super().response_add(request, obj, post_url_continue)
+        note = "The receiver checks X-SGM-Signature with it: see docs/operations.md, Notices of alarms."
+        return secret_page(self, request, title=f"Alarm route {obj}", shown={"Secret": secret}, note=note)
+
+    def delete_by_service(self, row: Any) -> None:
+        alarm_route_delete(route=row)
+
+
+@admin.register(AlarmDelivery)
+class AlarmDeliveryAdmin(AnyModelAdmin):
+    """What was told to whom, and what could not be: to look at only."""
+
+    site_path = "alarm__site"
+
+    list_display = ["created_at", "route", "what", "alarm", "state", "attempts", "last_error", "sent_at"]
+    list_filter = ["state", "what"]
+    list_select_related = ["route", "alarm"]
+    ordering = ["-pk"]
+
+    def has_add_permission(self, request: HttpRequest) -> bool:  # noqa: ARG002 - Django's hook
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:  # noqa: ARG002
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:  # noqa: ARG002
+        return False
+
+
+def of_visible_sites_only(
+    rows: QuerySet[Any], request: HttpRequest, *, is_empty_all: bool = False
+) -> QuerySet[Any]:
+    """Those of these rows with `sites` all of whose sites this person sees: who changed another would drop
+    the sites that they do not see. `is_empty_all`: one without sites is of all of them.
+    """
+    principal = principal_at(request)
+    if principal.is_root:
+        return rows
+    foreign = Site.objects.exclude(pk__in=sites_visible_to(principal).order_by().values("pk"))
+    rows = rows.exclude(sites__in=foreign)
+    return rows.filter(sites__isnull=False).distinct() if is_empty_all else rows
 
 
 @admin.register(PeriodicTask)

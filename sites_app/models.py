@@ -444,6 +444,93 @@ class Alarm(models.Model):
         return f"{self.code} {self.node_name} {self.subject}".strip()
 
 
+class RouteKind(models.TextChoices):
+    """How a person or a system hears of alarms."""
+
+    EMAIL = "email", "e-mail"
+    WEBHOOK = "webhook", "webhook"
+
+
+class AlarmRoute(models.Model):
+    """Who is told of which alarms, and how; `sites_app.alarm_routes` alone writes these (ADR 0036)."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    created_at = models.DateTimeField(default=timezone.now, editable=False)
+    name = models.CharField(max_length=200, unique=True)
+    kind = models.CharField(max_length=16, choices=RouteKind.choices)
+    target = models.CharField(
+        max_length=500,
+        help_text="An e-mail address, several between commas, or the https:// address of a webhook.",
+    )
+    # As `tokens.encrypt` makes it; empty for e-mail.
+    secret_encrypted = models.TextField(blank=True, default="", editable=False)
+    least_severity = models.CharField(
+        max_length=16,
+        choices=AlarmSeverity.choices,
+        default=AlarmSeverity.ERROR,
+        help_text="Warning: of warnings and errors. Error: of errors only.",
+    )
+    sites = models.ManyToManyField(
+        Site, related_name="alarm_routes", blank=True, help_text="Empty: all sites, also those made later."
+    )
+    enabled = models.BooleanField(default=True, help_text="Off: nothing is sent, nor kept to be sent later.")
+
+    class Meta:
+        constraints = [
+            models.CheckConstraint(condition=~Q(name=""), name="alarm_route_name_not_empty"),
+            models.CheckConstraint(condition=Q(kind__in=RouteKind.values), name="alarm_route_kind_known"),
+        ]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class AlarmStep(models.TextChoices):
+    """What became of an alarm."""
+
+    RAISED = "raised"
+    ACKNOWLEDGED = "acknowledged"
+    CLEARED = "cleared"
+
+
+class DeliveryState(models.TextChoices):
+    """Where a notice is. `failed` is final: it was tried as often as it is."""
+
+    QUEUED = "queued"
+    SENT = "sent"
+    FAILED = "failed"
+
+
+class AlarmDelivery(models.Model):
+    """One notice of one step of an alarm to one route; `sites_app.alarm_notices` sends it, at least once."""
+
+    id = models.BigAutoField(primary_key=True)
+    alarm = models.ForeignKey(Alarm, on_delete=models.CASCADE, related_name="deliveries")
+    route = models.ForeignKey(AlarmRoute, on_delete=models.CASCADE, related_name="deliveries")
+    what = models.CharField(max_length=16, choices=AlarmStep.choices)
+    created_at = models.DateTimeField(default=timezone.now)
+    state = models.CharField(max_length=16, choices=DeliveryState.choices, default=DeliveryState.QUEUED)
+    attempts = models.PositiveIntegerField(default=0)
+    # Not tried before this moment. Whoever tries it puts it off first, which is the guard against two.
+    next_attempt_at = models.DateTimeField(default=timezone.now)
+    last_error = models.CharField(max_length=500, blank=True, default="")
+    sent_at = models.DateTimeField(null=True)
+    # The message it went out with: those of a digest share one.
+    message = models.UUIDField(null=True)
+
+    class Meta:
+        verbose_name_plural = "alarm deliveries"
+        indexes = [
+            models.Index(
+                fields=["route", "next_attempt_at"], name="alarm_delivery_due", condition=Q(state="queued")
+            ),
+            models.Index(fields=["route", "sent_at"], name="alarm_delivery_sent"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.what} to {self.route_id}"
+
+
 class PeriodicRun(models.Model):
     """One kind of periodic work: when a beat last started it, and what our table said; `sites_app.periodic`.
 

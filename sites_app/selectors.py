@@ -9,10 +9,18 @@ from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
 
 import structlog
-from django.db.models import Exists, F, Model, OuterRef, Q, QuerySet
+from django.db.models import Case, Exists, F, IntegerField, Model, OuterRef, Q, QuerySet, Value, When
 
 from sites_app import tokens
-from sites_app.models import DocumentStatus, ManagementToken, Node, Site, UnsettledDocument
+from sites_app.models import (
+    Alarm,
+    AlarmSeverity,
+    DocumentStatus,
+    ManagementToken,
+    Node,
+    Site,
+    UnsettledDocument,
+)
 from sites_app.presence import central_now, presence_read
 from sites_app.publishing import documents_unpublished, nodes_unpublished
 from smartgrid.api.principal import Principal
@@ -145,6 +153,23 @@ def node_get(*, principal: Principal, node_id: UUID, site_id: UUID | None = None
     if node is None:
         raise NotFound("No such node.")
     return node
+
+
+def alarms_visible_to(principal: Principal) -> QuerySet[Alarm]:
+    """The alarms of visible sites, as somebody has to look at them.
+
+    First what is open: errors that nobody looks after, warnings that nobody does, what somebody does. Then
+    history, what was cleared last first.
+    """
+    urgency = Case(
+        When(cleared_at__isnull=False, then=Value(3)),
+        When(acknowledged_at__isnull=False, then=Value(2)),
+        When(severity=AlarmSeverity.ERROR, then=Value(0)),
+        default=Value(1),
+        output_field=IntegerField(),
+    )
+    rows = of_visible_sites(Alarm.objects.all(), principal).select_related("site")
+    return rows.order_by(urgency, F("cleared_at").desc(nulls_last=True), F("raised_at").desc(), "-pk")
 
 
 class FoundToken(NamedTuple):

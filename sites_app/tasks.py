@@ -9,11 +9,17 @@ from celery import shared_task
 from django.conf import settings
 from django.utils import timezone
 
+from sites_app.alarm_notices import deliveries_send
 from sites_app.alarms import alarms_forget
 from sites_app.documents import nodes_due_render
 from sites_app.publishing import farewells_publish, nodes_publish
 from sites_app.reports import reports_compare
-from sites_app.services import nodes_alarms_judge, nodes_presence_settle
+from sites_app.services import (
+    certificates_judge,
+    nodes_alarms_judge,
+    nodes_downlink_judge,
+    nodes_presence_settle,
+)
 from sites_app.syncing import nodes_sync_begins, sweep
 from smartgrid.errors import Unavailable
 
@@ -70,6 +76,24 @@ def mark_silent_nodes() -> None:
 def judge_alarms() -> None:
     """Raise alarms for nodes that stay silent or do not have what they should, and clear them."""
     nodes_alarms_judge(now=timezone.now())
+
+
+@shared_task(name="sites_app.tasks.judge_downlinks")  # type: ignore[untyped-decorator]
+def judge_downlinks() -> None:
+    """Raise alarms for nodes that are heard and do not hear us, and clear them."""
+    nodes_downlink_judge()
+
+
+@shared_task(name="sites_app.tasks.judge_certificates")  # type: ignore[untyped-decorator]
+def judge_certificates() -> None:
+    """Raise alarms for nodes whose certificate is near its end, and clear them."""
+    certificates_judge(now=timezone.now())
+
+
+@shared_task(name="sites_app.tasks.send_notices")  # type: ignore[untyped-decorator]
+def send_notices() -> None:
+    """Send what alarm routes are to be told of."""
+    deliveries_send(now=timezone.now())
 
 
 @shared_task(name="sites_app.tasks.enforce_revocations")  # type: ignore[untyped-decorator]

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from django.contrib import admin, messages
+from django.contrib.admin.filters import RelatedFieldListFilter
+from django.contrib.admin.utils import get_fields_from_path
 from django.db import transaction
 from django.db.models import Model, QuerySet
 from django.db.models.base import ModelBase
@@ -61,6 +63,14 @@ def _is_of_use(model: type[Model], *, admin_class: type | None) -> bool:
             return True
 
 
+def sites_seen(request: HttpRequest) -> QuerySet[Any]:
+    """The sites that this person may see, for what forms offer."""
+    from sites_app.selectors import sites_visible_to  # noqa: PLC0415 - its admin knows this module
+    from smartgrid.console.people import principal_at  # noqa: PLC0415
+
+    return sites_visible_to(principal_at(request))
+
+
 class AnyModelAdmin(_ModelAdmin):
     """A list and a form that show of the plants only what this person's sites are.
 
@@ -74,13 +84,11 @@ class AnyModelAdmin(_ModelAdmin):
         rows = super().get_queryset(request)
         if self.site_path is None:
             return rows
-        from sites_app.selectors import sites_visible_to  # noqa: PLC0415 - its admin knows this module
-        from smartgrid.console.people import principal_at  # noqa: PLC0415
+        from smartgrid.console.people import principal_at  # noqa: PLC0415 - its app knows this module
 
-        principal = principal_at(request)
-        if principal.is_root:
+        if principal_at(request).is_root:
             return rows
-        return rows.filter(**{f"{self.site_path}__in": sites_visible_to(principal).order_by()})
+        return rows.filter(**{f"{self.site_path}__in": sites_seen(request).order_by()})
 
     def formfield_for_foreignkey(self, db_field: Any, request: Any, **kwargs: Any) -> Any:
         """Offer of other rows no more than their own lists show."""
@@ -88,6 +96,35 @@ class AnyModelAdmin(_ModelAdmin):
         if related is not None and "queryset" not in kwargs:
             kwargs["queryset"] = related.get_queryset(request)
         return super().formfield_for_foreignkey(db_field, request, **kwargs)
+
+    def formfield_for_manytomany(self, db_field: Any, request: Any, **kwargs: Any) -> Any:
+        related = self.admin_site._registry.get(db_field.remote_field.model)  # noqa: SLF001
+        if isinstance(related, AnyModelAdmin) and related.site_path is not None:
+            kwargs.setdefault("queryset", related.get_queryset(request))
+        return super().formfield_for_manytomany(db_field, request, **kwargs)
+
+    def get_list_filter(self, request: HttpRequest) -> Any:
+        """A filter by another row names no more of them than their own list shows."""
+        return [
+            (one, ScopedRelatedFilter) if isinstance(one, str) and _is_relation(self.model, one) else one
+            for one in super().get_list_filter(request)
+        ]
+
+
+class ScopedRelatedFilter(RelatedFieldListFilter):
+    """Offers the rows that the related list shows to this person."""
+
+    def field_choices(self, field: Any, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        choices = super().field_choices(field, request, model_admin)
+        related = model_admin.admin_site._registry.get(field.remote_field.model)  # noqa: SLF001
+        if not isinstance(related, AnyModelAdmin) or related.site_path is None:
+            return choices
+        seen = set(related.get_queryset(request).order_by().values_list("pk", flat=True))
+        return [(key, label) for key, label in choices if key in seen]
+
+
+def _is_relation(model: type[Model], path: str) -> bool:
+    return bool(get_fields_from_path(model, path)[-1].is_relation)
 
 
 class LeadsToControl:

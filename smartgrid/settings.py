@@ -227,6 +227,21 @@ SGM_DEVICE_ERROR_LOG_RETENTION_DAYS = env_int("SGM_DEVICE_ERROR_LOG_RETENTION_DA
 
 # Days for which alarms that are over are kept.
 SGM_ALARM_HISTORY_DAYS = env_int("SGM_ALARM_HISTORY_DAYS", default=90, minimum=1, maximum=3650)
+# As many messages a minute go to one route; what is more is told by a digest.
+SGM_ALARM_MESSAGES_PER_MINUTE = env_int("SGM_ALARM_MESSAGES_PER_MINUTE", default=10, minimum=1, maximum=600)
+# Whether webhooks may be at private addresses, and without TLS.
+SGM_ALARM_WEBHOOKS_PRIVATE = env_bool("SGM_ALARM_WEBHOOKS_PRIVATE", default=False)
+# The server that takes notices by e-mail; empty: none, and such routes fail and say so.
+EMAIL_HOST = env_str("SGM_EMAIL_HOST")
+EMAIL_PORT = env_int("SGM_EMAIL_PORT", default=587, minimum=1, maximum=65535)
+EMAIL_HOST_USER = env_str("SGM_EMAIL_USER")
+EMAIL_HOST_PASSWORD = env_secret("SGM_EMAIL_PASSWORD")
+EMAIL_USE_TLS = env_bool("SGM_EMAIL_STARTTLS", default=True)
+EMAIL_USE_SSL = env_bool("SGM_EMAIL_TLS", default=False)
+EMAIL_TIMEOUT = 5
+DEFAULT_FROM_EMAIL = env_str("SGM_EMAIL_FROM", default="sgm@localhost")
+# As people reach the console, https://host; the way from a notice to the alarm. Empty: no way.
+SGM_CONSOLE_URL = env_str("SGM_CONSOLE_URL")
 
 # --- identity of nodes ----------------------------------------------------------------------------------
 

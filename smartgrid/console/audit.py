@@ -18,6 +18,7 @@ _TRACKED: dict[str, tuple[str, ...]] = {
     "sites_app.Node": ("last_reported", "online", "last_seen_at", "published_at"),
     "sites_app.ManagementToken": ("digest", "encrypted"),
     "sites_app.SiteScope": (),
+    "sites_app.AlarmRoute": ("secret_encrypted",),
     "devices_app.DeviceType": (),
     "devices_app.Device": (),
     "devices_app.DeviceBound": (),

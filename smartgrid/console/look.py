@@ -82,7 +82,7 @@ LOOK: dict[str, Any] = {
                     _list("Devices", "solar_power", "devices_app.device"),
                     _list("Closed loops", "cycle", "devices_app.closedloop"),
                     _page("Schedules", "calendar_month", "console_schedules", "schedules_app.view_schedule"),
-                    _list("Alarms", "notifications", "sites_app.alarm"),
+                    _page("Alarms", "notifications", "console_alarms", "sites_app.view_alarm"),
                 ],
             },
             {
@@ -116,6 +116,8 @@ LOOK: dict[str, Any] = {
                     _list("Roles", "group", "auth.group"),
                     _list("Management tokens", "key", "sites_app.managementtoken"),
                     _list("API clients", "api", "oauth2_provider.application"),
+                    _list("Alarm routes", "forward_to_inbox", "sites_app.alarmroute"),
+                    _list("Alarm notices", "outgoing_mail", "sites_app.alarmdelivery"),
                     _list("Audit log", "history", "auditlog.logentry"),
                     _list("Periodic tasks", "schedule", "django_celery_beat.periodictask"),
                 ],

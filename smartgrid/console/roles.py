@@ -38,7 +38,7 @@ _CHANGED_BY_ENGINEERS = {
     "devices_app": ("device", "devicetype", "devicebound", "closedloop", "probe", "retiringdevice"),
 }
 _CHANGED_BY_ADMINISTRATORS = {
-    "sites_app": ("managementtoken", "sitescope"),
+    "sites_app": ("managementtoken", "sitescope", "alarmroute", "alarmdelivery"),
     "auth": ("user", "group"),
     "oauth2_provider": ("application",),
     "django_celery_beat": ("periodictask", "intervalschedule", "crontabschedule"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from smartgrid.console import control, device, fleet, live, site, why
+from smartgrid.console import alarms, control, device, fleet, live, node, site, why
 from smartgrid.console.pages import Page
 from smartgrid.console.schedules import days, exchange, grid
 
@@ -21,4 +21,9 @@ PAGES: tuple[Page, ...] = (
     control.requests_page,
     device.device_page,
     why.why,
+    alarms.alarms,
+    alarms.acknowledge,
+    node.node,
+    node.enrol,
+    node.revoke,
 )
