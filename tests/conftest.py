@@ -33,6 +33,7 @@ DATABASE_FOLDERS = frozenset(
     {
         "api",
         "client",
+        "console",
         "control_app",
         "demo",
         "devices_app",
@@ -50,6 +51,7 @@ PATIENT_FOLDERS = frozenset(
     {
         "api",
         "architecture",
+        "console",
         "control_app",
         "core",
         "devices_app",
