@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from django import forms
 from django.contrib import admin, messages
-from django.core.exceptions import ValidationError
-from django.db.models import Model, QuerySet
+from django.core.exceptions import PermissionDenied, ValidationError
+from django.db.models import Count, Exists, Model, OuterRef, QuerySet, Subquery
 from django.forms import ModelForm
-from django.http import HttpRequest, HttpResponse
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import reverse
 from django.utils.html import format_html
 from django_celery_beat.models import CrontabSchedule, IntervalSchedule, PeriodicTask
+from unfold.decorators import action
 
 from sites_app import services
 from sites_app.alarm_routes import (
@@ -38,9 +39,13 @@ from sites_app.models import (
 from sites_app.periodic import periodic_tasks_off
 from sites_app.publishing import nodes_publish_anew
 from sites_app.selectors import documents_unsettled, sites_visible_to, token_value
-from smartgrid.admin import AnyModelAdmin, LeadsToControl, ServiceAdmin, secret_page
+from sites_app.tokens import TokenUnreadable
+from smartgrid.admin import AnyModelAdmin, LeadsToControl, ServiceAdmin, ask_first, secret_page
+from smartgrid.console.audit import noted
 from smartgrid.console.people import principal_at
+from smartgrid.console.roles import REVEAL
 from smartgrid.errors import Invalid
+from smartgrid.templatetags.console import moment
 
 if TYPE_CHECKING:
     AnyModelForm = forms.ModelForm[Any]
@@ -278,12 +283,39 @@ class UnsettledDocumentAdmin(NodeDocumentAdmin):
 
 @admin.register(ManagementToken)
 class ManagementTokenAdmin(ServiceAdmin):
-    list_display = ["name", "id", "created_at"]
-    list_filter = ["sites"]
-    search_fields = ["name", "id"]
+    """What programs see which sites with. People see those tokens all of whose sites they see themselves."""
+
+    list_display = ["name", "opens", "last_used", "created_at", "id"]
+    list_filter = ["sites", "last_used_at"]
+    search_fields = ["name", "id", "sites__site_tag"]
     fields = ["name", "sites"]
     filter_horizontal = ["sites"]
     may_delete = True
+    actions_detail = ["rotate", "reveal"]
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
+        opened = ManagementToken.sites.through.objects.filter(managementtoken=OuterRef("pk"))
+        rows = super().get_queryset(request)
+        principal = principal_at(request)
+        if not principal.is_root:
+            seen = sites_visible_to(principal).order_by().values("pk")
+            rows = rows.exclude(Exists(opened.exclude(site__in=seen)))
+        number = opened.order_by().values("managementtoken").annotate(number=Count("pk")).values("number")
+        return rows.annotate(site_number=Subquery(number))
+
+    def formfield_for_manytomany(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:
+        if db_field.name == "sites":
+            # Nobody gives what they do not see.
+            kwargs["queryset"] = sites_visible_to(principal_at(request))
+        return super().formfield_for_manytomany(db_field, request, **kwargs)
+
+    @admin.display(description="sites", ordering="site_number")
+    def opens(self, row: Any) -> str:
+        return f"{row.site_number or 0} sites" if row.site_number != 1 else "1 site"
+
+    @admin.display(description="last used", ordering="last_used_at")
+    def last_used(self, row: ManagementToken) -> str:
+        return "never, as far as is known" if row.last_used_at is None else moment(row.last_used_at)
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         return of_visible_sites_only(super().get_queryset(request), request)
@@ -300,11 +332,58 @@ class ManagementTokenAdmin(ServiceAdmin):
         post_url_continue: str | None = None,  # noqa: ARG002 - Django's hook
     ) -> HttpResponse:
         """Show the value once, to the one who made it. Lists and forms never show it."""
-        shown = {"X-Management-Token": token_value(obj)}
-        return secret_page(self, request, title=f"Management token {obj}", shown=shown)
+        return self._value_page(request, obj, title=f"Management token {obj}")
 
     def delete_by_service(self, row: Any) -> None:
         services.token_revoke(token=row)
+
+    # --- its value ------------------------------------------------------------------------------------------
+
+    @action(description="New value", url_path="new-value", permissions=["change"])
+    def rotate(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        """Ask, and on POST draw a value in place of the present one and show it in the answer itself."""
+        token = self._token(request, object_id)
+        if not self.has_change_permission(request, token):
+            raise PermissionDenied
+        if request.method == "POST":
+            token = services.token_rotate(token=token)
+            noted(request, "rotate token", token)
+            return self._value_page(request, token, title=f"New value of {token}")
+        asked = (
+            f"The present value of {token} opens nothing from now on. To exchange it without a gap, add a"
+            " second token with the same sites, and delete this one once nobody uses it."
+        )
+        return ask_first(self, request, token, title="New value", asked=asked, button="Draw a new value")
+
+    @action(description="Show value", url_path="reveal", permissions=["reveal"])
+    def reveal(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        """Ask, and on POST show the value; who saw it is kept in the audit log."""
+        token = self._token(request, object_id)
+        if request.method == "POST":
+            noted(request, "reveal", token)
+            return self._value_page(request, token, title=f"Value of {token}", again=True)
+        asked = f"The value of {token} is shown, and that you saw it is kept in the audit log."
+        return ask_first(self, request, token, title="Show value", asked=asked, button="Show value")
+
+    def has_reveal_permission(self, request: HttpRequest, object_id: Any = None) -> bool:  # noqa: ARG002 - Unfold's hook
+        return request.user.has_perm(REVEAL)
+
+    def _token(self, request: HttpRequest, object_id: str) -> ManagementToken:
+        token = self.get_object(request, object_id)
+        if token is None:
+            raise Http404
+        return cast("ManagementToken", token)
+
+    def _value_page(
+        self, request: HttpRequest, token: ManagementToken, *, title: str, again: bool = False
+    ) -> HttpResponse:
+        try:
+            value = token_value(token)
+        except TokenUnreadable as error:
+            messages.error(request, f"{error} Draw a new value.")
+            return HttpResponseRedirect(reverse("admin:sites_app_managementtoken_change", args=[token.pk]))
+        shown = {"X-Management-Token": value}
+        return secret_page(self, request, title=title, shown=shown, again=again)
 
 
 @admin.register(AlarmRoute)

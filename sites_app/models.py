@@ -13,6 +13,7 @@ from django.core.validators import MaxValueValidator, MinValueValidator, RegexVa
 from django.db import models
 from django.db.models import F, Q
 from django.utils import timezone
+from django_otp.models import Device as OtpDevice, ThrottlingMixin
 
 from edge.wire.topics import LEVEL, NodeTopics
 
@@ -351,6 +352,8 @@ class ManagementToken(models.Model):
     digest = models.CharField(max_length=64, unique=True, editable=False)
     encrypted = models.TextField(editable=False)
     sites = models.ManyToManyField(Site, related_name="management_tokens", blank=True)
+    # To the minute or two; what was used while Redis was away is not known (`sites_app.token_use`).
+    last_used_at = models.DateTimeField(null=True, editable=False)
 
     class Meta:
         permissions = [("reveal_managementtoken", "Can see a site management token's value")]
@@ -380,6 +383,68 @@ class SiteScope(models.Model):
 
     def __str__(self) -> str:
         return f"sites of {self.user}"
+
+
+class SecondFactor(ThrottlingMixin, OtpDevice):
+    """A person's authenticator (TOTP, RFC 6238): six digits that change every 30 s.
+
+    Wrong codes make the next one wait, twice as long each time; that is kept here, and holds without Redis.
+    """
+
+    # A person has one, and it needs no name.
+    name = None
+    confirmed = None
+    # Drawn anew with each set-up: sessions that were verified by another one are not by this.
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    user = models.OneToOneField(
+        settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="second_factor"
+    )
+    created_at = models.DateTimeField(default=timezone.now, editable=False)
+    # None until its first code was right: until then it is asked of nobody.
+    confirmed_at = models.DateTimeField(null=True, editable=False)
+    key_encrypted = models.TextField(editable=False)
+    # The step of the newest code that was taken: neither it nor an older one is taken again.
+    last_step = models.BigIntegerField(default=-1, editable=False)
+
+    def __str__(self) -> str:
+        return f"second factor of {self.user}"
+
+    def get_throttle_factor(self) -> float:
+        """Seconds to wait after the first wrong code."""
+        return 1
+
+
+class RecoveryCode(models.Model):
+    """A code for whoever has lost the authenticator; good once, and kept as a keyed digest."""
+
+    id = models.BigAutoField(primary_key=True)
+    user = models.ForeignKey(
+        settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="recovery_codes"
+    )
+    digest = models.CharField(max_length=64, editable=False)
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["user", "digest"], name="recovery_code_once")]
+
+    def __str__(self) -> str:
+        return f"recovery code of {self.user}"
+
+
+class ProviderIdentity(models.Model):
+    """Who a person is at an OpenID provider. E-mail addresses change hands; issuer and subject do not."""
+
+    id = models.BigAutoField(primary_key=True)
+    user = models.OneToOneField(
+        settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="provider_identity"
+    )
+    issuer = models.CharField(max_length=500, editable=False)
+    subject = models.CharField(max_length=255, editable=False)
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["issuer", "subject"], name="provider_identity_once")]
+
+    def __str__(self) -> str:
+        return f"{self.subject} at {self.issuer}"
 
 
 class AlarmSeverity(models.TextChoices):

@@ -362,6 +362,19 @@ def token_update(*, token: ManagementToken, name: str, sites: Iterable[Site]) ->
     return locked
 
 
+@transaction.atomic
+def token_rotate(*, token: ManagementToken) -> ManagementToken:
+    """Give a token a new value, drawn here; from the commit on the present one opens nothing."""
+    value = tokens.value_draw()
+    locked = ManagementToken.objects.select_for_update().filter(pk=token.pk).first()
+    if locked is None:
+        raise NotFound("No such token.")
+    locked.digest, locked.encrypted = tokens.digest(value), tokens.encrypt(value)
+    locked.save(update_fields=["digest", "encrypted"])
+    log.info("management_access_rotated", id=str(locked.pk), name=locked.name)
+    return locked
+
+
 def _token_sites_set(token: ManagementToken, sites: Iterable[Site]) -> None:
     """Let a token open these sites and no others; the order of the rows is the order they are shown in."""
     wanted = list(dict.fromkeys(site.pk for site in sites))

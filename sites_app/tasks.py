@@ -21,6 +21,7 @@ from sites_app.services import (
     nodes_presence_settle,
 )
 from sites_app.syncing import nodes_sync_begins, sweep
+from sites_app.token_use import token_uses_keep
 from smartgrid.errors import Unavailable
 
 
@@ -111,3 +112,9 @@ def enforce_revocations() -> None:
 def forget_alarms() -> None:
     """Delete alarms that were cleared long ago (`SGM_ALARM_HISTORY_DAYS`)."""
     alarms_forget(before=timezone.now() - timedelta(days=settings.SGM_ALARM_HISTORY_DAYS))
+
+
+@shared_task(name="sites_app.tasks.keep_token_uses")  # type: ignore[untyped-decorator]
+def keep_token_uses() -> None:
+    """Note in the database when each management token was last used."""
+    token_uses_keep()

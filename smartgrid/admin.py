@@ -34,6 +34,22 @@ class Console(UnfoldAdminSite):  # type: ignore[misc] # Unfold has no types
     site_title = "Smart Grid Manager"
     site_header = "Smart Grid Manager"
     index_title = "Fleet"
+    login_template = "console/login.html"
+
+    def login(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
+        from smartgrid.console.login import login_context, login_noted  # noqa: PLC0415 - as below
+
+        response: HttpResponse = super().login(request, {**login_context(request), **(extra_context or {})})
+        login_noted(request)
+        return response
+
+    def logout(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
+        """Log out here, and at the provider whom the person came by where it says how."""
+        from smartgrid.console.oidc import logout_address  # noqa: PLC0415 - as below
+
+        elsewhere = logout_address(request) if request.method == "POST" else None
+        response: HttpResponse = super().logout(request, extra_context)
+        return response if elsewhere is None else HttpResponseRedirect(elsewhere)
 
     def get_urls(self) -> list[URLPattern]:
         """Pages of our own come first: a list's `<object_id>` would take their addresses for its own."""
@@ -47,7 +63,8 @@ class Console(UnfoldAdminSite):  # type: ignore[misc] # Unfold has no types
         """Leave out what of the libraries is of no use here.
 
         Of the OAuth toolkit clients are, the rest the embedded issuer never writes; of periodic work tasks
-        and their periods. Both stand here in forms of our own (`smartgrid.issuer_admin`, `sites_app.admin`).
+        and their periods. They stand here in forms of our own (`smartgrid.issuer_admin`, `sites_app.admin`),
+        as do people, roles and the audit log (`smartgrid.console`).
         """
         single = isinstance(model_or_iterable, ModelBase)
         models: list[Any] = [model_or_iterable] if single else list(model_or_iterable)
@@ -59,6 +76,8 @@ def _is_of_use(model: type[Model], *, admin_class: type | None) -> bool:
     match model._meta.app_label:  # noqa: SLF001 - Django's documented name for it
         case "oauth2_provider" | "django_celery_beat" as library:
             return admin_class is not None and not admin_class.__module__.startswith(f"{library}.")
+        case "auth" | "auditlog":
+            return admin_class is not None and admin_class.__module__.startswith("smartgrid.")
         case _:
             return True
 
@@ -219,12 +238,19 @@ class ServiceAdmin(AnyModelAdmin):
 
 
 def secret_page(
-    model_admin: AnyModelAdmin, request: HttpRequest, *, title: str, shown: Mapping[str, str], note: str = ""
+    model_admin: AnyModelAdmin,
+    request: HttpRequest,
+    *,
+    title: str,
+    shown: Mapping[str, str],
+    note: str = "",
+    again: bool = False,
 ) -> HttpResponse:
     """A page that shows secrets to the one who just had them drawn, as the answer to that very request.
 
     Messages would take them through a cookie or the session, where they stay until somebody looks; a redirect
     would need a place to fetch them from. Nothing keeps this page: no cache, no history to go back to.
+    `again`: it may be shown another time.
     """
     context = {
         **model_admin.admin_site.each_context(request),
@@ -232,9 +258,28 @@ def secret_page(
         "title": title,
         "shown": list(shown.items()),
         "note": note,
+        "again": again,
     }
     headers = {"Cache-Control": "no-store", "Pragma": "no-cache", "Referrer-Policy": "no-referrer"}
     return TemplateResponse(request, "admin/secret_once.html", context, headers=headers)
+
+
+def ask_first(
+    model_admin: AnyModelAdmin, request: HttpRequest, row: Model, *, title: str, asked: str, button: str
+) -> HttpResponse:
+    """A page that says what a deed does, with the button that does it by POST."""
+    opts = model_admin.opts
+    name = f"{model_admin.admin_site.name}:{opts.app_label}_{opts.model_name}_change"
+    context = {
+        **model_admin.admin_site.each_context(request),
+        "opts": opts,
+        "original": row,
+        "title": title,
+        "asked": asked,
+        "button": button,
+        "back": reverse(name, args=[row.pk]),
+    }
+    return TemplateResponse(request, "console/ask_first.html", context)
 
 
 def _refusal_shown(request: HttpRequest, view: Callable[[], HttpResponse]) -> HttpResponse:

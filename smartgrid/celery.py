@@ -85,6 +85,11 @@ app.conf.beat_schedule = {
         "schedule": 60.0,
         "options": {"queue": "sync", "expires": 60},
     },
+    "keep token uses": {
+        "task": "sites_app.tasks.keep_token_uses",
+        "schedule": 60.0,
+        "options": {"queue": "sync", "expires": 60},
+    },
     "forget old alarms": {
         "task": "sites_app.tasks.forget_alarms",
         "schedule": 86400.0,

@@ -13,9 +13,11 @@ from django.conf import global_settings
 from smartgrid.console.look import LOOK
 from smartgrid.env import (
     env_bool,
+    env_choice,
     env_database,
     env_int,
     env_json,
+    env_json_secret,
     env_list,
     env_rate,
     env_secret,
@@ -82,6 +84,8 @@ MIDDLEWARE = [
     "django.contrib.messages.middleware.MessageMiddleware",
     # Says who changed a row, in the audit log.
     "auditlog.middleware.AuditlogMiddleware",
+    # How long a login lasts, and the second factor; after all that knows who asks.
+    "smartgrid.console.sessions.ConsoleMiddleware",
 ]
 
 ROOT_URLCONF = "smartgrid.urls"
@@ -116,6 +120,23 @@ WHITENOISE_AUTOREFRESH = False
 
 UNFOLD = LOOK
 CSRF_FAILURE_VIEW = "smartgrid.console.trouble.csrf_failure"
+
+# --- who comes into the console ---------------------------------------------------------------------------
+
+# Minutes without a click, and hours after the login, until somebody has to log in anew.
+SGM_CONSOLE_IDLE_MINUTES = env_int("SGM_CONSOLE_IDLE_MINUTES", default=60, minimum=1, maximum=10_080)
+SGM_CONSOLE_SESSION_HOURS = env_int("SGM_CONSOLE_SESSION_HOURS", default=12, minimum=1, maximum=720)
+SESSION_COOKIE_AGE = SGM_CONSOLE_SESSION_HOURS * 3600
+SGM_CONSOLE_SECOND_FACTOR = env_choice(
+    "SGM_CONSOLE_SECOND_FACTOR", default="required", choices=("required", "optional", "off")
+)
+# An OpenID provider that people log in by; empty: by password only (`smartgrid.console.oidc`).
+SGM_CONSOLE_OIDC = env_json_secret("SGM_CONSOLE_OIDC", default={})
+AUTHENTICATION_BACKENDS = ["django.contrib.auth.backends.ModelBackend"]
+if SGM_CONSOLE_OIDC:
+    AUTHENTICATION_BACKENDS.append("smartgrid.console.oidc.ProviderBackend")
+LOGIN_URL = "/admin/login/"
+LOGIN_REDIRECT_URL = "/admin/"
 
 # --- database -------------------------------------------------------------------------------------------
 
@@ -361,6 +382,10 @@ SGM_THROTTLE_CLIENT = env_rate("SGM_THROTTLE_CLIENT", default="12000/min")
 SGM_THROTTLE_TOKEN = env_rate("SGM_THROTTLE_TOKEN", default="12000/min")
 # Of one client, at the embedded issuer's token endpoint.
 SGM_THROTTLE_ISSUER = env_rate("SGM_THROTTLE_ISSUER", default="600/min")
+# Of one name from one address, at the console's login; ten times that of an address, and of a name.
+SGM_THROTTLE_LOGIN = env_rate("SGM_THROTTLE_LOGIN", default="40/h")
+# Seconds for which a web process gathers which management tokens were used; 0: that is not kept.
+SGM_TOKEN_USE_EVERY_S = 30
 # Our bodies are some hundred bytes; a schedule of 96 slots is about two thousand.
 DATA_UPLOAD_MAX_MEMORY_SIZE = 1024 * 1024
 # The console takes files of schedules, of up to 2 MiB (`schedules_app.exchange`).

@@ -8,15 +8,19 @@ from auditlog.models import LogEntry
 from auditlog.registry import auditlog
 from django.apps import apps
 from django.contrib.auth import get_user_model
+from django.core.exceptions import ValidationError
+from django.core.validators import validate_ipv46_address
 from django.db.models import Model
 from django.http import HttpRequest
+
+from smartgrid.middleware import address_of
 
 # What people change. What nodes report, and what is written by the thousand, is in logs of its own. Fields
 # that hold a secret are left out; `mask_fields` would show a half of them.
 _TRACKED: dict[str, tuple[str, ...]] = {
     "sites_app.Site": (),
     "sites_app.Node": ("last_reported", "online", "last_seen_at", "published_at"),
-    "sites_app.ManagementToken": ("digest", "encrypted"),
+    "sites_app.ManagementToken": ("digest", "encrypted", "last_used_at"),
     "sites_app.SiteScope": (),
     "sites_app.AlarmRoute": ("secret_encrypted",),
     "devices_app.DeviceType": (),
@@ -56,6 +60,16 @@ def noted(request: HttpRequest, deed: str, subject: Model, **details: Any) -> No
         action=LogEntry.Action.ACCESS,
         changes={},
         actor=request.user if request.user.is_authenticated else None,
-        remote_addr=request.META.get("REMOTE_ADDR") or None,
+        remote_addr=_address_kept(request),
         additional_data={"deed": deed, **details},
     )
+
+
+def _address_kept(request: HttpRequest) -> str | None:
+    """The address as the log can keep it; None for what is none, such as a Unix socket's."""
+    address = address_of(request)
+    try:
+        validate_ipv46_address(address)
+    except ValidationError:
+        return None
+    return address

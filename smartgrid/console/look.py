@@ -69,6 +69,10 @@ LOOK: dict[str, Any] = {
     "SHOW_VIEW_ON_SITE": False,
     "BORDER_RADIUS": "6px",
     "COLORS": {"primary": _PRIMARY},
+    "LOGIN": {"form": "smartgrid.console.login.LoginForm"},
+    "ACCOUNT": {
+        "navigation": [{"title": "Second factor", "link": reverse_lazy("admin:console_second_factor")}]
+    },
     "STYLES": [lambda _request: static("console/console.css")],
     "SCRIPTS": [],
     "SIDEBAR": {

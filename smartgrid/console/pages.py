@@ -20,20 +20,31 @@ View = Callable[..., HttpResponseBase]
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """One address below /admin/. `permission`: what its visitor needs; empty: to be let in at all."""
+    """One address below /admin/. `permission`: what its visitor needs; empty: to be let in at all.
+
+    `is_open`: also for those who are on their way in.
+    """
 
     route: str
     name: str
     view: View
     permission: str
+    is_open: bool = False
 
     def url(self, site: admin.AdminSite) -> URLPattern:
+        if self.is_open:
+            return path(self.route, self.view, name=self.name)
         # Whoever is not logged in is sent to do so, and comes back.
         return path(self.route, site.admin_view(self.view), name=self.name)
 
 
 def page(
-    route: str, *, name: str, permission: str = "", methods: tuple[str, ...] = ("GET", "HEAD")
+    route: str,
+    *,
+    name: str,
+    permission: str = "",
+    methods: tuple[str, ...] = ("GET", "HEAD"),
+    is_open: bool = False,
 ) -> Callable[[View], Page]:
     """Make a view a page: `admin:NAME`. Without `permission` it answers 403, whichever way it is reached."""
 
@@ -45,7 +56,7 @@ def page(
                 raise PermissionDenied(permission)
             return view(request, *args, **kwargs)
 
-        return Page(route, name, require_http_methods(methods)(guarded), permission)
+        return Page(route, name, require_http_methods(methods)(guarded), permission, is_open)
 
     return made
 

@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from smartgrid.console import alarms, control, device, fleet, live, node, site, why
+from smartgrid.console import (
+    alarms,
+    control,
+    device,
+    fleet,
+    live,
+    node,
+    oidc,
+    second_factor_pages,
+    site,
+    why,
+)
 from smartgrid.console.pages import Page
 from smartgrid.console.schedules import days, exchange, grid
 
@@ -26,4 +37,10 @@ PAGES: tuple[Page, ...] = (
     node.node,
     node.enrol,
     node.revoke,
+    second_factor_pages.second_factor,
+    second_factor_pages.set_up,
+    second_factor_pages.verify,
+    second_factor_pages.recovery_codes,
+    oidc.begin,
+    oidc.callback,
 )
