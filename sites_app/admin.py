@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 from django import forms
 from django.contrib import admin, messages
 from django.core.exceptions import PermissionDenied, ValidationError
-from django.db.models import Count, Exists, Model, OuterRef, QuerySet, Subquery
+from django.db.models import Count, Model, OuterRef, QuerySet, Subquery
 from django.forms import ModelForm
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import reverse
@@ -295,11 +295,7 @@ class ManagementTokenAdmin(ServiceAdmin):
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         opened = ManagementToken.sites.through.objects.filter(managementtoken=OuterRef("pk"))
-        rows = super().get_queryset(request)
-        principal = principal_at(request)
-        if not principal.is_root:
-            seen = sites_visible_to(principal).order_by().values("pk")
-            rows = rows.exclude(Exists(opened.exclude(site__in=seen)))
+        rows = of_visible_sites_only(super().get_queryset(request), request)
         number = opened.order_by().values("managementtoken").annotate(number=Count("pk")).values("number")
         return rows.annotate(site_number=Subquery(number))
 
@@ -316,9 +312,6 @@ class ManagementTokenAdmin(ServiceAdmin):
     @admin.display(description="last used", ordering="last_used_at")
     def last_used(self, row: ManagementToken) -> str:
         return "never, as far as is known" if row.last_used_at is None else moment(row.last_used_at)
-
-    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
-        return of_visible_sites_only(super().get_queryset(request), request)
 
     def save_by_service(self, *, row: Any, values: dict[str, Any], is_new: bool) -> Model:
         if is_new:

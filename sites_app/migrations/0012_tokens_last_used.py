@@ -10,7 +10,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('sites_app', '0010_people_and_acknowledgement'),
+        ("sites_app", "0011_alarm_routes"),
         migrations.swappable_dependency(settings.AUTH_USER_MODEL),
     ]
 
