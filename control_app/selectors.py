@@ -86,6 +86,7 @@ def holds_running(*, principal: Principal, now: datetime, site_id: UUID | None =
     the proxy alone.
     """
     devices = devices_visible_to(principal).select_related(None).order_by()
+    columns = ("device_tag", "site_id", "node_id", "category", "value", "value_sequence")
     if site_id is not None:
         devices = devices.filter(site_id=site_id)
     begun_after = now - timedelta(seconds=CURTAILMENT_TIME_LIMIT_S[1])
@@ -103,7 +104,7 @@ def holds_running(*, principal: Principal, now: datetime, site_id: UUID | None =
     ended = _holds_ended(commands)
     found = [
         hold
-        for device in devices.filter(value_sequence__in=commands)
+        for device in devices.filter(value_sequence__in=commands).only(*columns)
         if (hold := _hold(device, commands[device.value_sequence], now=now)) is not None
         and (device.node_id, device.value_sequence, device.device_tag) not in ended
     ]

@@ -63,6 +63,11 @@ class SitePower:
     commanded_kw: float | None = None
     commanded: int = 0
 
+    @property
+    def is_partial(self) -> bool:
+        """Tell whether some, but not all, of the devices were measured."""
+        return 0 < self.measured < self.devices
+
 
 def commanded_kw(*, value_kind: str | None, value: float | None, peak_power_kw: float | None) -> float | None:
     """The power that a value lets a device have, kW towards the grid: of a limit, the most that it may have.

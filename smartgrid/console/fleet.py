@@ -58,20 +58,18 @@ PARTS = {
 class SiteRow:
     """A line of the table of sites."""
 
-    site: Site
+    # Two hundred of these are on a page: what a line shows is at hand, and not looked for again.
+    tag: str
+    name: str
     address: str
-    standing: SiteStanding
+    state: str
+    look: str
     power: SitePower
+    nodes: int
+    heard: int
+    alarms: int
     next_hold: RunningHold | None
     holds: int
-
-    @property
-    def look(self) -> str:
-        return LOOKS[self.standing.state]
-
-    @property
-    def heard(self) -> int:
-        return self.standing.nodes - self.standing.silent
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,11 +209,17 @@ class Fleet:
         rows = []
         for site_id in self.leaf:
             held = by_site.get(site_id, [])
+            shown, standing = self.sites[site_id], self.standing[site_id]
             rows.append(
                 SiteRow(
-                    site=self.sites[site_id],
+                    tag=shown.site_tag,
+                    name=shown.name,
                     address=page_address("console_site", site_id),
-                    standing=self.standing[site_id],
+                    state=standing.state.value,
+                    look=LOOKS[standing.state],
+                    nodes=standing.nodes,
+                    heard=standing.nodes - standing.silent,
+                    alarms=standing.alarms,
                     power=self.powers.get(site_id, SitePower()),
                     next_hold=held[0] if held else None,
                     holds=len(held),

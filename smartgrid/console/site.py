@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import cached_property
 from itertools import groupby
@@ -137,8 +137,10 @@ class SiteSeen:
 
     @cached_property
     def standing(self) -> SiteStanding:
+        """As on the page of the fleet, but for what Redis knows sooner: that a node fell silent."""
         sites = sites_visible_to(self._principal).filter(pk=self.site.pk)
-        return sites_standing(sites).get(self.site.pk, SiteStanding())
+        recorded = sites_standing(sites).get(self.site.pk, SiteStanding())
+        return replace(recorded, silent=sum(not row.is_heard for row in self.node_rows))
 
     @property
     def look(self) -> str:

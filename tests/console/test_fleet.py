@@ -218,17 +218,19 @@ def test_fleet_costs_as_many_queries_for_many_sites_as_for_one(sites: int) -> No
     client = client_of_all_sites("Viewer")
     page(client)
 
-    with CaptureQueriesContext(
-        connection,
-    ) as queries:
+    with CaptureQueriesContext(connection) as queries:
         page(client)
 
-    assert len(queries) == FLEET_QUERIES, "\n".join(query["sql"][:150] for query in queries)
+    told = [query["sql"] for query in queries]
+    # (Slots are asked for once, and twice in the five minutes before the next one.)
+    ours = [sql for sql in told if '"sites_app_nodedocument"' not in sql]
+    assert len(ours) == FLEET_QUERIES, "\n".join(ours)
+    assert len(told) - len(ours) <= 2
 
 
-# Session, person, scope, permissions (2); sites, nodes and alarms of sites, devices, holds (4), silent nodes,
-# slots (3), alarms.
-FLEET_QUERIES = 18
+# Session, person, scope, permissions (2); alarms and nodes of sites, sites, devices, holds (4), silent nodes,
+# alarms.
+FLEET_QUERIES = 15
 
 
 @pytest.mark.usefixtures("live_redis")

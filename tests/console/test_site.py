@@ -125,6 +125,16 @@ def test_source_behind_a_silent_node_is_not_known(story: Story) -> None:
     assert ">default<" not in part
 
 
+@pytest.mark.usefixtures("live_redis")
+def test_node_that_fell_silent_a_moment_ago_makes_the_site_silent(story: Story) -> None:
+    # (The database still has it as online; Redis has heard nothing of it.)
+    text = page(client_of_all_sites("Viewer"), story.site_a)
+
+    assert ">node silent<" in text
+    assert "not heard lately" in text
+    assert ">all well<" not in text
+
+
 @pytest.mark.usefixtures("no_redis")
 def test_curtail_is_offered_to_those_who_may_only_if_there_is_such_a_page(story: Story) -> None:
     head = page(client_of_all_sites("Viewer"), story.site_a, "?part=head")
