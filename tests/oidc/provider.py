@@ -104,8 +104,11 @@ class Provider:
 
 
 @contextmanager
-def provider_running() -> Iterator[Provider]:
-    """A provider of its own; `NodeMissingError` where it cannot be had."""
+def provider_running(*people: str) -> Iterator[Provider]:
+    """A provider of its own; `NodeMissingError` where it cannot be had.
+
+    `people`: where those are sent who log in, and who log out.
+    """
     node, npm = _node_and_npm()
     modules = _modules(npm)
     with tempfile.TemporaryDirectory(prefix="sgm-oidc-") as name:
@@ -120,7 +123,7 @@ def provider_running() -> Iterator[Provider]:
             kid="",
             client_id=client_id,
             client_secret=client_secret,
-            argv=[node, "provider.js", str(port), client_id, client_secret],
+            argv=[node, "provider.js", str(port), client_id, client_secret, *people],
             directory=directory,
         )
         try:
