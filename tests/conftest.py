@@ -26,7 +26,15 @@ from tests.servers import (
 
 DATABASE_FIXTURES = frozenset({"db", "transactional_db", "django_db_reset_sequences", "live_server"})
 SERVICE_FIXTURES = frozenset(
-    {"redis_server_url", "broker", "tls_broker", "site_broker", "postgres_url", "running_provider"}
+    {
+        "redis_server_url",
+        "broker",
+        "tls_broker",
+        "site_broker",
+        "postgres_url",
+        "running_provider",
+        "people_provider",
+    }
 )
 # The only folders below this one whose tests may use Django's database: those run on PostgreSQL too.
 DATABASE_FOLDERS = frozenset(

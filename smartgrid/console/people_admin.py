@@ -17,7 +17,7 @@ from django.urls import URLPattern, path, reverse
 from unfold.admin import StackedInline
 from unfold.decorators import action
 from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
-from unfold.widgets import UnfoldAdminCheckboxSelectMultiple
+from unfold.widgets import UnfoldAdminCheckboxSelectMultipleWidget
 
 from sites_app.models import SecondFactor, SiteScope
 from sites_app.selectors import sites_visible_to
@@ -83,7 +83,8 @@ class ScopeForm(_ScopeForm):
         cleaned = super().clean() or self.cleaned_data
         all_sites, sites = cleaned.get("all_sites", False), cleaned.get("sites", ())
         if not may_give_sites(self.actor, all_sites=all_sites, sites=sites):
-            raise ValidationError("You cannot give sites that you do not see yourself.")
+            told = "You cannot give sites that you do not see yourself."
+            self.add_error("all_sites" if all_sites else "sites", told)
         return cleaned
 
 
@@ -152,6 +153,10 @@ class PersonAdmin(UserAdmin, AnyModelAdmin):  # type: ignore[type-arg,misc]
         people = super().get_queryset(request).annotate(has_confirmed=Exists(confirmed))
         return people.prefetch_related("groups")
 
+    def get_inline_instances(self, request: HttpRequest, obj: Any = None) -> Any:
+        # Name and password first; roles and sites once there is somebody to give them to.
+        return [] if obj is None else super().get_inline_instances(request, obj)
+
     @admin.display(description="roles")
     def roles(self, row: Any) -> str:
         names = [group.name for group in row.groups.all()]
@@ -180,7 +185,7 @@ class PersonAdmin(UserAdmin, AnyModelAdmin):  # type: ignore[type-arg,misc]
     def formfield_for_manytomany(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:
         if db_field.name == "groups":
             kwargs["queryset"] = groups_given_by(request.user)
-            kwargs["widget"] = UnfoldAdminCheckboxSelectMultiple()
+            kwargs["widget"] = UnfoldAdminCheckboxSelectMultipleWidget()
             field = super().formfield_for_manytomany(db_field, request, **kwargs)
             field.help_text = (
                 "Each role may do what those before it may: Viewer, Operator, Engineer, Administrator."
@@ -189,7 +194,7 @@ class PersonAdmin(UserAdmin, AnyModelAdmin):  # type: ignore[type-arg,misc]
         return super().formfield_for_manytomany(db_field, request, **kwargs)
 
     def get_form(self, request: HttpRequest, obj: Any = None, change: bool = False, **kwargs: Any) -> Any:
-        form = super().get_form(request, obj, change, **kwargs)
+        form = super().get_form(request, obj, change=change, **kwargs)
         if "is_staff" in form.base_fields:
             form.base_fields["is_staff"].label = "May use the console"
         return form
@@ -269,7 +274,7 @@ class RoleAdmin(GroupAdmin, AnyModelAdmin):  # type: ignore[type-arg,misc]
 
     def get_form(self, request: HttpRequest, obj: Any = None, change: bool = False, **kwargs: Any) -> Any:
         kwargs["form"] = type("RoleFormOfActor", (RoleForm,), {"actor": request.user})
-        return super().get_form(request, obj, change, **kwargs)
+        return super().get_form(request, obj, change=change, **kwargs)
 
     def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         if obj is not None and (obj.name in _OWN_ROLES or not _holds_all_of(request.user, obj)):

@@ -23,6 +23,18 @@ def running_provider() -> Iterator[Provider]:
         context.__exit__(None, None, None)
 
 
+@pytest.fixture(scope="session")
+def people_provider() -> Iterator[Provider]:
+    """One that people log in at, and are sent back from to Django's test client."""
+    try:
+        with provider_running(
+            "http://testserver/admin/oidc/callback/", "http://testserver/admin/login/"
+        ) as provider:
+            yield provider
+    except NodeMissingError as reason:
+        pytest.skip(f"NOT TESTED against a third-party identity provider: {reason}")
+
+
 @pytest.fixture
 def provider(running_provider: Provider) -> Provider:
     """The provider, running also where the test before this one had stopped it."""

@@ -95,8 +95,11 @@ class Provider:
 
 
 @contextmanager
-def provider_running() -> Iterator[Provider]:
-    """A provider of its own; `tests.npm.NodeMissingError` where it cannot be had."""
+def provider_running(*people: str) -> Iterator[Provider]:
+    """A provider of its own; `tests.npm.NodeMissingError` where it cannot be had.
+
+    `people`: where those are sent who log in, and who log out.
+    """
     node, npm = node_and_npm()
     modules = modules_of(HERE, npm)
     with tempfile.TemporaryDirectory(prefix="sgm-oidc-") as name:
@@ -111,7 +114,7 @@ def provider_running() -> Iterator[Provider]:
             kid="",
             client_id=client_id,
             client_secret=client_secret,
-            argv=[node, "provider.js", str(port), client_id, client_secret],
+            argv=[node, "provider.js", str(port), client_id, client_secret, *people],
             directory=directory,
         )
         try:
