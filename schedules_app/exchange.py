@@ -318,11 +318,17 @@ class ScheduleResource(ModelResource):  # type: ignore[misc]
         use_transactions = True
         report_skipped = True
 
+    def __init__(self, *, sites: QuerySet[Site] | None = None, **kwargs: Any) -> None:
+        """`sites`: those whose schedules the file may be about; None: any."""
+        super().__init__(**kwargs)
+        self._offered = Site.objects.all() if sites is None else sites
+
     def before_import(self, dataset: tablib.Dataset, **_: Any) -> None:
         """Find all sites of the file, and take them in one order: two imports never block each other."""
         ids = {found for text in dataset["site_id"] if (found := _uuid(text)) is not None}
         tags = {tag for tag in dataset["site_tag"] if isinstance(tag, str)}
-        sites = Site.objects.filter(pk__in=ids) | Site.objects.filter(site_tag__in=tags)
+        named = Site.objects.filter(pk__in=ids) | Site.objects.filter(site_tag__in=tags)
+        sites = named.filter(pk__in=self._offered.order_by().values("pk"))
         self._sites = list(sites.select_for_update(no_key=True).order_by("pk"))
         self._rows: dict[tuple[Any, str, date], int] = {}
 
@@ -519,6 +525,11 @@ class ScheduleExchangeMixin(ExportActionMixin, ImportExportMixin):  # type: igno
 
     def get_import_context_data(self, **kwargs: Any) -> dict[str, Any]:
         return {**super().get_import_context_data(**kwargs), "max_rows": MAX_ROWS}
+
+    def get_import_resource_kwargs(self, request: HttpRequest, **kwargs: Any) -> dict[str, Any]:
+        """Of sites that a person does not see a file says nothing: they are no such sites."""
+        given = super().get_import_resource_kwargs(request, **kwargs)
+        return {**given, "sites": self.sites_seen(request)}
 
     def get_import_data_kwargs(self, **kwargs: Any) -> dict[str, Any]:
         """All or nothing, of what was confirmed too: since the preview a row may have become impossible."""
