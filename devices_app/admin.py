@@ -15,7 +15,8 @@ from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import reverse
 from django.utils.html import format_html, format_html_join
-from django.utils.safestring import mark_safe
+from unfold.admin import TabularInline
+from unfold.decorators import display
 
 import devices_app.loop_admin  # noqa: F401 - registers closed loops
 from devices_app import services
@@ -40,14 +41,19 @@ if TYPE_CHECKING:
     AnyTabularInline = admin.TabularInline[Any, Any]
     AnyModelForm = forms.ModelForm[Any]
 else:
-    AnyTabularInline = admin.TabularInline
+    AnyTabularInline = TabularInline
     AnyModelForm = forms.ModelForm
 
 
-NOT_ON_HARDWARE = (
-    '<span style="background:var(--message-warning-bg,#ffc);color:#333;padding:2px 6px;border-radius:3px;'
-    'white-space:nowrap">not verified on hardware</span>'
-)
+NOT_ON_HARDWARE = "not verified on hardware"
+# The colour beside each word, by Unfold's names.
+CONFIDENCE_COLOURS = {
+    "verified": "success",
+    "verified_twice": "success",
+    "derived": "info",
+    "unverified": "warning",
+    "disputed": "danger",
+}
 
 
 class SummaryFilter(admin.SimpleListFilter):
@@ -193,16 +199,18 @@ class DeviceTypeAdmin(ServiceAdmin):
         summary = type_summary(row)
         return "" if summary is None else summary.own_fallback
 
-    @admin.display(description="confidence")
+    @display(description="confidence", label=CONFIDENCE_COLOURS)
     def confidence(self, row: DeviceType) -> str:
         summary = type_summary(row)
         return "" if summary is None else summary.confidence
 
-    @admin.display(description="on hardware", ordering="verified_on_hardware")
+    @display(
+        description="on hardware",
+        ordering="verified_on_hardware",
+        label={"verified": "success", NOT_ON_HARDWARE: "warning"},
+    )
     def on_hardware(self, row: DeviceType) -> str:
-        if row.verified_on_hardware:
-            return "verified"
-        return mark_safe(NOT_ON_HARDWARE)  # noqa: S308 - a constant
+        return "verified" if row.verified_on_hardware else NOT_ON_HARDWARE
 
 
 class DeviceBoundInline(AnyTabularInline):

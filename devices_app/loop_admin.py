@@ -53,11 +53,12 @@ class ClosedLoopAdmin(ServiceAdmin):
     ) -> HttpResponse:
         """First at which site: what can be its meter and members depends on that."""
         if self._site(request, None) is None and self.has_add_permission(request):
+            form = _site_form(request)
             context = {
                 **self.admin_site.each_context(request),
                 "opts": self.opts,
                 "title": "Add closed loop: at which site?",
-                "form": _site_form(request),
+                "form": form,
             }
             return TemplateResponse(request, "admin/devices_app/closedloop/choose_site.html", context)
         return super().add_view(request, form_url, extra_context)
@@ -84,7 +85,7 @@ class ClosedLoopAdmin(ServiceAdmin):
         loop = kwargs.get("obj")
         if loop is not None:
             # As it is stored: the form may hold what was refused.
-            stored = ClosedLoop.objects.select_related("node", "meter").get(pk=loop.pk)
+            stored = ClosedLoop.objects.select_related("node", "meter", "site").get(pk=loop.pk)
             (context["view"],) = loops_view([stored])
         return super().render_change_form(request, context, *args, **kwargs)
 

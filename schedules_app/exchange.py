@@ -526,6 +526,11 @@ class ScheduleExchangeMixin(ExportActionMixin, ImportExportMixin):  # type: igno
     def get_import_context_data(self, **kwargs: Any) -> dict[str, Any]:
         return {**super().get_import_context_data(**kwargs), "max_rows": MAX_ROWS}
 
+    def get_import_resource_kwargs(self, request: HttpRequest, **kwargs: Any) -> dict[str, Any]:
+        """Of sites that a person does not see a file says nothing: they are no such sites."""
+        given = super().get_import_resource_kwargs(request, **kwargs)
+        return {**given, "seen": sites_seen(request)}
+
     def get_import_data_kwargs(self, **kwargs: Any) -> dict[str, Any]:
         """All or nothing, of what was confirmed too: since the preview a row may have become impossible."""
         return {**super().get_import_data_kwargs(**kwargs), "rollback_on_validation_errors": True}

@@ -11,13 +11,14 @@ from django.contrib.admin.utils import get_fields_from_path
 from django.db import transaction
 from django.db.models import Model, QuerySet
 from django.db.models.base import ModelBase
-from django.forms import ModelForm
+from django.forms import ModelForm, Widget, widgets
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, reverse
 from django.utils.http import urlencode
 from unfold.admin import ModelAdmin
 from unfold.sites import UnfoldAdminSite
+from unfold.widgets import CHECKBOX_CLASSES, INPUT_CLASSES, SELECT_CLASSES, TEXTAREA_CLASSES
 
 from smartgrid.errors import SgmError
 
@@ -109,6 +110,12 @@ class AnyModelAdmin(_ModelAdmin):
             return rows
         return rows.filter(**{f"{self.site_path}__in": sites_seen(request).order_by()})
 
+    def get_form(self, request: HttpRequest, obj: Any = None, change: bool = False, **kwargs: Any) -> Any:
+        form = super().get_form(request, obj, change, **kwargs)
+        for field in form.base_fields.values():
+            _dress(field.widget)
+        return form
+
     def formfield_for_foreignkey(self, db_field: Any, request: Any, **kwargs: Any) -> Any:
         """Offer of other rows no more than their own lists show."""
         related = self.admin_site._registry.get(db_field.remote_field.model)  # noqa: SLF001
@@ -175,6 +182,28 @@ class LeadsToControl:
             return None
         query = urlencode([(self.control_parameter, str(key)) for key in keys])
         return HttpResponseRedirect(f"{reverse(name)}?{query}")
+
+
+# Fields that a form of ours declares itself have Django's bare widgets, which Unfold's styles leave naked.
+_DRESSES: dict[type[Widget], list[str]] = {
+    widgets.TextInput: INPUT_CLASSES,
+    widgets.NumberInput: INPUT_CLASSES,
+    widgets.URLInput: INPUT_CLASSES,
+    widgets.PasswordInput: INPUT_CLASSES,
+    widgets.Textarea: TEXTAREA_CLASSES,
+    widgets.Select: SELECT_CLASSES,
+    widgets.NullBooleanSelect: SELECT_CLASSES,
+    widgets.CheckboxInput: CHECKBOX_CLASSES,
+}
+
+
+def _dress(widget: Any) -> None:
+    """Give a bare widget the looks of Unfold's; any other has its own."""
+    inner = getattr(widget, "widget", widget)
+    classes = " ".join(_DRESSES.get(type(inner), ()))
+    had = inner.attrs.get("class", "")
+    if classes and classes not in had:
+        inner.attrs["class"] = f"{classes} {had}".strip()
 
 
 class ServiceAdmin(AnyModelAdmin):
