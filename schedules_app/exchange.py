@@ -39,6 +39,7 @@ from schedules_app.models import Schedule
 from schedules_app.slots import SLOTS_A_DAY, Slots
 from sites_app.models import Site
 from smartgrid import live
+from smartgrid.admin import sites_seen
 from smartgrid.errors import Invalid, SgmError
 
 # A year of one category. All is one transaction, in which SQLite lets nobody else write: some two seconds.
@@ -508,6 +509,9 @@ class ScheduleExchangeMixin(ExportActionMixin, ImportExportMixin):  # type: igno
 
     def has_export_permission(self, request: HttpRequest) -> bool:
         return bool(self.has_view_permission(request))
+
+    def get_import_resource_kwargs(self, request: HttpRequest, **kwargs: Any) -> dict[str, Any]:
+        return {**super().get_import_resource_kwargs(request, **kwargs), "seen": sites_seen(request)}
 
     def import_action(self, request: HttpRequest, **kwargs: Any) -> HttpResponse:
         try:
