@@ -432,7 +432,7 @@ def _take_note(waiting: Mapping[str, _Waiting], note: Note) -> _Waiting | None:
         return None
     if note.answer is not None:
         _take_answer(item, note.answer)
-        if item.is_over:
+        if note.answer.stage is not Stage.ACCEPTED:
             item.accepted_at, item.done_at = note.accepted_at or item.accepted_at, note.heard_at
         else:
             item.accepted_at = note.heard_at

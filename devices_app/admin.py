@@ -327,9 +327,10 @@ class DeviceAdmin(LeadsToControl, ServiceAdmin):
 
     def _node_seen(self, request: HttpRequest, node: UUID | None) -> UUID | None:
         """That node, where it is of a site that this person sees: its devices are offered."""
-        return (
-            node if Node.objects.filter(pk=node, site__in=sites_seen(request).order_by()).exists() else None
-        )
+        if node is None:
+            return None
+        seen = Node.objects.filter(pk=node, site__in=sites_seen(request).order_by())
+        return node if seen.exists() else None
 
     def get_changeform_initial_data(self, request: HttpRequest) -> dict[str, Any]:
         kind = self._kind(request, None)

@@ -510,9 +510,6 @@ class ScheduleExchangeMixin(ExportActionMixin, ImportExportMixin):  # type: igno
     def has_export_permission(self, request: HttpRequest) -> bool:
         return bool(self.has_view_permission(request))
 
-    def get_import_resource_kwargs(self, request: HttpRequest, **kwargs: Any) -> dict[str, Any]:
-        return {**super().get_import_resource_kwargs(request, **kwargs), "seen": sites_seen(request)}
-
     def import_action(self, request: HttpRequest, **kwargs: Any) -> HttpResponse:
         try:
             response: HttpResponse = super().import_action(request, **kwargs)

@@ -296,8 +296,9 @@ class ManagementTokenAdmin(ServiceAdmin):
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         opened = ManagementToken.sites.through.objects.filter(managementtoken=OuterRef("pk"))
         rows = of_visible_sites_only(super().get_queryset(request), request)
-        number = opened.order_by().values("managementtoken").annotate(number=Count("pk")).values("number")
-        return rows.annotate(site_number=Subquery(number))
+        number: Any = opened.order_by().values("managementtoken").annotate(number=Count("pk"))
+        counted: QuerySet[Any] = rows.annotate(site_number=Subquery(number.values("number")))
+        return counted
 
     def formfield_for_manytomany(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:
         if db_field.name == "sites":

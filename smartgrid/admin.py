@@ -140,7 +140,7 @@ class AnyModelAdmin(_ModelAdmin):
 class ScopedRelatedFilter(RelatedFieldListFilter):
     """Offers the rows that the related list shows to this person."""
 
-    def field_choices(self, field: Any, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+    def field_choices(self, field: Any, request: HttpRequest, model_admin: Any) -> Any:
         choices = super().field_choices(field, request, model_admin)
         related = model_admin.admin_site._registry.get(field.remote_field.model)  # noqa: SLF001
         if not isinstance(related, AnyModelAdmin) or related.site_path is None:

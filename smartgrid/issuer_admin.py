@@ -43,7 +43,7 @@ class IssuerClientAdmin(ServiceAdmin):
     def get_form(
         self, request: HttpRequest, obj: Any = None, change: bool = False, **kwargs: Any
     ) -> type[ModelForm[Any]]:
-        form = super().get_form(request, obj, change, **kwargs)
+        form: type[ModelForm[Any]] = super().get_form(request, obj, change, **kwargs)
         if "name" in form.base_fields:
             # The toolkit lets it be empty; nobody would know whose client it is.
             form.base_fields["name"].required = True

@@ -8,6 +8,7 @@ from auditlog.models import LogEntry
 from auditlog.registry import auditlog
 from django.apps import apps
 from django.contrib.auth import get_user_model
+from django.contrib.auth.models import AnonymousUser
 from django.core.exceptions import ValidationError
 from django.core.validators import validate_ipv46_address
 from django.db.models import Model
@@ -48,7 +49,7 @@ def tracking_begin() -> None:
     )
 
 
-def noted(request: HttpRequest, deed: str, subject: Model, **details: Any) -> None:
+def noted(request: HttpRequest, deed: str, subject: Model | AnonymousUser, **details: Any) -> None:
     """Keep that this person did this to `subject`: what a changed row alone does not tell.
 
     `deed`: a word such as `curtail` or `reveal`. `details` are kept as JSON and hold no secret. It is stored

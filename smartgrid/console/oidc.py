@@ -170,9 +170,7 @@ class ProviderBackend(OIDCAuthenticationBackend):  # type: ignore[misc] # it has
         # Django makes one for each look at a session, when nobody is logging in: nothing is asked yet.
         self.UserModel = get_user_model()
 
-    def authenticate(  # type: ignore[override]
-        self, request: HttpRequest | None, *, nonce: str, code_verifier: str
-    ) -> Any:
+    def authenticate(self, request: HttpRequest | None, *, nonce: str, code_verifier: str) -> Any:
         # Both are asked for by name, so that no form of name and password comes here.
         if request is None or provider_settings() is None or not nonce or not code_verifier:
             return None

@@ -111,7 +111,7 @@ class ScopeInline(_Inline):
 
 
 @admin.register(get_user_model())
-class PersonAdmin(UserAdmin, AnyModelAdmin):  # type: ignore[type-arg,misc]
+class PersonAdmin(UserAdmin, AnyModelAdmin):  # type: ignore[type-arg]
     """Who may come in, in which roles, to which sites; switched off, not deleted: the logs name them."""
 
     form = PersonForm
@@ -150,7 +150,7 @@ class PersonAdmin(UserAdmin, AnyModelAdmin):  # type: ignore[type-arg,misc]
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         confirmed = SecondFactor.objects.filter(user=OuterRef("pk"), confirmed_at__isnull=False)
-        people = super().get_queryset(request).annotate(has_confirmed=Exists(confirmed))
+        people: QuerySet[Any] = super().get_queryset(request).annotate(has_confirmed=Exists(confirmed))
         return people.prefetch_related("groups")
 
     def get_inline_instances(self, request: HttpRequest, obj: Any = None) -> Any:
@@ -266,7 +266,7 @@ class RoleForm(_GroupForm):
 
 
 @admin.register(Group)
-class RoleAdmin(GroupAdmin, AnyModelAdmin):  # type: ignore[type-arg,misc]
+class RoleAdmin(GroupAdmin, AnyModelAdmin):
     """The four roles, which come with the software and stay as they are, and groups beside them."""
 
     list_display = ("name",)

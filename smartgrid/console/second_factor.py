@@ -38,16 +38,18 @@ ISSUER = "Smart Grid Manager"
 
 def confirmed_factor_id(user: Any) -> UUID | None:
     """The authenticator this person has to give a code of; None where there is none."""
-    return (
+    found: UUID | None = (
         SecondFactor.objects.filter(user=user, confirmed_at__isnull=False)
         .values_list("pk", flat=True)
         .first()
     )
+    return found
 
 
 def factor_draft(user: Any) -> SecondFactor:
     """The authenticator this person is setting up; `Conflict` where one is set up already."""
     with transaction.atomic():
+        factor: SecondFactor
         factor, is_new = SecondFactor.objects.get_or_create(
             user=user, defaults={"key_encrypted": encrypt(secrets.token_hex(KEY_BYTES))}
         )

@@ -93,8 +93,8 @@ def _is_over(request: HttpRequest, *, now: float) -> bool:
         # From before there were ends: it begins now.
         request.session[_BEGAN] = request.session[_SEEN] = int(now)
         return False
-    is_old = now - began >= settings.SGM_CONSOLE_SESSION_HOURS * 3600
-    return is_old or now - seen >= settings.SGM_CONSOLE_IDLE_MINUTES * 60
+    is_old: bool = now - began >= settings.SGM_CONSOLE_SESSION_HOURS * 3600
+    return is_old or bool(now - seen >= settings.SGM_CONSOLE_IDLE_MINUTES * 60)
 
 
 def _is_by_itself(request: HttpRequest) -> bool:

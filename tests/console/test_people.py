@@ -276,7 +276,7 @@ def test_use_of_a_token_is_known_after_a_while(own_redis) -> None:
 
     assert token_uses_keep() == 1
     token.refresh_from_db()
-    assert token.last_used_at.timestamp() == 2_000_000_031
+    assert token.last_used_at == datetime.fromtimestamp(2_000_000_031, UTC)
     assert token_uses_keep() == 0
 
 

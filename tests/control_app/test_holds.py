@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from django.utils import timezone
@@ -187,7 +188,7 @@ def commands(site: Site, *, looped: bool = False, step_s: float = 30) -> list[fl
     )
 
 
-def logged(command_at: datetime, story: Story, **given: float) -> None:
+def logged(command_at: datetime, story: Story, **given: Any) -> None:
     command = commanded(story.device_a, at=command_at, **given)
     ControlLog.objects.create(
         created_at=command_at,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import httpx
@@ -39,7 +40,9 @@ def console(people_provider: Provider, settings: Settings) -> None:
     oidc._endpoints.cache_clear()
 
 
-def sent_back(client: Client, person: dict, *, go_to: str = "", changes: dict | None = None) -> str:
+def sent_back(
+    client: Client, person: dict[str, Any], *, go_to: str = "", changes: dict[str, Any] | None = None
+) -> str:
     """Log in at the provider; the address it sends the browser back to."""
     address = client.get("/admin/oidc/", {"next": go_to} if go_to else {})["Location"]
     account = json.dumps(person)
@@ -57,7 +60,7 @@ def client_issuer() -> str:
     return str(settings.SGM_CONSOLE_OIDC["issuer"])
 
 
-def log_in(person: dict, client: Client | None = None, **options):
+def log_in(person: dict[str, Any], client: Client | None = None, **options):
     client = client or Client()
     return client, client.get(sent_back(client, person, **options))
 
