@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
@@ -29,7 +30,7 @@ PAGE = 50
 # As many at once are acknowledged by one form: as many as a page shows.
 AT_ONCE = PAGE
 _FILTERS = ("state", "severity", "site", "code", "page")
-STATES = {
+STATES: Mapping[str, dict[str, Any]] = {
     "open": {"cleared_at": None},
     "raised": {"cleared_at": None, "acknowledged_at": None},
     "acknowledged": {"cleared_at": None, "acknowledged_at__isnull": False},

@@ -36,10 +36,10 @@ from smartgrid.console.second_factor import factor_reset
 
 if TYPE_CHECKING:
     from django.contrib.admin import StackedInline as _TypedInline
-    from django.contrib.auth.forms import UserChangeForm as _ChangeForm
 
     _Inline = _TypedInline[Any, Any]
     _ScopeForm = forms.ModelForm[SiteScope]
+    _ChangeForm = UserChangeForm[Any]
     _GroupForm = forms.ModelForm[Group]
 else:
     _Inline, _ChangeForm = StackedInline, UserChangeForm
