@@ -120,7 +120,9 @@ def _fleet() -> None:
         row_copy(node, pk=uuid.uuid4(), site=own, name=f"node-{number:03}", online=number % 20 != 0)
         for number, own in enumerate(sites)
     ]
-    requests, commands, devices = [], [], []
+    requests: list[ControlRequest] = []
+    commands: list[ControlCommand] = []
+    devices: list[Device] = []
 
     def command(number: int, *, client_id: str, at: datetime, tags: list[str]) -> None:
         own = nodes[number % SITES]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from django.contrib.auth.models import User
@@ -54,10 +55,11 @@ def page(client: Client, site: Site, query: str = "") -> str:
     return response.content.decode()
 
 
-def curve(client: Client, site: Site, span: str = "hour") -> dict:
+def curve(client: Client, site: Site, span: str = "hour") -> dict[str, Any]:
     response = client.get(reverse("admin:console_site_curve", args=[site.pk]), {"span": span})
     assert response.status_code == 200
-    return response.json()
+    told: dict[str, Any] = response.json()
+    return told
 
 
 @pytest.mark.parametrize("name", ["console_site", "console_site_curve"])
