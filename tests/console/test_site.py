@@ -58,7 +58,8 @@ def page(client: Client, site: Site, query: str = "") -> str:
 def curve(client: Client, site: Site, span: str = "hour") -> Any:
     response = client.get(reverse("admin:console_site_curve", args=[site.pk]), {"span": span})
     assert response.status_code == 200
-    return response.json()
+    told: dict[str, Any] = response.json()
+    return told
 
 
 @pytest.mark.parametrize("name", ["console_site", "console_site_curve"])

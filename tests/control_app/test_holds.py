@@ -188,8 +188,8 @@ def commands(site: Site, *, looped: bool = False, step_s: float = 30) -> list[fl
     )
 
 
-def logged(command_at: datetime, story: Story, **given: Any) -> None:
-    command = commanded(story.device_a, at=command_at, **given)
+def logged(command_at: datetime, story: Story, *, value: float, holds_s: float) -> None:
+    command = commanded(story.device_a, at=command_at, value=value, holds_s=holds_s)
     ControlLog.objects.create(
         created_at=command_at,
         site=story.site_a,
