@@ -385,7 +385,7 @@ class SiteScope(models.Model):
         return f"sites of {self.user}"
 
 
-class SecondFactor(ThrottlingMixin, OtpDevice):
+class SecondFactor(ThrottlingMixin, OtpDevice):  # type: ignore[misc] # django-otp has no types
     """A person's authenticator (TOTP, RFC 6238): six digits that change every 30 s.
 
     Wrong codes make the next one wait, twice as long each time; that is kept here, and holds without Redis.
