@@ -8,8 +8,8 @@ from sites_app.rotation import SECOND_FACTOR_COLUMN, TOKEN_COLUMN, EncryptedColu
 
 COLUMNS = (
     TOKEN_COLUMN,
-    SECOND_FACTOR_COLUMN,
     EncryptedColumn(model=Device, field="password_encrypted", label="device_tag"),
     EncryptedColumn(model=AlarmRoute, field="secret_encrypted", label="name"),
     EncryptedColumn(model=Probe, field="password_encrypted", label="device_tag"),
+    SECOND_FACTOR_COLUMN,
 )
