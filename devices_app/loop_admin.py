@@ -47,7 +47,8 @@ class ClosedLoopAdmin(ServiceAdmin):
         """First at which site: what can be its meter and members depends on that."""
         if self._site(request, None) is None and self.has_add_permission(request):
             form = SiteForm(request.GET if "site" in request.GET else None)
-            form.fields["site"].queryset = self.sites_seen(request)
+            site: Any = form.fields["site"]
+            site.queryset = self.sites_seen(request)
             context = {
                 **self.admin_site.each_context(request),
                 "opts": self.opts,
