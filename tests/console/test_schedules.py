@@ -100,14 +100,14 @@ def slots(day: str = DAY) -> dict[str, float | None]:
 
 def test_plan_shows_how_far_each_day_has_come(operator: Client, story: Story) -> None:
     later = NOW - timedelta(minutes=1)
-    answers: list[dict[str, Any]] = [
+    said_by_day: list[dict[str, Any]] = [
         {"status": "applied", "published_version": 1},
         {"status": "failed", "published_version": 1},
         {"published_version": 1, "changed_at": later},
         {"published_version": 1},
         {},
     ]
-    for ahead, said in enumerate(answers):
+    for ahead, said in enumerate(said_by_day):
         row = planned(story, {"09:00": 50}, str(NOW.date() + timedelta(days=ahead)))
         documents = NodeDocument.objects.filter(name=row.document_name)
         documents.update(published_epoch=story.node_a.epoch, published_version=0)

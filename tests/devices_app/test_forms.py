@@ -90,7 +90,8 @@ def adjustable_make() -> DeviceType:
 
 def test_new_device_is_first_asked_for_its_type(admin_client, story):
     page = page_of(admin_client, f"{ADD}?node={story.node_a.pk}")
-    assert asked(page) - {"csrfmiddlewaretoken"} == {"device_type", "node"}
+    # (`s` searches the sidebar.)
+    assert asked(page) - {"csrfmiddlewaretoken", "s"} == {"device_type", "node"}
     for kind in DeviceType.objects.all():
         assert f"{kind.category}: {kind.name} (not verified on hardware)" in page
 
