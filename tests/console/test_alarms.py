@@ -46,11 +46,11 @@ def test_every_code_that_the_tree_raises_is_in_the_guide():
     codes = set()
     for path in (ROOT / "edge/runtime").glob("*.py"):
         codes |= set(re.findall(r"alarms\.set\(\s*\"([a-z_]+)\"", path.read_text()))
-        if found := re.search(r"^ALARM = \"([a-z_]+)\"", path.read_text(), re.M):
+        if found := re.search(r"^ALARM = \"([a-z_]+)\"", path.read_text(), re.MULTILINE):
             codes.add(found[1])
     text = (ROOT / "sites_app/alarms.py").read_text()
-    codes |= set(re.findall(r"^[A-Z_]+ = \"([a-z_]+)\"$", text, re.M))
-    codes |= set(re.findall(r"^    \"([a-z_]+)\": AlarmSeverity", text, re.M))
+    codes |= set(re.findall(r"^[A-Z_]+ = \"([a-z_]+)\"$", text, re.MULTILINE))
+    codes |= set(re.findall(r"^    \"([a-z_]+)\": AlarmSeverity", text, re.MULTILINE))
     assert len(codes) > 18
     assert codes - set(ALARM_GUIDE) == set()
     assert all(guide.title and guide.means and guide.do for guide in ALARM_GUIDE.values())

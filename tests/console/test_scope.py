@@ -122,7 +122,6 @@ def test_form_of_a_foreign_row_is_not_there(model, row, story, person):
 def test_choices_of_forms_hold_no_foreign_row(model, row, story, person):
     request = request_of(person)
     for field in row.get_form(request).base_fields.values():
-        field = getattr(field, "field", field)
         if not isinstance(field, ModelChoiceField):
             continue
         related = admin.site._registry.get(field.queryset.model)
