@@ -82,9 +82,10 @@ class EventsApi(APIView):
         summary="Listen to what happens",
         description="Server-sent events of the sites that the token opens, in order: `control_log`, a line "
         "as the logs show it; `alarm`, one that was raised, "
-        "acknowledged or cleared; `device`, a value that a device was seen to hold; `loop`, a closed loop that "
-        "came to stand otherwise; `node`, one that came, went, fell ill or is well again. `mark` is only a "
-        "place to resume from. After an interruption send the id of the last event as `Last-Event-ID`: what "
+        "acknowledged or cleared; `device`, a value that a device was seen to hold; `loop`, a closed loop "
+        "that came to stand otherwise; `node`, one that came, went, fell ill or is well again. `mark` "
+        "is only a place to resume from. "
+        "After an interruption send the id of the last event as `Last-Event-ID`: what "
         "was missed comes first. Where that is not there any "
         "longer, or something was lost, `reset` says so: read the lists again. An event may come twice. "
         "Comments keep the connection open, and the stream ends with the bearer token.",
