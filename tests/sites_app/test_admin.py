@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import re
-
 import msgspec
 import pytest
 import time_machine
