@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from django import forms
 from django.contrib import admin, messages
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     _Inline = _TypedInline[Any, Any]
     _ScopeForm = forms.ModelForm[SiteScope]
-    _ChangeForm = UserChangeForm[Any]
+    _ChangeForm: TypeAlias = UserChangeForm[Any]
     _GroupForm = forms.ModelForm[Group]
 else:
     _Inline, _ChangeForm = StackedInline, UserChangeForm
@@ -50,7 +50,7 @@ _OWN_ROLES = [role.value for role in Role]
 
 class PersonForm(_ChangeForm):
     def clean(self) -> dict[str, Any]:
-        cleaned = super().clean() or self.cleaned_data
+        cleaned: dict[str, Any] = super().clean() or self.cleaned_data
         if (
             self.instance.pk
             and is_last_administrator(self.instance)
@@ -80,7 +80,7 @@ class ScopeForm(_ScopeForm):
         fields = ("all_sites", "sites")
 
     def clean(self) -> dict[str, Any]:
-        cleaned = super().clean() or self.cleaned_data
+        cleaned: dict[str, Any] = super().clean() or self.cleaned_data
         all_sites, sites = cleaned.get("all_sites", False), cleaned.get("sites", ())
         if not may_give_sites(self.actor, all_sites=all_sites, sites=sites):
             told = "You cannot give sites that you do not see yourself."
@@ -256,7 +256,7 @@ class RoleForm(_GroupForm):
         fields = ("name", "permissions")
 
     def clean(self) -> dict[str, Any]:
-        cleaned = super().clean() or self.cleaned_data
+        cleaned: dict[str, Any] = super().clean() or self.cleaned_data
         held = set(permissions_of_person(self.actor).values_list("pk", flat=True))
         before = set(self.instance.permissions.values_list("pk", flat=True)) if self.instance.pk else set()
         after = {permission.pk for permission in cleaned.get("permissions", ())}
