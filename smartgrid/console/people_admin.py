@@ -39,7 +39,9 @@ if TYPE_CHECKING:
 
     _Inline = _TypedInline[Any, Any]
     _ScopeForm = forms.ModelForm[SiteScope]
-    _ChangeForm: TypeAlias = UserChangeForm[Any]
+    from django.contrib.auth.forms import UserChangeForm as _UserChangeForm
+
+    _ChangeForm: TypeAlias = _UserChangeForm[Any]
     _GroupForm = forms.ModelForm[Group]
 else:
     _Inline, _ChangeForm = StackedInline, UserChangeForm
