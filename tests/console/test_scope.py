@@ -8,6 +8,7 @@ import pytest
 from django.contrib import admin
 from django.contrib.auth.models import Permission, User
 from django.forms.models import ModelChoiceField
+from django.http import QueryDict
 from django.test import Client, RequestFactory
 from django.urls import reverse
 
@@ -121,6 +122,8 @@ def test_form_of_a_foreign_row_is_not_there(model, row, story, person):
 )
 def test_choices_of_forms_hold_no_foreign_row(model, row, story, person):
     request = request_of(person)
+    # A closed loop's choices depend on its site.
+    request.GET = QueryDict(f"site={story.site_a.pk}")
     for offered in row.get_form(request).base_fields.values():
         field = getattr(offered, "field", offered)
         if not isinstance(field, ModelChoiceField) or field.queryset is None:
