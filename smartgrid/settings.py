@@ -112,6 +112,9 @@ LANGUAGE_CODE = "en-gb"
 USE_I18N = False
 USE_TZ = True
 TIME_ZONE = "UTC"
+# As logs and the API write them; lists of the console say the zone, pages of sites have both.
+DATE_FORMAT = "Y-m-d"
+DATETIME_FORMAT = "Y-m-d H:i:s e"
 
 STATIC_URL = "/static/"
 # Served from the packages themselves: nothing to collect, hence nothing to forget.

@@ -7,23 +7,24 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-import msgspec
 from django.http import Http404, HttpRequest
 from django.http.response import HttpResponseBase
 from django.utils import timezone
 
-from control_app.models import CommandState, ControlCommand, Kind
-from control_app.selectors import device_errors, logs_of_device
+from control_app.selectors import RunningHold, device_errors, holds_running, logs_of_device
+from control_app.sources import Source, device_sources
+from devices_app.loop_view import loops_view
 from devices_app.models import Device, TelemetryReading
 from devices_app.selectors import (
     device_loops,
     device_node_says,
     device_unfit,
     devices_visible_to,
+    loops_visible_to,
     probe_verdict,
 )
 from devices_app.type_summary import type_summary
-from edge.wire.messages import DeviceResult
+from schedules_app.selectors import values_in_force
 from sites_app.presence import central_now, presence_read
 from sites_app.selectors import CURRENT_FOR
 from smartgrid.api.principal import Principal
@@ -39,7 +40,12 @@ LINES_SHOWN = 10
 
 def device_or_404(principal: Principal, device_id: UUID) -> Device:
     """A visible device with its site, node and type."""
-    device = devices_visible_to(principal).select_related("site", "node").filter(pk=device_id).first()
+    device = (
+        devices_visible_to(principal)
+        .select_related("site", "node", "controlled_by")
+        .filter(pk=device_id)
+        .first()
+    )
     if device is None:
         raise Http404
     return device
@@ -47,15 +53,19 @@ def device_or_404(principal: Principal, device_id: UUID) -> Device:
 
 @page("device/<uuid:device_id>/", name="console_device", permission=VIEW_DEVICE)
 def device_page(request: HttpRequest, device_id: UUID) -> HttpResponseBase:
-    device = device_or_404(principal_at(request), device_id)
+    principal = principal_at(request)
+    device = device_or_404(principal, device_id)
     now = timezone.now()
+    health = _health(device)
+    hold, source = _held_by(device, principal, health, now=now)
     context: dict[str, Any] = {
         "device": device,
         "site": device.site,
         "now": now,
         "measured": _measured(device, now=now),
-        "hold": _hold(device, now=now),
-        "health": _health(device),
+        "hold": hold,
+        "source": source,
+        "health": health,
         "node_says": device_node_says(device),
         "loops": device_loops(device),
         "errors": device_errors(device, since=now - ERRORS_SINCE),
@@ -98,36 +108,24 @@ def _measured(device: Device, *, now: datetime) -> Measured | None:
     return None if found is None else Measured(found[0], found[1], now - found[1] < CURRENT_FOR)
 
 
-@dataclass(frozen=True, slots=True)
-class Hold:
-    """The direct request that set the value, as far as central knows; it ends at `until` unless renewed."""
-
-    command: ControlCommand
-    until: datetime | None
-
-
-def _hold(device: Device, *, now: datetime) -> Hold | None:
-    """The direct request that still holds a device; None where central knows of none."""
-    command = (
-        ControlCommand.objects.select_related("request")
-        .filter(pk=device.value_sequence, node=device.node_id, state=CommandState.DONE)
-        .exclude(request__kind=Kind.RELEASE)
-        .first()
+def _held_by(
+    device: Device, principal: Principal, health: NodeHealth, *, now: datetime
+) -> tuple[RunningHold | None, Source | None]:
+    """The direct request that holds a device, and the source of its value; as its site's page has them."""
+    holds = {
+        hold.device_id: hold for hold in holds_running(principal=principal, now=now, site_id=device.site_id)
+    }
+    # What is measured behind another's control point is held as that one is.
+    rows = [device] if device.controlled_by is None else [device, device.controlled_by]
+    is_silent = not device.node.online if health.is_reachable is None else not health.is_reachable
+    sources = device_sources(
+        rows,
+        held=holds.keys(),
+        loops=loops_view(list(loops_visible_to(principal).filter(site=device.site_id))),
+        scheduled=values_in_force(site=device.site, at=now),
+        silent_nodes={device.node_id} if is_silent else set(),
     )
-    if command is None or command.done_at is None:
-        return None
-    result = msgspec.convert(command.result or {}, dict[str, DeviceResult]).get(device.device_tag)
-    if result is None or not result.ok:
-        return None
-    hold_s = device.site.curtailment_time_limit if result.holds_s is None else result.holds_s
-    until = (command.accepted_at or command.done_at) + timedelta(seconds=hold_s)
-    if until <= now:
-        return None
-    for line in logs_of_device(device, at_most=LINES_SHOWN):
-        is_released = line.request is not None and line.request.kind == Kind.RELEASE
-        if line.created_at > command.done_at and (line.watchdog or is_released):
-            return None
-    return Hold(command, until)
+    return holds.get(device.pk), sources.get(device.pk)
 
 
 @dataclass(frozen=True, slots=True)
