@@ -12,6 +12,7 @@ from django.utils import timezone
 
 from control_app.models import CommandState, ControlLog, Status
 from devices_app.models import Device, TelemetryReading, TelemetrySeries
+from devices_app.partitions import READINGS, partitions_make
 from edge.wire.messages import Code
 from sites_app.models import Node, Site
 from tests.control_app.conftest import live_forget
@@ -89,7 +90,9 @@ def test_old_reading_is_not_shown_as_the_power_of_now(story, viewer_a):
     series = TelemetrySeries.objects.create(
         site=story.site_a, device=story.device_a, name="x", key="P_kW", unit="kW"
     )
-    TelemetryReading.objects.create(series=series, at=timezone.now() - timedelta(hours=1), value=42.5)
+    an_hour_ago = timezone.now() - timedelta(hours=1)
+    partitions_make(READINGS, days=[an_hour_ago.date()])
+    TelemetryReading.objects.create(series=series, at=an_hour_ago, value=42.5)
     assert "last known 42.5 kW" in shown(viewer_a, story.device_a)
     TelemetryReading.objects.create(series=series, at=timezone.now(), value=12.5)
     body = shown(viewer_a, story.device_a)
