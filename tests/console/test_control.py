@@ -16,6 +16,7 @@ from django.utils import timezone
 
 from control_app.models import CommandState, ControlCommand, ControlRequest, Kind, Status
 from devices_app.models import Device, TelemetryReading, TelemetrySeries
+from devices_app.partitions import READINGS, partitions_make
 from smartgrid.console.carrying import carried_to_the_end
 from smartgrid.console.roles import Role
 from tests.console.conftest import person_make
@@ -345,6 +346,7 @@ def test_power_that_follows_is_told_with_its_reading(story, operator_a):
     series = TelemetrySeries.objects.create(
         site=story.site_a, device=story.device_a, name="x", key="P_kW", unit="kW"
     )
+    partitions_make(READINGS, days=[command.done_at.date()])
     for after_s, kw in ((5, 55.0), (15, 31.4), (25, 30.0)):
         TelemetryReading.objects.create(
             series=series, at=command.done_at + timedelta(seconds=after_s), value=kw
