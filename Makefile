@@ -31,7 +31,7 @@ ON_POSTGRES := $(RUN) -m tests.servers postgres $(PYTEST) -q $(AGAIN) --only-dat
 DJANGO = SGM_SECRET_KEY=only-for-checks SGM_DATABASE_URL=sqlite:///:memory: $(PATIENTLY) $(RUN) manage.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-reset test test-timely test-patient test-patient-postgres test-quick test-all coverage mutation lint types migrations-check check services bench-latency bench-edge bench-lines bench-backlog bench-sync bench-telemetry bench-api bench-loop
+.PHONY: help demo demo-reset test test-timely test-patient test-patient-postgres test-quick test-all coverage mutation lint types migrations-check check services bench-latency bench-edge bench-lines bench-backlog bench-sync bench-telemetry bench-api bench-loop bench-console
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
@@ -65,6 +65,7 @@ test-all: test ## `make test` and the long runs
 	$(PYTEST) -q -s tests/simulation/test_machine.py --simulation-steps 10000
 	$(PYTEST) -q -s tests/runtime/test_crash_points.py --every-crash-point
 	$(PYTEST) -q -s tests/runtime/test_loop_sockets.py --every-seed
+	$(PYTEST) -q tests/browser --every-look
 	$(RUN) -m tests.servers postgres $(PYTEST) --only-database
 
 coverage: $(VENV)/.dev-installed ## that no branch of edge/core goes untested
@@ -109,13 +110,16 @@ bench-telemetry: $(VENV)/.dev-installed services ## readings of 500 nodes into P
 bench-api: $(VENV)/.dev-installed services ## lists and details of 100,000 devices under 20 concurrent clients
 	@exec $(RUN) -m bench.api
 
+bench-console: $(VENV)/.dev-installed services ## the console's fleet page with 200 sites and 2,000 devices
+	@exec $(RUN) -m bench.console
+
 bench-lines: $(VENV)/.dev-installed ## what a dead device costs those beside it, over TCP and at 9600 baud
 	@exec $(RUN) -m bench.lines
 
 bench-loop: $(VENV)/.dev-installed ## the closed loop on simulated plants, beside the physical bound and other controllers
 	@exec $(RUN) -m bench.closed_loop
 
-services: # Redis, mosquitto, PostgreSQL and HAProxy for the tests, installed where they are missing and we may
+services: # Redis, mosquitto, PostgreSQL, HAProxy and Chromium for the tests, installed where they are missing and we may
 	@.ci/services
 
 # --- environments: a stamp each, so that later starts find nothing to do ---------------------------------------

@@ -25,6 +25,7 @@ class ReadOnlyAdmin(AnyModelAdmin):
 
 @admin.register(ControlRequest)
 class ControlRequestAdmin(ReadOnlyAdmin):
+    site_path = "site"
     list_display = ("created_at", "site", "category", "value", "status", "client_id")
     list_filter = ("status", "category", "site")
     list_select_related = ("site",)
@@ -33,6 +34,7 @@ class ControlRequestAdmin(ReadOnlyAdmin):
 
 @admin.register(ControlCommand)
 class ControlCommandAdmin(ReadOnlyAdmin):
+    site_path = "node__site"
     list_display = ("sequence", "node", "state", "deadline", "values")
     list_filter = ("state", "node")
     list_select_related = ("node",)
@@ -40,6 +42,7 @@ class ControlCommandAdmin(ReadOnlyAdmin):
 
 @admin.register(ControlLog)
 class ControlLogAdmin(ReadOnlyAdmin):
+    site_path = "site"
     list_display = ("created_at", "site", "category", "value", "status", "watchdog", "reason")
     list_filter = ("watchdog", "status", "category", "site")
     list_select_related = ("site",)
@@ -48,6 +51,7 @@ class ControlLogAdmin(ReadOnlyAdmin):
 
 @admin.register(DeviceErrorLog)
 class DeviceErrorLogAdmin(ReadOnlyAdmin):
+    site_path = "site"
     list_display = ("timestamp", "site", "device_tag", "error")
     list_filter = ("site",)
     list_select_related = ("site",)
@@ -57,6 +61,7 @@ class DeviceErrorLogAdmin(ReadOnlyAdmin):
 
 @admin.register(NodeEvent)
 class NodeEventAdmin(ReadOnlyAdmin):
+    site_path = "node__site"
     list_display = ("at", "node", "kind", "reason")
     list_filter = ("kind", "node")
     list_select_related = ("node",)

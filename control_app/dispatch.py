@@ -121,12 +121,17 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Note(msgspec.Struct, frozen=True, kw_only=True):
-    """What a waiting view is told of one command: a node's answer, or why there will be none."""
+    """What a waiting view is told of one command: a node's answer, or why there will be none.
+
+    `heard_at`: when the answer arrived; `accepted_at`: when the one before it did, `accepted`.
+    """
 
     command_id: str
     answer: CommandAnswer | None = None
     not_sent: str = ""
     lost: str = ""
+    heard_at: datetime | None = None
+    accepted_at: datetime | None = None
 
 
 _encode = msgspec.json.Encoder().encode
@@ -160,6 +165,7 @@ def _tell(request_id: str, note: Note) -> None:
 class _Pending:
     order: Order
     claimed_at: float
+    accepted_at: datetime | None = None
     # Tokens of the refusals `stale` that came for it.
     stale: set[str] = field(default_factory=set)
 
@@ -231,7 +237,7 @@ class Dispatcher:
         now = timezone.now()
         claimed = rows_change(
             ControlCommand,
-            changes={"state": CommandState.SENT},
+            changes={"state": CommandState.SENT, "claimed_at": now},
             where=[
                 ("sequence", "=", order.sequence),
                 ("state", "=", CommandState.QUEUED),
@@ -412,7 +418,8 @@ class Dispatcher:
             _, answer = self._accepted.popleft()
             pending = self._pending.get(answer.id)
             if pending is not None:
-                _tell(pending.order.request_id, Note(command_id=answer.id, answer=answer))
+                note = Note(command_id=answer.id, answer=answer, heard_at=pending.accepted_at)
+                _tell(pending.order.request_id, note)
 
     def _note_pongs(self) -> None:
         """Once nothing else waits, or so many have come: a command's answer does not queue behind a round."""
@@ -465,9 +472,11 @@ class Dispatcher:
             if self._resend(topics, pending, answer.fresh):
                 return
         if answer.stage is Stage.ACCEPTED:
+            pending.accepted_at = pending.accepted_at or heard
             self._accepted.append((time.monotonic(), answer))
             return
-        _tell(pending.order.request_id, Note(command_id=answer.id, answer=answer))
+        note = Note(command_id=answer.id, answer=answer, heard_at=heard, accepted_at=pending.accepted_at)
+        _tell(pending.order.request_id, note)
         self._pending.pop(answer.id, None)
 
     def _resend(self, topics: NodeTopics, pending: _Pending, fresh: str) -> bool:

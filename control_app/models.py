@@ -62,6 +62,7 @@ class ControlRequest(models.Model):
     answer = models.TextField(blank=True, default="", db_default="")
 
     class Meta:
+        permissions = [("curtail", "Can curtail and release devices")]
         constraints = [
             models.CheckConstraint(
                 condition=Q(kind=Kind.CURTAIL, value__isnull=False)
@@ -119,6 +120,11 @@ class ControlCommand(models.Model):
     state = models.CharField(max_length=16, choices=CommandState, default=CommandState.QUEUED)
     # device tag -> {code, detail, value, readback}
     result = models.JSONField(null=True)
+    # By central's clock: a worker took it to send it; the node's word came that it is arbitrated, and that
+    # all of it is over. Null where it did not come to that, or nobody heard of it in time.
+    claimed_at = models.DateTimeField(null=True, editable=False)
+    accepted_at = models.DateTimeField(null=True, editable=False)
+    done_at = models.DateTimeField(null=True, editable=False)
 
     class Meta:
         constraints = [

@@ -50,9 +50,8 @@ def request_key(
         return None
     if not _KEY.fullmatch(text):
         raise Invalid.field(HEADER, "1 to 255 visible ASCII characters are expected")
-    token = "root" if principal.is_root else str(principal.token_id)
     return RequestKey(
-        name=_digest([principal.client_id, token, text]), digest=_digest([method, path, dict(body)])
+        name=_digest([principal.client_id, principal.key, text]), digest=_digest([method, path, dict(body)])
     )
 
 

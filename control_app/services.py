@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+import uuid
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -13,6 +15,7 @@ import msgspec
 import structlog
 from django.conf import settings
 from django.db import IntegrityError, transaction
+from django.db.models import Q
 from django.utils import timezone
 from kombu.exceptions import OperationalError
 
@@ -84,10 +87,34 @@ class _Waiting:
     detail: str = ""
     code: str = ""
     devices: dict[str, DeviceResult] = field(default_factory=dict)
+    accepted_at: datetime | None = None
+    done_at: datetime | None = None
 
     @property
     def is_over(self) -> bool:
         return self.state is not CommandState.QUEUED
+
+    @property
+    def heard(self) -> dict[str, datetime | None]:
+        """When its answers came, as columns of its row."""
+        return {"accepted_at": self.accepted_at, "done_at": self.done_at}
+
+
+@dataclass(slots=True)
+class UnderWay:
+    """A request that is recorded and on its way; whoever began it sees it to its end, by `request_finish`.
+
+    If nobody does, its commands are carried out all the same, and `requests_settle` closes it.
+    """
+
+    request: ControlRequest
+    targets: Targets
+    waiting: dict[str, _Waiting]
+    # The moment of this process's monotonic clock up to which answers are waited for.
+    until: float
+    # What the setpoint throttle is to be told: the devices that follow.
+    _confirm: Callable[[Collection[str]], None]
+    _throttle: ExitStack
 
 
 def category_curtail(
@@ -110,9 +137,40 @@ def category_curtail(
     were set too lately for the site, `Conflict` for a key that stands for another request or for one under
     way, `DispatchUnavailable` where certainly nothing was sent.
     """
-    started = time.monotonic()
     if (earlier := _earlier(principal, site_id, key)) is not None:
         return earlier
+    return request_finish(
+        curtail_begin(
+            principal=principal,
+            site_id=site_id,
+            category=category,
+            value=value,
+            device_tags=device_tags,
+            unit=unit,
+            why=why,
+            key=key,
+        )
+    )
+
+
+def curtail_begin(
+    *,
+    principal: Principal,
+    site_id: UUID,
+    category: str,
+    value: float,
+    device_tags: Sequence[str] | None,
+    unit: Unit = Unit.PERCENT,
+    why: str = "",
+    key: RequestKey | None = None,
+    request_id: UUID | None = None,
+) -> UnderWay:
+    """Record `category_curtail` and send its commands, without waiting for what becomes of them.
+
+    Errors as there, but that no earlier request is looked for: `key` taken is `InProgress`. `request_id`: its
+    id, where the caller has to know it before; one that is taken is `InProgress` too.
+    """
+    started = time.monotonic()
     targets = targets_select(
         principal=principal,
         site_id=site_id,
@@ -122,6 +180,7 @@ def category_curtail(
         unit=unit,
     )
     request = ControlRequest(
+        id=request_id or uuid.uuid4(),
         kind=Kind.CURTAIL,
         site_id=targets.site_id,
         category=category,
@@ -132,10 +191,9 @@ def category_curtail(
         client_id=principal.client_id,
         token_id=principal.token_id,
     )
-    with setpoints_throttled(targets, mark=str(request.pk)) as confirm:
-        result = _carry_out(request, targets, key=key, started=started)
-        confirm(result.updated)
-    return result
+    with ExitStack() as throttle:
+        confirm = throttle.enter_context(setpoints_throttled(targets, mark=str(request.pk)))
+        return _begin(request, targets, key=key, started=started, confirm=confirm, throttle=throttle)
 
 
 def devices_release(
@@ -153,13 +211,37 @@ def devices_release(
     holds stays where it is, and says so by being updated. `category` None: of all categories; `device_tags`
     None: all of them. Errors as of `category_curtail`.
     """
-    started = time.monotonic()
     if (earlier := _earlier(principal, site_id, key)) is not None:
         return earlier
+    return request_finish(
+        release_begin(
+            principal=principal,
+            site_id=site_id,
+            category=category,
+            device_tags=device_tags,
+            why=why,
+            key=key,
+        )
+    )
+
+
+def release_begin(
+    *,
+    principal: Principal,
+    site_id: UUID,
+    category: str | None,
+    device_tags: Sequence[str] | None,
+    why: str = "",
+    key: RequestKey | None = None,
+    request_id: UUID | None = None,
+) -> UnderWay:
+    """Record `devices_release` and send its commands, as `curtail_begin` does."""
+    started = time.monotonic()
     targets = targets_select(
         principal=principal, site_id=site_id, category=category, device_tags=device_tags, value=None
     )
     request = ControlRequest(
+        id=request_id or uuid.uuid4(),
         kind=Kind.RELEASE,
         site_id=targets.site_id,
         category=category or "",
@@ -168,9 +250,14 @@ def devices_release(
         client_id=principal.client_id,
         token_id=principal.token_id,
     )
-    result = _carry_out(request, targets, key=key, started=started)
-    setpoints_forget(targets, released=result.updated)
-    return result
+    return _begin(
+        request,
+        targets,
+        key=key,
+        started=started,
+        confirm=lambda released: setpoints_forget(targets, released=released),
+        throttle=ExitStack(),
+    )
 
 
 def _earlier(principal: Principal, site_id: UUID, key: RequestKey | None) -> ControlResult | None:
@@ -179,12 +266,19 @@ def _earlier(principal: Principal, site_id: UUID, key: RequestKey | None) -> Con
     return None if result is None else ControlResult(**result, is_repeated=True)
 
 
-def _carry_out(
-    request: ControlRequest, targets: Targets, *, key: RequestKey | None, started: float
-) -> ControlResult:
-    """Record a request, send its commands, wait for what becomes of them, and close it.
+def _begin(
+    request: ControlRequest,
+    targets: Targets,
+    *,
+    key: RequestKey | None,
+    started: float,
+    confirm: Callable[[Collection[str]], None],
+    throttle: ExitStack,
+) -> UnderWay:
+    """Record a request and send its commands.
 
-    `started`: the moment of the process's monotonic clock from which its deadline counts.
+    `started`: the moment of the process's monotonic clock from which its deadline counts. `throttle` is taken
+    over from the caller once nothing can fail here any more.
     """
     within_s = float(settings.SGM_REQUEST_DEADLINE_S)
     try:
@@ -203,15 +297,36 @@ def _carry_out(
     try:
         rows_create(request, commands)
     except IntegrityError as error:
-        if key is None or not ControlRequest.objects.filter(idempotency=key.name).exists():
+        if not _is_taken(request, key):
             raise
         # The same request came twice at once, and the other has the key.
         raise in_progress() from error
     waiting = {str(command.id): _Waiting(command) for command in commands}
     connection_give_back()
     _queue(request, targets, waiting.values(), presence)
-    _wait(request, waiting, until=started + within_s)
-    return _close(request, targets.refused, list(waiting.values()))
+    return UnderWay(request, targets, waiting, started + within_s, confirm, throttle.pop_all())
+
+
+def _is_taken(request: ControlRequest, key: RequestKey | None) -> bool:
+    """Tell whether another request has this one's id, or its key."""
+    taken = Q(pk=request.pk)
+    if key is not None:
+        taken |= Q(idempotency=key.name)
+    return ControlRequest.objects.filter(taken).exists()
+
+
+def request_finish(under_way: UnderWay, *, shows_progress: bool = False) -> ControlResult:
+    """Wait for what becomes of a request, until its deadline, and close it.
+
+    `shows_progress`: each answer is written down as it comes, for whoever watches; it costs a transaction for
+    each command. `DispatchUnavailable` where certainly nothing was sent.
+    """
+    request, waiting = under_way.request, under_way.waiting
+    with under_way._throttle:  # noqa: SLF001 - of this module
+        _wait(request, waiting, until=under_way.until, shows_progress=shows_progress)
+        result = _close(request, under_way.targets.refused, list(waiting.values()))
+        under_way._confirm(result.updated)  # noqa: SLF001
+    return result
 
 
 def _commands(request: ControlRequest, targets: Targets, offline: Mapping[UUID, str]) -> list[ControlCommand]:
@@ -270,16 +385,24 @@ def _queue(
             item.state, item.detail = CommandState.NOT_SENT, f"the task queue does not answer: {error}"
 
 
-def _wait(request: ControlRequest, waiting: Mapping[str, _Waiting], *, until: float) -> None:
+def _wait(
+    request: ControlRequest, waiting: Mapping[str, _Waiting], *, until: float, shows_progress: bool = False
+) -> None:
     """Hear of each command until all are over, or the deadline; then of those accepted meanwhile."""
     key = answers_key(str(request.pk))
     try:
+        if waiting and time.monotonic() >= until:
+            # Whoever began it came to wait too late: the answers are there.
+            for told in live.list_read(key):
+                _take_note(waiting, note_read(told))
         while any(not item.is_over for item in waiting.values()):
             left = until - time.monotonic()
             text = live.list_wait(key, timeout_s=left) if left > 0 else None
             if text is None:
                 break
-            _take_note(waiting, note_read(text))
+            taken = _take_note(waiting, note_read(text))
+            if shows_progress and taken is not None and any(not item.is_over for item in waiting.values()):
+                _answer_write(taken)
         else:
             return
         for accepted in live.list_read(accepted_key(str(request.pk))):
@@ -291,17 +414,33 @@ def _wait(request: ControlRequest, waiting: Mapping[str, _Waiting], *, until: fl
                 item.detail = "the answers cannot be heard: Redis does not answer"
 
 
-def _take_note(waiting: Mapping[str, _Waiting], note: Note) -> None:
+def _answer_write(item: _Waiting) -> None:
+    """Write down the answer to one command, while others are waited for; the end finds it written."""
+    if item.state not in {CommandState.DONE, CommandState.REFUSED}:
+        return
+    with transaction.atomic():
+        _command_close(item)
+        _values_confirm(item)
+    connection_give_back()
+
+
+def _take_note(waiting: Mapping[str, _Waiting], note: Note) -> _Waiting | None:
+    """What is known now of the command it is about; None where it says nothing new."""
     item = waiting.get(note.command_id)
     if item is None or item.is_over:
         # What is delivered at least once may come again; the first word counts.
-        return
+        return None
     if note.answer is not None:
         _take_answer(item, note.answer)
+        if note.answer.stage is not Stage.ACCEPTED:
+            item.accepted_at, item.done_at = note.accepted_at or item.accepted_at, note.heard_at
+        else:
+            item.accepted_at = note.heard_at
     elif note.not_sent:
         item.state, item.detail = CommandState.NOT_SENT, note.not_sent
     else:
         item.state, item.detail = CommandState.UNKNOWN, note.lost
+    return item
 
 
 def _take_answer(item: _Waiting, answer: CommandAnswer) -> None:
@@ -367,7 +506,11 @@ def _close_answered(
         Update(
             ControlCommand,
             where=[("sequence", "=", item.command.sequence), ("state", "in", OPEN)],
-            changes={"state": item.state, "result": msgspec.to_builtins(item.devices)},
+            changes={
+                "state": item.state,
+                "result": msgspec.to_builtins(item.devices),
+                **item.heard,
+            },
         ),
         Update(
             ControlRequest,
@@ -423,14 +566,14 @@ def _command_close(item: _Waiting) -> None:
     rows = ControlCommand.objects.filter(pk=item.command.sequence)
     if item.state in {CommandState.DONE, CommandState.REFUSED}:
         result = msgspec.to_builtins(item.devices)
-        if not rows.filter(state__in=OPEN).update(state=item.state, result=result):
+        if not rows.filter(state__in=OPEN).update(state=item.state, result=result, **item.heard):
             _take_recorded(item)
         return
     # No answer. The mirror of the worker's claim decides whether it can still be sent: at the deadline, where
     # the queue did not take it (or says so), and where the worker could not send it.
     if rows.filter(state=CommandState.QUEUED).update(state=CommandState.NOT_SENT):
         item.state, item.detail = CommandState.NOT_SENT, item.detail or "no worker took it in time"
-    elif rows.filter(state=CommandState.SENT).update(state=CommandState.UNKNOWN):
+    elif rows.filter(state=CommandState.SENT).update(state=CommandState.UNKNOWN, **item.heard):
         item.state = CommandState.UNKNOWN
     else:
         _take_recorded(item)

@@ -14,6 +14,7 @@ from control_app.probes import probe_send
 from control_app.repeats import keys_forget
 from control_app.retention import logs_retain as log_lines_retain
 from control_app.services import requests_settle
+from control_app.watching import commands_watch
 from devices_app.probes import probes_settle
 
 
@@ -53,3 +54,9 @@ def logs_retain() -> None:
     """Delete log lines that are older than they are to be kept, and let go of old Idempotency-Keys."""
     log_lines_retain(now=datetime.now(UTC))
     keys_forget(now=datetime.now(UTC))
+
+
+@shared_task(name="control_app.tasks.watch_commands")  # type: ignore[untyped-decorator]
+def watch_commands() -> None:
+    """Raise alarms for commands that were not answered or not confirmed, and clear them."""
+    commands_watch(now=datetime.now(UTC))

@@ -15,7 +15,8 @@ from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import reverse
 from django.utils.html import format_html, format_html_join
-from django.utils.safestring import mark_safe
+from unfold.admin import TabularInline
+from unfold.decorators import display
 
 import devices_app.loop_admin  # noqa: F401 - registers closed loops
 from devices_app import services
@@ -32,21 +33,27 @@ from devices_app.selectors import (
     series_with_newest,
 )
 from devices_app.type_summary import TypeSummary, type_summary
-from smartgrid.admin import AnyModelAdmin, ServiceAdmin
+from sites_app.models import Node
+from smartgrid.admin import AnyModelAdmin, LeadsToControl, ServiceAdmin, sites_seen
 from smartgrid.errors import SgmError
 
 if TYPE_CHECKING:
     AnyTabularInline = admin.TabularInline[Any, Any]
     AnyModelForm = forms.ModelForm[Any]
 else:
-    AnyTabularInline = admin.TabularInline
+    AnyTabularInline = TabularInline
     AnyModelForm = forms.ModelForm
 
 
-NOT_ON_HARDWARE = (
-    '<span style="background:var(--message-warning-bg,#ffc);color:#333;padding:2px 6px;border-radius:3px;'
-    'white-space:nowrap">not verified on hardware</span>'
-)
+NOT_ON_HARDWARE = "not verified on hardware"
+# The colour beside each word, by Unfold's names.
+CONFIDENCE_COLOURS = {
+    "verified": "success",
+    "verified_twice": "success",
+    "derived": "info",
+    "unverified": "warning",
+    "disputed": "danger",
+}
 
 
 class SummaryFilter(admin.SimpleListFilter):
@@ -192,16 +199,18 @@ class DeviceTypeAdmin(ServiceAdmin):
         summary = type_summary(row)
         return "" if summary is None else summary.own_fallback
 
-    @admin.display(description="confidence")
+    @display(description="confidence", label=CONFIDENCE_COLOURS)
     def confidence(self, row: DeviceType) -> str:
         summary = type_summary(row)
         return "" if summary is None else summary.confidence
 
-    @admin.display(description="on hardware", ordering="verified_on_hardware")
+    @display(
+        description="on hardware",
+        ordering="verified_on_hardware",
+        label={"verified": "success", NOT_ON_HARDWARE: "warning"},
+    )
     def on_hardware(self, row: DeviceType) -> str:
-        if row.verified_on_hardware:
-            return "verified"
-        return mark_safe(NOT_ON_HARDWARE)  # noqa: S308 - a constant
+        return "verified" if row.verified_on_hardware else NOT_ON_HARDWARE
 
 
 class DeviceBoundInline(AnyTabularInline):
@@ -244,7 +253,10 @@ SHOWN_OF_A_DEVICE = [
 
 
 @admin.register(Device)
-class DeviceAdmin(ServiceAdmin):
+class DeviceAdmin(LeadsToControl, ServiceAdmin):
+    site_path = "site"
+    control_parameter = "device"
+    actions = ["curtail_marked", "release_marked"]
     list_display = [
         "device_tag",
         "site",
@@ -310,8 +322,15 @@ class DeviceAdmin(ServiceAdmin):
         kind = self._kind(request, obj)
         if kind is not None:
             node = request.POST.get("node") or request.GET.get("node") or (obj.node_id if obj else None)
-            kwargs["form"] = device_form(kind, device=obj, node=_key(node))
+            kwargs["form"] = device_form(kind, device=obj, node=self._node_seen(request, _key(node)))
         return super().get_form(request, obj, change, **kwargs)
+
+    def _node_seen(self, request: HttpRequest, node: UUID | None) -> UUID | None:
+        """That node, where it is of a site that this person sees: its devices are offered."""
+        if node is None:
+            return None
+        seen = Node.objects.filter(pk=node, site__in=sites_seen(request).order_by())
+        return node if seen.exists() else None
 
     def get_changeform_initial_data(self, request: HttpRequest) -> dict[str, Any]:
         kind = self._kind(request, None)
@@ -477,6 +496,7 @@ class AbandonForm(AnyModelForm):
 class RetiringDeviceAdmin(ServiceAdmin):
     """What nodes have yet to let go of: to read, and to abandon by name."""
 
+    site_path = "site"
     list_display = [
         "device_tag",
         "site",
@@ -533,6 +553,7 @@ class RetiringDeviceAdmin(ServiceAdmin):
 class ProbeAdmin(AnyModelAdmin):
     """What nodes found when they looked at their devices: to read, and kept as it was."""
 
+    site_path = "node__site"
     list_display = ["asked_at", "device_tag", "node", "device_type", "verdict", "asked_by"]
     list_filter = ["state", "node__site", "device_type"]
     search_fields = ["device_tag", "device__id", "node__name", "asked_by"]
@@ -556,7 +577,7 @@ class ProbeAdmin(AnyModelAdmin):
     ) -> HttpResponse:
         key = _key(object_id)
         if key is not None and request.method == "GET" and self.has_view_permission(request):
-            found = Probe.objects.filter(pk=key).exists()
+            found = self.get_queryset(request).filter(pk=key).exists()
             probe = probe_settle(probe_id=key) if found else None
             if probe is not None:
                 extra_context = {**(extra_context or {}), "probe": probe, "verdict": probe_verdict(probe)}
@@ -591,8 +612,10 @@ class TelemetrySeriesAdmin(AnyModelAdmin):
     show_full_result_count = False
     list_per_page = 50
 
-    def get_queryset(self, request: HttpRequest) -> QuerySet[TelemetrySeries]:  # noqa: ARG002 - Django's hook
-        return series_with_newest()
+    site_path = "site"
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[TelemetrySeries]:
+        return series_with_newest().filter(pk__in=super().get_queryset(request).order_by().values("pk"))
 
     @admin.display(description="newest value")
     def newest_value(self, row: Any) -> str:

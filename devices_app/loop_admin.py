@@ -16,13 +16,20 @@ from devices_app.loop_forms import FIELDSETS, LoopForm, SiteForm, loop_form
 from devices_app.loop_view import loops_view
 from devices_app.models import ClosedLoop
 from sites_app.models import Site
-from smartgrid.admin import ServiceAdmin
+from smartgrid.admin import ServiceAdmin, sites_seen
 
 SHOWN = ("id", "created_at", "site", "node")
 
 
+def _site_form(request: HttpRequest) -> SiteForm:
+    form = SiteForm(request.GET if "site" in request.GET else None)
+    form.fields["site"].queryset = sites_seen(request)  # type: ignore[attr-defined]
+    return form
+
+
 @admin.register(ClosedLoop)
 class ClosedLoopAdmin(ServiceAdmin):
+    site_path = "site"
     list_display = (
         "loop_tag",
         "site",
@@ -46,11 +53,12 @@ class ClosedLoopAdmin(ServiceAdmin):
     ) -> HttpResponse:
         """First at which site: what can be its meter and members depends on that."""
         if self._site(request, None) is None and self.has_add_permission(request):
+            form = _site_form(request)
             context = {
                 **self.admin_site.each_context(request),
                 "opts": self.opts,
                 "title": "Add closed loop: at which site?",
-                "form": SiteForm(request.GET if "site" in request.GET else None),
+                "form": form,
             }
             return TemplateResponse(request, "admin/devices_app/closedloop/choose_site.html", context)
         return super().add_view(request, form_url, extra_context)
@@ -59,7 +67,7 @@ class ClosedLoopAdmin(ServiceAdmin):
         if obj is not None:
             return obj.site
         try:
-            return Site.objects.filter(pk=UUID(request.GET.get("site", ""))).first()
+            return sites_seen(request).filter(pk=UUID(request.GET.get("site", ""))).first()
         except ValueError:
             return None
 
@@ -77,7 +85,7 @@ class ClosedLoopAdmin(ServiceAdmin):
         loop = kwargs.get("obj")
         if loop is not None:
             # As it is stored: the form may hold what was refused.
-            stored = ClosedLoop.objects.select_related("node", "meter").get(pk=loop.pk)
+            stored = ClosedLoop.objects.select_related("node", "meter", "site").get(pk=loop.pk)
             (context["view"],) = loops_view([stored])
         return super().render_change_form(request, context, *args, **kwargs)
 

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from celery import shared_task
 
 from devices_app import means
+from devices_app.watching import devices_watch
 
 
 @shared_task(name="devices_app.tasks.telemetry_partitions_keep")  # type: ignore[untyped-decorator]
@@ -25,3 +26,9 @@ def telemetry_means_make() -> None:
 def telemetry_retain() -> None:
     """Let go of readings and means that are older than they are kept."""
     means.telemetry_retain(now=datetime.now(UTC))
+
+
+@shared_task(name="devices_app.tasks.watch_devices")  # type: ignore[untyped-decorator]
+def watch_devices() -> None:
+    """Raise alarms for devices of which nothing is measured any more, and clear them."""
+    devices_watch(now=datetime.now(UTC))

@@ -13,19 +13,21 @@ from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.shortcuts import get_object_or_404
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
+from django.utils.html import format_html
 
 from schedules_app import services
 from schedules_app.exchange import ScheduleExchangeMixin
 from schedules_app.forms import CopyForm, FillForm
 from schedules_app.models import Schedule
 from schedules_app.selectors import synchronization_results
-from smartgrid.admin import ServiceAdmin
+from smartgrid.admin import ServiceAdmin, sites_seen
 from smartgrid.errors import SgmError
 
 
 @admin.register(Schedule)
 class ScheduleAdmin(ScheduleExchangeMixin, ServiceAdmin):
-    list_display = ["site", "category", "valid_on", "is_listed", "created_at"]
+    site_path = "site"
+    list_display = ["site", "category", "valid_on", "planned", "is_listed", "grid"]
     list_filter = ["category", "is_listed", "site"]
     search_fields = ["site__site_tag", "category", "id"]
     date_hierarchy = "valid_on"
@@ -47,6 +49,17 @@ class ScheduleAdmin(ScheduleExchangeMixin, ServiceAdmin):
 
     def delete_by_service(self, row: Any) -> None:
         services.schedule_delete(schedule=row)
+
+    @admin.display(description="quarter hours")
+    def planned(self, row: Schedule) -> int:
+        """How many have a value."""
+        return sum(value is not None for value in row.schedule.values())
+
+    @admin.display(description="by the quarter hour")
+    def grid(self, row: Schedule) -> str:
+        """The way to the page of its day."""
+        address = reverse("admin:console_schedule", args=[row.site_id, row.category, str(row.valid_on)])
+        return format_html('<a href="{}">Edit or look</a>', address)
 
     @admin.display(description="what the nodes say")
     def nodes(self, row: Schedule) -> str:
@@ -99,6 +112,8 @@ class ScheduleAdmin(ScheduleExchangeMixin, ServiceAdmin):
 
     def fill_view(self, request: HttpRequest) -> HttpResponse:
         form = FillForm(request.POST or None)
+        site: Any = form.fields["site"]
+        site.queryset = sites_seen(request)
         return self._plan_days(
             request,
             title="Fill a range",

@@ -23,7 +23,7 @@ import tablib
 from django.contrib import messages
 from django.core.exceptions import ValidationError
 from django.core.files.uploadedfile import UploadedFile
-from django.db.models import QuerySet
+from django.db.models import Q, QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import reverse
 from import_export.admin import ExportActionMixin, ImportExportMixin
@@ -39,6 +39,7 @@ from schedules_app.models import Schedule
 from schedules_app.slots import SLOTS_A_DAY, Slots
 from sites_app.models import Site
 from smartgrid import live
+from smartgrid.admin import sites_seen
 from smartgrid.errors import Invalid, SgmError
 
 # A year of one category. All is one transaction, in which SQLite lets nobody else write: some two seconds.
@@ -318,11 +319,17 @@ class ScheduleResource(ModelResource):  # type: ignore[misc]
         use_transactions = True
         report_skipped = True
 
+    def __init__(self, *, seen: QuerySet[Site] | None = None, **kwargs: Any) -> None:
+        """`seen`: the sites that whoever imports may see; others are as if they were not there."""
+        super().__init__(**kwargs)
+        self._seen = Site.objects.all() if seen is None else seen
+
     def before_import(self, dataset: tablib.Dataset, **_: Any) -> None:
         """Find all sites of the file, and take them in one order: two imports never block each other."""
         ids = {found for text in dataset["site_id"] if (found := _uuid(text)) is not None}
         tags = {tag for tag in dataset["site_tag"] if isinstance(tag, str)}
-        sites = Site.objects.filter(pk__in=ids) | Site.objects.filter(site_tag__in=tags)
+        seen = self._seen.order_by().values("pk")
+        sites = Site.objects.filter(Q(pk__in=ids) | Q(site_tag__in=tags), pk__in=seen)
         self._sites = list(sites.select_for_update(no_key=True).order_by("pk"))
         self._rows: dict[tuple[Any, str, date], int] = {}
 
@@ -519,6 +526,11 @@ class ScheduleExchangeMixin(ExportActionMixin, ImportExportMixin):  # type: igno
 
     def get_import_context_data(self, **kwargs: Any) -> dict[str, Any]:
         return {**super().get_import_context_data(**kwargs), "max_rows": MAX_ROWS}
+
+    def get_import_resource_kwargs(self, request: HttpRequest, **kwargs: Any) -> dict[str, Any]:
+        """Of sites that a person does not see a file says nothing: they are no such sites."""
+        given = super().get_import_resource_kwargs(request, **kwargs)
+        return {**given, "seen": sites_seen(request)}
 
     def get_import_data_kwargs(self, **kwargs: Any) -> dict[str, Any]:
         """All or nothing, of what was confirmed too: since the preview a row may have become impossible."""

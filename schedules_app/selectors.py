@@ -258,3 +258,23 @@ def value_in_force(*, site: Site, category: str, at: datetime) -> float | None:
     return core.value_at(
         schedule_between(site=site, category=category, first=utc.date(), last=utc.date()), utc
     )
+
+
+def values_in_force(*, site: Site, at: datetime) -> dict[str, float | None]:
+    """`value_in_force` of every category that has a schedule this day, by one query."""
+    utc = at.astimezone(UTC)
+    return {
+        category: core.value_at(days, utc)
+        for category, days in schedules_by_category(site=site, first=utc.date(), last=utc.date()).items()
+    }
+
+
+def schedules_by_category(*, site: Site, first: date, last: date) -> dict[str, core.Schedule]:
+    """The days of each category from `first` to `last`, as the core reads them."""
+    days: dict[str, dict[date, dict[str, float]]] = {}
+    rows = Schedule.objects.filter(site=site, valid_on__range=(first, last))
+    for category, day, slots in rows.values_list("category", "valid_on", "schedule"):
+        days.setdefault(category, {})[day] = {
+            slot: value for slot, value in slots.items() if value is not None
+        }
+    return {category: core.Schedule(found) for category, found in days.items()}

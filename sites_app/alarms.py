@@ -17,19 +17,31 @@ from django.db.models import F, QuerySet
 from django.utils import timezone
 
 from edge.wire.messages import Alarm as NodeAlarm
-from sites_app.models import Alarm, AlarmSeverity, Node, Site
+from sites_app.alarm_routes import deliveries_queue
+from sites_app.events import alarms_publish
+from sites_app.models import Alarm, AlarmSeverity, AlarmStep, Node, Site
+from smartgrid.errors import Conflict
 
 log = structlog.stdlib.get_logger(__name__)
 
 # What central itself notices; a node may use the same words in its reports, and neither clears the other's.
 NODE_SILENT = "node_silent"
 NODE_OUT_OF_SYNC = "node_out_of_sync"
+NODE_DEAF = "node_deaf"
+NODE_CERTIFICATE = "node_certificate"
 SLOT_NOT_CONFIRMED = "slot_not_confirmed"
+DEVICE_SILENT = "device_silent"
+COMMAND_UNANSWERED = "command_unanswered"
+SETPOINT_NOT_HELD = "setpoint_not_held"
 
 # Every other code is a warning.
 SEVERITIES: Mapping[str, AlarmSeverity] = {
     NODE_SILENT: AlarmSeverity.ERROR,
+    NODE_DEAF: AlarmSeverity.ERROR,
     SLOT_NOT_CONFIRMED: AlarmSeverity.ERROR,
+    DEVICE_SILENT: AlarmSeverity.ERROR,
+    COMMAND_UNANSWERED: AlarmSeverity.ERROR,
+    SETPOINT_NOT_HELD: AlarmSeverity.ERROR,
     "store_failed": AlarmSeverity.ERROR,
     "limit_not_held": AlarmSeverity.ERROR,
     "not_followed": AlarmSeverity.ERROR,
@@ -50,6 +62,8 @@ LOGGED_EACH = 20
 _CODE_LENGTH = 64
 _SUBJECT_LENGTH = 200
 _DETAIL_LENGTH = 2000
+_BY_LENGTH = 150
+_NOTE_LENGTH = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +101,7 @@ def alarm_raise(*, code: str, site: Site, node: Node | None = None, subject: str
                 with transaction.atomic():
                     row = _row(key, text, at=now)
                     row.save(force_insert=True)
+                    _tell([row], AlarmStep.RAISED)
             except IntegrityError:
                 if not _open(key).exists():
                     raise
@@ -132,6 +147,7 @@ def alarms_settle(*, among: QuerySet[Alarm], wanted: Mapping[AlarmKey, AlarmText
             Alarm.objects.bulk_update(again, ["detail", "last_seen_at"], batch_size=500)
         # Whoever raised one of these meanwhile was right too.
         Alarm.objects.bulk_create(fresh, ignore_conflicts=True, batch_size=500)
+        _tell(_stored(fresh, at=now), AlarmStep.RAISED)
         cleared = _clear(gone, at=now)
     _log_raised(fresh)
     return len(fresh), cleared
@@ -155,6 +171,27 @@ def nodes_alarms_mirror(reported: Iterable[tuple[Node, Sequence[NodeAlarm]]]) ->
     if not nodes:
         return 0, 0
     return alarms_settle(among=Alarm.objects.filter(node__in=nodes, by_node=True), wanted=wanted)
+
+
+def alarm_acknowledge(*, alarm: Alarm, by: str, note: str = "") -> bool:
+    """Note that somebody looks after this alarm; False where somebody did already, whose word stays.
+
+    It stays open until its condition is over. `Conflict` where it is over.
+    """
+    with transaction.atomic():
+        taken = Alarm.objects.filter(pk=alarm.pk, acknowledged_at=None, cleared_at=None).update(
+            acknowledged_at=timezone.now(),
+            acknowledged_by=by[:_BY_LENGTH],
+            note=_fit(note.strip(), _NOTE_LENGTH),
+        )
+        alarm.refresh_from_db()
+        if taken:
+            _tell([alarm], AlarmStep.ACKNOWLEDGED)
+    if taken:
+        log.info("alarm_acknowledged", **_words(alarm), by=by)
+    elif alarm.acknowledged_at is None:
+        raise Conflict(f"{alarm} is over, there is nothing to acknowledge.", code="alarm_is_over")
+    return bool(taken)
 
 
 def node_alarms_end(*, node: Node) -> int:
@@ -209,14 +246,40 @@ def _is_long_ago(seen: datetime, now: datetime) -> bool:
 
 
 def _clear(alarms: Sequence[Alarm], *, at: datetime) -> int:
-    rows = Alarm.objects.filter(pk__in=[alarm.pk for alarm in alarms], cleared_at=None)
-    cleared = rows.update(cleared_at=at) if alarms else 0
+    if not alarms:
+        return 0
+    with transaction.atomic():
+        # Locked, so that of two who clear an alarm one tells of it.
+        rows = Alarm.objects.select_for_update().filter(
+            pk__in=[alarm.pk for alarm in alarms], cleared_at=None
+        )
+        open_now = list(rows.order_by("pk"))
+        cleared = Alarm.objects.filter(pk__in=[row.pk for row in open_now]).update(cleared_at=at)
+        _tell(open_now, AlarmStep.CLEARED)
     if cleared:
         for alarm in alarms[:LOGGED_EACH]:
             log.info("alarm_cleared", **_words(alarm), lasted_s=round((at - alarm.raised_at).total_seconds()))
         if len(alarms) > LOGGED_EACH:
             log.info("alarms_cleared", alarms=cleared)
     return cleared
+
+
+def _stored(fresh: Sequence[Alarm], *, at: datetime) -> list[Alarm]:
+    """Those of these rows that were stored by who calls, with their keys, which `bulk_create` leaves out."""
+    if not fresh:
+        return []
+    keys = {_key_of(alarm) for alarm in fresh}
+    rows = Alarm.objects.filter(code__in={key.code for key in keys}, raised_at=at, cleared_at=None).order_by(
+        "pk"
+    )
+    return [row for row in rows if _key_of(row) in keys]
+
+
+def _tell(alarms: Sequence[Alarm], step: AlarmStep) -> None:
+    """Let listeners hear of it, and queue the notices, in the transaction of the step itself."""
+    if alarms:
+        deliveries_queue(alarms, step)
+        alarms_publish(alarms, step)
 
 
 def _log_raised(alarms: Sequence[Alarm]) -> None:

@@ -7,7 +7,7 @@ from uuid import UUID
 
 from django.utils import timezone
 
-from sites_app.models import Node
+from sites_app.models import Alarm, AlarmStep, Node
 from smartgrid import live
 from smartgrid.api.fields import timestamp
 from smartgrid.events import Event, Kind, events_publish
@@ -42,6 +42,27 @@ def nodes_publish_health(healthy: Mapping[UUID, bool]) -> None:
         )
     if changed or not told:
         live.set_write(TOLD_HEALTHY, add=[*(now - told), _NOBODY], remove=list(told - now - {_NOBODY}))
+
+
+def alarms_publish(alarms: Iterable[Alarm], step: AlarmStep) -> None:
+    """Tell that these alarms were raised, acknowledged or cleared, once that is committed."""
+    at = timestamp(timezone.now())
+    events_publish(Event(Kind.ALARM, alarm.site_id, _alarm_body(alarm, step, at)) for alarm in alarms)
+
+
+def _alarm_body(alarm: Alarm, step: AlarmStep, at: str) -> dict[str, object]:
+    return {
+        "id": alarm.pk,
+        "code": alarm.code,
+        "severity": alarm.severity,
+        "site_id": alarm.site_id,
+        "node_id": alarm.node_id,
+        "polaris_node_name": alarm.node_name,
+        "subject": alarm.subject,
+        "detail": alarm.detail,
+        "state": step.value,
+        "at": at,
+    }
 
 
 def _body(node: Node, at: str) -> dict[str, object]:

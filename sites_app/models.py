@@ -13,6 +13,7 @@ from django.core.validators import MaxValueValidator, MinValueValidator, RegexVa
 from django.db import models
 from django.db.models import F, Q
 from django.utils import timezone
+from django_otp.models import Device as OtpDevice, ThrottlingMixin
 
 from edge.wire.topics import LEVEL, NodeTopics
 
@@ -165,6 +166,7 @@ class Node(models.Model):
     renew_certificates_before = models.DateTimeField(null=True, editable=False)
 
     class Meta:
+        permissions = [("enrol_node", "Can enrol nodes and revoke their certificates")]
         constraints = [
             models.UniqueConstraint(fields=["tenant_tag", "name"], name="node_name_unique_per_tenant"),
             models.CheckConstraint(condition=~Q(name=""), name="node_name_not_empty"),
@@ -350,8 +352,11 @@ class ManagementToken(models.Model):
     digest = models.CharField(max_length=64, unique=True, editable=False)
     encrypted = models.TextField(editable=False)
     sites = models.ManyToManyField(Site, related_name="management_tokens", blank=True)
+    # To the minute or two; what was used while Redis was away is not known (`sites_app.token_use`).
+    last_used_at = models.DateTimeField(null=True, editable=False)
 
     class Meta:
+        permissions = [("reveal_managementtoken", "Can see a site management token's value")]
         constraints = [
             models.CheckConstraint(condition=~Q(name=""), name="management_token_name_not_empty"),
             models.CheckConstraint(
@@ -361,6 +366,85 @@ class ManagementToken(models.Model):
 
     def __str__(self) -> str:
         return self.name
+
+
+class SiteScope(models.Model):
+    """The sites that a person at the console may see; whoever has none, and is no superuser, sees no site."""
+
+    # As wide as a token's, so that rows are looked for in the same way.
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    user = models.OneToOneField(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="site_scope")
+    all_sites = models.BooleanField(default=False, help_text="Also those that are made later.")
+    sites = models.ManyToManyField(Site, related_name="scopes", blank=True)
+
+    class Meta:
+        verbose_name = "sites of a person"
+        verbose_name_plural = "sites of people"
+
+    def __str__(self) -> str:
+        return f"sites of {self.user}"
+
+
+class SecondFactor(ThrottlingMixin, OtpDevice):  # type: ignore[misc] # django-otp has no types
+    """A person's authenticator (TOTP, RFC 6238): six digits that change every 30 s.
+
+    Wrong codes make the next one wait, twice as long each time; that is kept here, and holds without Redis.
+    """
+
+    # A person has one, and it needs no name.
+    name = None
+    confirmed = None
+    # Drawn anew with each set-up: sessions that were verified by another one are not by this.
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    user = models.OneToOneField(
+        settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="second_factor"
+    )
+    created_at = models.DateTimeField(default=timezone.now, editable=False)
+    # None until its first code was right: until then it is asked of nobody.
+    confirmed_at = models.DateTimeField(null=True, editable=False)
+    key_encrypted = models.TextField(editable=False)
+    # The step of the newest code that was taken: neither it nor an older one is taken again.
+    last_step = models.BigIntegerField(default=-1, editable=False)
+
+    def __str__(self) -> str:
+        return f"second factor of {self.user}"
+
+    def get_throttle_factor(self) -> float:
+        """Seconds to wait after the first wrong code."""
+        return 1
+
+
+class RecoveryCode(models.Model):
+    """A code for whoever has lost the authenticator; good once, and kept as a keyed digest."""
+
+    id = models.BigAutoField(primary_key=True)
+    user = models.ForeignKey(
+        settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="recovery_codes"
+    )
+    digest = models.CharField(max_length=64, editable=False)
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["user", "digest"], name="recovery_code_once")]
+
+    def __str__(self) -> str:
+        return f"recovery code of {self.user}"
+
+
+class ProviderIdentity(models.Model):
+    """Who a person is at an OpenID provider. E-mail addresses change hands; issuer and subject do not."""
+
+    id = models.BigAutoField(primary_key=True)
+    user = models.OneToOneField(
+        settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="provider_identity"
+    )
+    issuer = models.CharField(max_length=500, editable=False)
+    subject = models.CharField(max_length=255, editable=False)
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["issuer", "subject"], name="provider_identity_once")]
+
+    def __str__(self) -> str:
+        return f"{self.subject} at {self.issuer}"
 
 
 class AlarmSeverity(models.TextChoices):
@@ -395,8 +479,13 @@ class Alarm(models.Model):
     raised_at = models.DateTimeField(default=timezone.now)
     last_seen_at = models.DateTimeField(default=timezone.now)
     cleared_at = models.DateTimeField(null=True)
+    # By whom somebody looks after it; it stays open until the condition is over.
+    acknowledged_at = models.DateTimeField(null=True)
+    acknowledged_by = models.CharField(max_length=150, blank=True, default="", db_default="")
+    note = models.CharField(max_length=500, blank=True, default="", db_default="")
 
     class Meta:
+        permissions = [("acknowledge_alarm", "Can acknowledge alarms")]
         constraints = [
             # Two, because a null equals no other: PostgreSQL before 15 and SQLite know no other way.
             models.UniqueConstraint(
@@ -418,6 +507,93 @@ class Alarm(models.Model):
 
     def __str__(self) -> str:
         return f"{self.code} {self.node_name} {self.subject}".strip()
+
+
+class RouteKind(models.TextChoices):
+    """How a person or a system hears of alarms."""
+
+    EMAIL = "email", "e-mail"
+    WEBHOOK = "webhook", "webhook"
+
+
+class AlarmRoute(models.Model):
+    """Who is told of which alarms, and how; `sites_app.alarm_routes` alone writes these (ADR 0036)."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    created_at = models.DateTimeField(default=timezone.now, editable=False)
+    name = models.CharField(max_length=200, unique=True)
+    kind = models.CharField(max_length=16, choices=RouteKind.choices)
+    target = models.CharField(
+        max_length=500,
+        help_text="An e-mail address, several between commas, or the https:// address of a webhook.",
+    )
+    # As `tokens.encrypt` makes it; empty for e-mail.
+    secret_encrypted = models.TextField(blank=True, default="", editable=False)
+    least_severity = models.CharField(
+        max_length=16,
+        choices=AlarmSeverity.choices,
+        default=AlarmSeverity.ERROR,
+        help_text="Warning: of warnings and errors. Error: of errors only.",
+    )
+    sites = models.ManyToManyField(
+        Site, related_name="alarm_routes", blank=True, help_text="Empty: all sites, also those made later."
+    )
+    enabled = models.BooleanField(default=True, help_text="Off: nothing is sent, nor kept to be sent later.")
+
+    class Meta:
+        constraints = [
+            models.CheckConstraint(condition=~Q(name=""), name="alarm_route_name_not_empty"),
+            models.CheckConstraint(condition=Q(kind__in=RouteKind.values), name="alarm_route_kind_known"),
+        ]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class AlarmStep(models.TextChoices):
+    """What became of an alarm."""
+
+    RAISED = "raised"
+    ACKNOWLEDGED = "acknowledged"
+    CLEARED = "cleared"
+
+
+class DeliveryState(models.TextChoices):
+    """Where a notice is. `failed` is final: it was tried as often as it is."""
+
+    QUEUED = "queued"
+    SENT = "sent"
+    FAILED = "failed"
+
+
+class AlarmDelivery(models.Model):
+    """One notice of one step of an alarm to one route; `sites_app.alarm_notices` sends it, at least once."""
+
+    id = models.BigAutoField(primary_key=True)
+    alarm = models.ForeignKey(Alarm, on_delete=models.CASCADE, related_name="deliveries")
+    route = models.ForeignKey(AlarmRoute, on_delete=models.CASCADE, related_name="deliveries")
+    what = models.CharField(max_length=16, choices=AlarmStep.choices)
+    created_at = models.DateTimeField(default=timezone.now)
+    state = models.CharField(max_length=16, choices=DeliveryState.choices, default=DeliveryState.QUEUED)
+    attempts = models.PositiveIntegerField(default=0)
+    # Not tried before this moment. Whoever tries it puts it off first, which is the guard against two.
+    next_attempt_at = models.DateTimeField(default=timezone.now)
+    last_error = models.CharField(max_length=500, blank=True, default="")
+    sent_at = models.DateTimeField(null=True)
+    # The message it went out with: those of a digest share one.
+    message = models.UUIDField(null=True)
+
+    class Meta:
+        verbose_name_plural = "alarm deliveries"
+        indexes = [
+            models.Index(
+                fields=["route", "next_attempt_at"], name="alarm_delivery_due", condition=Q(state="queued")
+            ),
+            models.Index(fields=["route", "sent_at"], name="alarm_delivery_sent"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.what} to {self.route_id}"
 
 
 class PeriodicRun(models.Model):

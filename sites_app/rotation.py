@@ -16,7 +16,7 @@ from django.db.models import F, Model
 from django.utils import timezone
 
 from sites_app import tokens
-from sites_app.models import EnrolmentToken, ManagementToken
+from sites_app.models import EnrolmentToken, ManagementToken, SecondFactor
 from sites_app.tokens import TokenUnreadable
 
 log = structlog.stdlib.get_logger(__name__)
@@ -34,6 +34,7 @@ class EncryptedColumn:
 
 
 TOKEN_COLUMN = EncryptedColumn(model=ManagementToken, field="encrypted", label="name")
+SECOND_FACTOR_COLUMN = EncryptedColumn(model=SecondFactor, field="key_encrypted", label="pk")
 
 
 @dataclass(kw_only=True)

@@ -9,10 +9,18 @@ from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
 
 import structlog
-from django.db.models import Exists, F, Model, OuterRef, Q, QuerySet
+from django.db.models import Case, Exists, F, IntegerField, Model, OuterRef, Q, QuerySet, Value, When
 
 from sites_app import tokens
-from sites_app.models import DocumentStatus, ManagementToken, Node, Site, UnsettledDocument
+from sites_app.models import (
+    Alarm,
+    AlarmSeverity,
+    DocumentStatus,
+    ManagementToken,
+    Node,
+    Site,
+    UnsettledDocument,
+)
 from sites_app.presence import central_now, presence_read
 from sites_app.publishing import documents_unpublished, nodes_unpublished
 from smartgrid.api.principal import Principal
@@ -31,13 +39,15 @@ FEW_SITES = 100
 
 
 def sites_visible_to(principal: Principal) -> QuerySet[Site]:
-    """The sites this principal may see: all for root, else those its token names.
+    """The sites this principal may see: all for root, else those its token, or its scope, names.
 
     Every query about a site starts from here, and about anything of one from `of_visible_sites`.
     """
     sites = Site.objects.order_by("site_tag", "pk")
     if principal.is_root:
         return sites
+    if principal.scope_id is not None:
+        return sites.filter(scopes=principal.scope_id)
     if principal.token_id is None:
         return sites.none()
     if principal.opens_few:
@@ -52,6 +62,8 @@ def of_visible_sites(rows: QuerySet[M], principal: Principal) -> QuerySet[M]:
     """
     if principal.is_root:
         return rows
+    if principal.scope_id is not None:
+        return rows.filter(site__scopes=principal.scope_id)
     if principal.token_id is None:
         return rows.none()
     opened = _opened_by(principal.token_id)
@@ -141,6 +153,23 @@ def node_get(*, principal: Principal, node_id: UUID, site_id: UUID | None = None
     if node is None:
         raise NotFound("No such node.")
     return node
+
+
+def alarms_visible_to(principal: Principal) -> QuerySet[Alarm]:
+    """The alarms of visible sites, as somebody has to look at them.
+
+    First what is open: errors that nobody looks after, warnings that nobody does, what somebody does. Then
+    history, what was cleared last first.
+    """
+    urgency = Case(
+        When(cleared_at__isnull=False, then=Value(3)),
+        When(acknowledged_at__isnull=False, then=Value(2)),
+        When(severity=AlarmSeverity.ERROR, then=Value(0)),
+        default=Value(1),
+        output_field=IntegerField(),
+    )
+    rows = of_visible_sites(Alarm.objects.all(), principal).select_related("site")
+    return rows.order_by(urgency, F("cleared_at").desc(nulls_last=True), F("raised_at").desc(), "-pk")
 
 
 class FoundToken(NamedTuple):

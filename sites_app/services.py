@@ -11,12 +11,14 @@ from typing import Any, TypedDict, Unpack
 import structlog
 from django.conf import settings
 from django.db import IntegrityError, transaction
-from django.db.models import Q, QuerySet
+from django.db.models import Max, Q, QuerySet
 from django.utils import timezone
 
 from sites_app import tokens
 from sites_app.alarms import (
     LOGGED_EACH,
+    NODE_CERTIFICATE,
+    NODE_DEAF,
     NODE_OUT_OF_SYNC,
     NODE_SILENT,
     AlarmKey,
@@ -39,6 +41,10 @@ log = structlog.stdlib.get_logger(__name__)
 # How long a node is offline, or without what it should have, before somebody should look.
 SILENT_AFTER = timedelta(seconds=60)
 OUT_OF_SYNC_AFTER = timedelta(minutes=5)
+# Four pings unanswered, two more than make a node unwell.
+DEAF_AFTER_S = 180.0
+# A node renews when a third of its certificate's life is left; this is well behind that.
+CERTIFICATE_ENDS_WITHIN = timedelta(days=14)
 
 
 class SiteChanges(TypedDict, total=False):
@@ -356,6 +362,19 @@ def token_update(*, token: ManagementToken, name: str, sites: Iterable[Site]) ->
     return locked
 
 
+@transaction.atomic
+def token_rotate(*, token: ManagementToken) -> ManagementToken:
+    """Give a token a new value, drawn here; from the commit on the present one opens nothing."""
+    value = tokens.value_draw()
+    locked = ManagementToken.objects.select_for_update().filter(pk=token.pk).first()
+    if locked is None:
+        raise NotFound("No such token.")
+    locked.digest, locked.encrypted = tokens.digest(value), tokens.encrypt(value)
+    locked.save(update_fields=["digest", "encrypted"])
+    log.info("management_access_rotated", id=str(locked.pk), name=locked.name)
+    return locked
+
+
 def _token_sites_set(token: ManagementToken, sites: Iterable[Site]) -> None:
     """Let a token open these sites and no others; the order of the rows is the order they are shown in."""
     wanted = list(dict.fromkeys(site.pk for site in sites))
@@ -507,6 +526,43 @@ def nodes_alarms_judge(*, now: datetime) -> tuple[int, int]:
         wanted[AlarmKey(NODE_OUT_OF_SYNC, node.site_id, node.pk)] = AlarmText(detail, node.name)
     among = Alarm.objects.filter(code__in=[NODE_SILENT, NODE_OUT_OF_SYNC], by_node=False)
     return alarms_settle(among=among, wanted=wanted)
+
+
+def nodes_downlink_judge() -> tuple[int, int]:
+    """Raise an alarm for nodes whose heartbeats come and which answer no ping; clear the rest.
+
+    How many of each. `LiveUnavailable` where Redis does not answer: then nothing is known, nothing changed.
+    """
+    nodes = {node.pk: node for node in Node.objects.filter(online=True).only("site_id", "name")}
+    presence = presence_read(nodes)
+    now = central_now()
+    if live.known_since(at=now) > now - DEAF_AFTER_S:
+        # A Redis that came up empty a moment ago has heard of no answer yet.
+        return 0, 0
+    since = dict(Node.objects.filter(online=True).values_list("pk", "presence_changed_at"))
+    wanted: dict[AlarmKey, AlarmText] = {}
+    for pk, node in nodes.items():
+        changed = since.get(pk)
+        heard_at = max(presence[pk].pong_at, changed.timestamp() if changed is not None else 0.0)
+        if presence[pk].is_heard(now=now) and now - heard_at > DEAF_AFTER_S:
+            moment = datetime.fromtimestamp(heard_at, UTC)
+            detail = f"Heartbeats arrive; no ping was answered since {_stamp(moment)}."
+            wanted[AlarmKey(NODE_DEAF, node.site_id, pk)] = AlarmText(detail, node.name)
+    return alarms_settle(among=Alarm.objects.filter(code=NODE_DEAF, by_node=False), wanted=wanted)
+
+
+def certificates_judge(*, now: datetime) -> tuple[int, int]:
+    """Raise an alarm for nodes whose last good certificate ends within 14 days; clear the rest.
+
+    Judged by what was issued, not by what the node says: one that is gone cannot warn of its own.
+    """
+    last = Node.objects.filter(certificates__revoked_at=None).annotate(ends=Max("certificates__not_after"))
+    wanted: dict[AlarmKey, AlarmText] = {}
+    for node in last.filter(ends__lte=now + CERTIFICATE_ENDS_WITHIN).only("site_id", "name"):
+        verb = "ended" if node.ends <= now else "ends"
+        detail = f"Its newest certificate {verb} {_stamp(node.ends)}."
+        wanted[AlarmKey(NODE_CERTIFICATE, node.site_id, node.pk)] = AlarmText(detail, node.name)
+    return alarms_settle(among=Alarm.objects.filter(code=NODE_CERTIFICATE, by_node=False), wanted=wanted)
 
 
 def _since(field: str, moment: datetime, *, now: datetime) -> Q:

@@ -9,12 +9,19 @@ from celery import shared_task
 from django.conf import settings
 from django.utils import timezone
 
+from sites_app.alarm_notices import deliveries_send
 from sites_app.alarms import alarms_forget
 from sites_app.documents import nodes_due_render
 from sites_app.publishing import farewells_publish, nodes_publish
 from sites_app.reports import reports_compare
-from sites_app.services import nodes_alarms_judge, nodes_presence_settle
+from sites_app.services import (
+    certificates_judge,
+    nodes_alarms_judge,
+    nodes_downlink_judge,
+    nodes_presence_settle,
+)
 from sites_app.syncing import nodes_sync_begins, sweep
+from sites_app.token_use import token_uses_keep
 from smartgrid.errors import Unavailable
 
 
@@ -72,6 +79,24 @@ def judge_alarms() -> None:
     nodes_alarms_judge(now=timezone.now())
 
 
+@shared_task(name="sites_app.tasks.judge_downlinks")  # type: ignore[untyped-decorator]
+def judge_downlinks() -> None:
+    """Raise alarms for nodes that are heard and do not hear us, and clear them."""
+    nodes_downlink_judge()
+
+
+@shared_task(name="sites_app.tasks.judge_certificates")  # type: ignore[untyped-decorator]
+def judge_certificates() -> None:
+    """Raise alarms for nodes whose certificate is near its end, and clear them."""
+    certificates_judge(now=timezone.now())
+
+
+@shared_task(name="sites_app.tasks.send_notices")  # type: ignore[untyped-decorator]
+def send_notices() -> None:
+    """Send what alarm routes are to be told of."""
+    deliveries_send(now=timezone.now())
+
+
 @shared_task(name="sites_app.tasks.enforce_revocations")  # type: ignore[untyped-decorator]
 def enforce_revocations() -> None:
     """Tell the broker which certificates it must refuse, and end what they opened (`SGM_CA_DIR`)."""
@@ -87,3 +112,9 @@ def enforce_revocations() -> None:
 def forget_alarms() -> None:
     """Delete alarms that were cleared long ago (`SGM_ALARM_HISTORY_DAYS`)."""
     alarms_forget(before=timezone.now() - timedelta(days=settings.SGM_ALARM_HISTORY_DAYS))
+
+
+@shared_task(name="sites_app.tasks.keep_token_uses")  # type: ignore[untyped-decorator]
+def keep_token_uses() -> None:
+    """Note in the database when each management token was last used."""
+    token_uses_keep()

@@ -30,6 +30,32 @@ app.conf.beat_schedule = {
         "schedule": 10.0,
         "options": {"queue": "sync", "expires": 10},
     },
+    "find nodes that do not hear": {
+        "task": "sites_app.tasks.judge_downlinks",
+        "schedule": 30.0,
+        "options": {"queue": "sync", "expires": 30},
+    },
+    "watch certificates": {
+        "task": "sites_app.tasks.judge_certificates",
+        "schedule": 3600.0,
+        "options": {"queue": "sync", "expires": 3600},
+    },
+    "watch devices": {
+        "task": "devices_app.tasks.watch_devices",
+        "schedule": 60.0,
+        "options": {"queue": "sync", "expires": 60},
+    },
+    "watch commands": {
+        "task": "control_app.tasks.watch_commands",
+        "schedule": 30.0,
+        "options": {"queue": "sync", "expires": 30},
+    },
+    # By itself: a mail server that is slow must not keep an alarm from being raised.
+    "send notices of alarms": {
+        "task": "sites_app.tasks.send_notices",
+        "schedule": 10.0,
+        "options": {"queue": "sync", "expires": 10},
+    },
     # Whatever of desired state was lost on its way is found in the database.
     "sync sweep": {
         "task": "sites_app.tasks.sync_sweep",
@@ -56,6 +82,11 @@ app.conf.beat_schedule = {
     # What a renewal superseded, and what a revocation could not bring to the broker at once.
     "enforce revocations": {
         "task": "sites_app.tasks.enforce_revocations",
+        "schedule": 60.0,
+        "options": {"queue": "sync", "expires": 60},
+    },
+    "keep token uses": {
+        "task": "sites_app.tasks.keep_token_uses",
         "schedule": 60.0,
         "options": {"queue": "sync", "expires": 60},
     },

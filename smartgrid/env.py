@@ -46,6 +46,15 @@ def env_int(name: str, *, default: int, minimum: int | None = None, maximum: int
     return value
 
 
+def env_choice(name: str, *, default: str, choices: tuple[str, ...]) -> str:
+    value = env_str(name, default=default).lower()
+    if value not in choices:
+        raise ImproperlyConfigured(
+            f"{name} is {value!r}; expected {', '.join(choices[:-1])} or {choices[-1]}"
+        )
+    return value
+
+
 def env_rate(name: str, *, default: str) -> Rate | None:
     """A rate such as `600/min`; None for `0`, which sets no limit."""
     try:
@@ -82,6 +91,15 @@ def env_secret(name: str, *, default: str = "") -> str:
     if not content:
         raise ImproperlyConfigured(f"{name}_FILE: {path} is empty")
     return content
+
+
+def env_json_secret(name: str, *, default: Any) -> Any:
+    """JSON that holds a secret: from NAME, or from the file which NAME_FILE names; it is not repeated."""
+    text = env_secret(name)
+    try:
+        return json.loads(text) if text else default
+    except ValueError:
+        raise ImproperlyConfigured(f"{name} is not JSON") from None
 
 
 def env_secrets(name: str) -> list[str]:

@@ -45,6 +45,7 @@ FAREWELL_S = 1.0
 class Kind(StrEnum):
     """What an event is about; the names by which listeners choose."""
 
+    ALARM = "alarm"
     CONTROL_LOG = "control_log"
     DEVICE = "device"
     LOOP = "loop"

@@ -9,14 +9,15 @@ from django.conf import settings
 from django.contrib import admin, messages
 from django.core.exceptions import PermissionDenied
 from django.forms import ModelForm
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.shortcuts import get_object_or_404
-from django.template.response import TemplateResponse
-from django.urls import URLPattern, path
+from django.urls import URLPattern, path, reverse
 from oauth2_provider.models import Application
 from oauth2_provider.settings import oauth2_settings
+from unfold.decorators import action
 
-from smartgrid.admin import ServiceAdmin, secret_page
+from smartgrid.admin import ServiceAdmin, ask_first, secret_page
+from smartgrid.console.audit import noted
 from smartgrid.issuer import (
     issuer_client_create,
     issuer_client_delete,
@@ -34,6 +35,7 @@ class IssuerClientAdmin(ServiceAdmin):
     ordering = ("name", "pk")
     readonly_fields = ("client_id", "created", "updated")
     may_delete = True
+    actions_detail = ("draw_secret",)
 
     def get_fields(self, request: HttpRequest, obj: Any = None) -> Any:  # noqa: ARG002 - Django's hook
         return ["name", *(self.readonly_fields if obj else ())]
@@ -41,7 +43,7 @@ class IssuerClientAdmin(ServiceAdmin):
     def get_form(
         self, request: HttpRequest, obj: Any = None, change: bool = False, **kwargs: Any
     ) -> type[ModelForm[Any]]:
-        form = super().get_form(request, obj, change, **kwargs)
+        form: type[ModelForm[Any]] = super().get_form(request, obj, change, **kwargs)
         if "name" in form.base_fields:
             # The toolkit lets it be empty; nobody would know whose client it is.
             form.base_fields["name"].required = True
@@ -97,6 +99,13 @@ class IssuerClientAdmin(ServiceAdmin):
 
     # --- a new secret ---------------------------------------------------------------------------------------
 
+    @action(description="New secret", url_path="draw-secret", permissions=["change"])
+    def draw_secret(self, request: HttpRequest, object_id: str) -> HttpResponse:  # noqa: ARG002 - Unfold's hook
+        """Lead to the page that asks first."""
+        return HttpResponseRedirect(
+            reverse(f"{self.admin_site.name}:issuer_client_new_secret", args=[object_id])
+        )
+
     def get_urls(self) -> list[URLPattern]:
         new_secret = path(
             "<int:client_pk>/new-secret/",
@@ -113,14 +122,14 @@ class IssuerClientAdmin(ServiceAdmin):
         if request.method == "POST":
             secret = issuer_client_secret_renew(client_id=client.client_id, by=request.user.get_username())
             self.log_change(request, client, "New secret.")
+            noted(request, "renew client secret", client)
             return self._secret_page(request, client, secret=secret)
-        context = {
-            **self.admin_site.each_context(request),
-            "opts": self.opts,
-            "original": client,
-            "title": "New secret",
-        }
-        return TemplateResponse(request, "admin/oauth2_provider/application/new_secret.html", context)
+        asked = (
+            f"The present secret of {client} ends with this: it gets no more tokens until it has the new one."
+            " Those it has fetched are good until they expire. To exchange a secret without a gap, create a"
+            " second client, and delete this one once nobody uses it."
+        )
+        return ask_first(self, request, client, title="New secret", asked=asked, button="Draw a new secret")
 
     def _secret_page(self, request: HttpRequest, client: Any, *, secret: str) -> HttpResponse:
         return secret_page(

@@ -95,7 +95,8 @@ class KeptForPrincipal:
     """Rows that a principal may see, for any principal and values of these kinds, by a query that is kept.
 
     `build(principal, *values)` starts from the selectors that know what a principal may see; root's query,
-    that of a token of few sites and that of any other are three. `by_all`: all see the same, root's.
+    that of a token of few sites, that of any other and that of a person are four. `by_all`: all see the same,
+    root's.
     """
 
     def __init__(self, build: Callable[..., QuerySet[Any, Any]], *kinds: type, by_all: bool = False) -> None:
@@ -107,6 +108,8 @@ class KeptForPrincipal:
         self._of_few = (
             self._of_token if is_of_one else KeptQuery(_of_token(build, opens_few=True), uuid.UUID, *kinds)
         )
+
+        self._of_scope = KeptQuery(_of_scope(build), uuid.UUID, *kinds)
 
     def rows(self, principal: Principal, *values: Value) -> list[tuple[Any, ...]]:
         query, own = self._for(principal)
@@ -127,6 +130,8 @@ class KeptForPrincipal:
     def _for(self, principal: Principal) -> tuple[KeptQuery, tuple[uuid.UUID, ...]]:
         if principal.is_root or self._by_all:
             return self._of_root, ()
+        if principal.scope_id is not None:
+            return self._of_scope, (principal.scope_id,)
         query = self._of_few if principal.opens_few else self._of_token
         # Whoever has neither sees nothing, and no token has a new id.
         return query, (principal.token_id or uuid.uuid4(),)
@@ -142,6 +147,15 @@ def _of_token(
         return build(principal, *values)
 
     return of_token
+
+
+def _of_scope(build: Callable[..., QuerySet[Any, Any]]) -> Callable[..., QuerySet[Any, Any]]:
+    """`build` for the scope that comes before its values."""
+
+    def of_scope(scope: uuid.UUID, *values: Value) -> QuerySet[Any, Any]:
+        return build(Principal(client_id="", token_id=None, is_root=False, scope_id=scope), *values)
+
+    return of_scope
 
 
 _ANY_ROOT = Principal(client_id="", token_id=None, is_root=True)

@@ -162,6 +162,31 @@ def hash_newest_read(key: str) -> dict[str, tuple[str, str]]:
     return {name: (stamp, value) for name, (stamp, _, value) in parts.items()}
 
 
+def hashes_newest_fields(fields: Mapping[str, Sequence[str]]) -> dict[str, list[tuple[str, str] | None]]:
+    """Hash -> these of its fields as stamp and value, in their order; None where there is none.
+
+    One round trip for all of them: of many hashes as `hashes_newest_write` wrote, only what is asked for.
+    """
+    asked = {key: names for key, names in fields.items() if names}
+    if not asked:
+        return {}
+    try:
+        pipe = client().pipeline(transaction=False)
+        for key, names in asked.items():
+            pipe.hmget(key, list(names))
+        stored = cast("list[list[str | None]]", pipe.execute())
+    except redis.RedisError as error:
+        raise LiveUnavailable(f"Redis does not answer: {error}") from error
+    return {key: [_stamped(text) for text in row] for key, row in zip(asked, stored, strict=True)}
+
+
+def _stamped(text: str | None) -> tuple[str, str] | None:
+    if text is None:
+        return None
+    stamp, _, value = text.partition(" ")
+    return stamp, value
+
+
 def known_since(*, at: float) -> float:
     """Since when this Redis has been known to hold what we wrote: `at`, where it came up empty since.
 

@@ -66,3 +66,13 @@ def _resolved(path: str, urlconf: str) -> ResolverMatch:
 def request_id_of(request: HttpRequest) -> str:
     """The id of this request; also of DRF's request around it."""
     return str(request.META.get("sgm.request_id", ""))
+
+
+def address_of(request: HttpRequest) -> str:
+    """Whose request this is; empty where it is not known.
+
+    Behind a proxy of ours the last address it added: what stands before that is the caller's own word.
+    """
+    if settings.SGM_BEHIND_TLS_PROXY and (passed_on := request.META.get("HTTP_X_FORWARDED_FOR")):
+        return str(passed_on).rpartition(",")[2].strip()
+    return str(request.META.get("REMOTE_ADDR") or "")

@@ -10,11 +10,14 @@ from pathlib import Path
 
 from django.conf import global_settings
 
+from smartgrid.console.look import LOOK
 from smartgrid.env import (
     env_bool,
+    env_choice,
     env_database,
     env_int,
     env_json,
+    env_json_secret,
     env_list,
     env_rate,
     env_secret,
@@ -41,6 +44,11 @@ if SGM_BEHIND_TLS_PROXY:
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = SGM_BEHIND_TLS_PROXY
 
 INSTALLED_APPS = [
+    # Before Django's console, whose templates it replaces.
+    "unfold.apps.BasicAppConfig",
+    "unfold.contrib.filters",
+    "unfold.contrib.forms",
+    "unfold.contrib.import_export",
     "smartgrid.apps.ConsoleConfig",
     "django.contrib.auth",
     "django.contrib.contenttypes",
@@ -53,6 +61,7 @@ INSTALLED_APPS = [
     "smartgrid.apps.IssuerConfig",
     "django_celery_beat",
     "import_export",
+    "auditlog",
     "smartgrid.apps.SmartgridConfig",
     "sites_app",
     "devices_app",
@@ -73,6 +82,10 @@ MIDDLEWARE = [
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
+    # Says who changed a row, in the audit log.
+    "auditlog.middleware.AuditlogMiddleware",
+    # How long a login lasts, and the second factor; after all that knows who asks.
+    "smartgrid.console.sessions.ConsoleMiddleware",
 ]
 
 ROOT_URLCONF = "smartgrid.urls"
@@ -99,11 +112,34 @@ LANGUAGE_CODE = "en-gb"
 USE_I18N = False
 USE_TZ = True
 TIME_ZONE = "UTC"
+# As logs and the API write them; lists of the console say the zone, pages of sites have both.
+DATE_FORMAT = "Y-m-d"
+DATETIME_FORMAT = "Y-m-d H:i:s e"
 
 STATIC_URL = "/static/"
 # Served from the packages themselves: nothing to collect, hence nothing to forget.
 WHITENOISE_USE_FINDERS = True
 WHITENOISE_AUTOREFRESH = False
+
+UNFOLD = LOOK
+CSRF_FAILURE_VIEW = "smartgrid.console.trouble.csrf_failure"
+
+# --- who comes into the console ---------------------------------------------------------------------------
+
+# Minutes without a click, and hours after the login, until somebody has to log in anew.
+SGM_CONSOLE_IDLE_MINUTES = env_int("SGM_CONSOLE_IDLE_MINUTES", default=60, minimum=1, maximum=10_080)
+SGM_CONSOLE_SESSION_HOURS = env_int("SGM_CONSOLE_SESSION_HOURS", default=12, minimum=1, maximum=720)
+SESSION_COOKIE_AGE = SGM_CONSOLE_SESSION_HOURS * 3600
+SGM_CONSOLE_SECOND_FACTOR = env_choice(
+    "SGM_CONSOLE_SECOND_FACTOR", default="required", choices=("required", "optional", "off")
+)
+# An OpenID provider that people log in by; empty: by password only (`smartgrid.console.oidc`).
+SGM_CONSOLE_OIDC = env_json_secret("SGM_CONSOLE_OIDC", default={})
+AUTHENTICATION_BACKENDS = ["django.contrib.auth.backends.ModelBackend"]
+if SGM_CONSOLE_OIDC:
+    AUTHENTICATION_BACKENDS.append("smartgrid.console.oidc.ProviderBackend")
+LOGIN_URL = "/admin/login/"
+LOGIN_REDIRECT_URL = "/admin/"
 
 # --- database -------------------------------------------------------------------------------------------
 
@@ -153,6 +189,9 @@ if DATABASES["default"]["ENGINE"].endswith("sqlite3"):
 
 # Seconds within which a control request is answered. Tokens of nodes outlive it (15 s), so no more than that.
 SGM_REQUEST_DEADLINE_S: float = env_int("SGM_REQUEST_DEADLINE_S", default=8, minimum=1, maximum=12)
+
+# Who asks for more nameplate power than this at the console, in kW, types what the request is about.
+SGM_CONSOLE_TYPED_CONFIRMATION_KW = env_int("SGM_CONSOLE_TYPED_CONFIRMATION_KW", default=1000, minimum=0)
 
 # --- events ---------------------------------------------------------------------------------------------
 
@@ -212,6 +251,21 @@ SGM_DEVICE_ERROR_LOG_RETENTION_DAYS = env_int("SGM_DEVICE_ERROR_LOG_RETENTION_DA
 
 # Days for which alarms that are over are kept.
 SGM_ALARM_HISTORY_DAYS = env_int("SGM_ALARM_HISTORY_DAYS", default=90, minimum=1, maximum=3650)
+# As many messages a minute go to one route; what is more is told by a digest.
+SGM_ALARM_MESSAGES_PER_MINUTE = env_int("SGM_ALARM_MESSAGES_PER_MINUTE", default=10, minimum=1, maximum=600)
+# Whether webhooks may be at private addresses, and without TLS.
+SGM_ALARM_WEBHOOKS_PRIVATE = env_bool("SGM_ALARM_WEBHOOKS_PRIVATE", default=False)
+# The server that takes notices by e-mail; empty: none, and such routes fail and say so.
+EMAIL_HOST = env_str("SGM_EMAIL_HOST")
+EMAIL_PORT = env_int("SGM_EMAIL_PORT", default=587, minimum=1, maximum=65535)
+EMAIL_HOST_USER = env_str("SGM_EMAIL_USER")
+EMAIL_HOST_PASSWORD = env_secret("SGM_EMAIL_PASSWORD")
+EMAIL_USE_TLS = env_bool("SGM_EMAIL_STARTTLS", default=True)
+EMAIL_USE_SSL = env_bool("SGM_EMAIL_TLS", default=False)
+EMAIL_TIMEOUT = 5
+DEFAULT_FROM_EMAIL = env_str("SGM_EMAIL_FROM", default="sgm@localhost")
+# As people reach the console, https://host; the way from a notice to the alarm. Empty: no way.
+SGM_CONSOLE_URL = env_str("SGM_CONSOLE_URL")
 
 # --- identity of nodes ----------------------------------------------------------------------------------
 
@@ -331,6 +385,10 @@ SGM_THROTTLE_CLIENT = env_rate("SGM_THROTTLE_CLIENT", default="12000/min")
 SGM_THROTTLE_TOKEN = env_rate("SGM_THROTTLE_TOKEN", default="12000/min")
 # Of one client, at the embedded issuer's token endpoint.
 SGM_THROTTLE_ISSUER = env_rate("SGM_THROTTLE_ISSUER", default="600/min")
+# Of one name from one address, at the console's login; ten times that of an address, and of a name.
+SGM_THROTTLE_LOGIN = env_rate("SGM_THROTTLE_LOGIN", default="40/h")
+# Seconds for which a web process gathers which management tokens were used; 0: that is not kept.
+SGM_TOKEN_USE_EVERY_S = 30
 # Our bodies are some hundred bytes; a schedule of 96 slots is about two thousand.
 DATA_UPLOAD_MAX_MEMORY_SIZE = 1024 * 1024
 # The console takes files of schedules, of up to 2 MiB (`schedules_app.exchange`).

@@ -26,13 +26,22 @@ from tests.servers import (
 
 DATABASE_FIXTURES = frozenset({"db", "transactional_db", "django_db_reset_sequences", "live_server"})
 SERVICE_FIXTURES = frozenset(
-    {"redis_server_url", "broker", "tls_broker", "site_broker", "postgres_url", "running_provider"}
+    {
+        "redis_server_url",
+        "broker",
+        "tls_broker",
+        "site_broker",
+        "postgres_url",
+        "running_provider",
+        "people_provider",
+    }
 )
 # The only folders below this one whose tests may use Django's database: those run on PostgreSQL too.
 DATABASE_FOLDERS = frozenset(
     {
         "api",
         "client",
+        "console",
         "control_app",
         "demo",
         "devices_app",
@@ -50,6 +59,7 @@ PATIENT_FOLDERS = frozenset(
     {
         "api",
         "architecture",
+        "console",
         "control_app",
         "core",
         "devices_app",
@@ -61,7 +71,7 @@ PATIENT_FOLDERS = frozenset(
     }
 )
 # The only ones with tests of the whole system: to look at all the others takes a run of nothing else twenty seconds.
-SYSTEM_FOLDERS = frozenset({"control_app", "devices_app", "system"})
+SYSTEM_FOLDERS = frozenset({"browser", "control_app", "devices_app", "system"})
 # What takes longest comes first, since whoever takes it last lets the others wait; in seconds on two cores.
 # A file that is missing here, or has become shorter, costs some of that time and nothing else.
 LONGEST_S = {
@@ -125,6 +135,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="meet the closed loop's scenarios over sockets with all seeds and periods of the benchmark"
         " instead of one (tests/runtime/test_loop_sockets)",
+    )
+    parser.addoption(
+        "--every-look",
+        action="store_true",
+        help="look at the console at two widths and in both themes instead of one (tests/browser)",
+    )
+    parser.addoption(
+        "--write-screenshots",
+        action="store_true",
+        help="write the pictures that the README shows (tests/browser)",
     )
     parser.addoption(
         "--simulation-steps",

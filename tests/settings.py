@@ -43,7 +43,14 @@ CELERY_BROKER_URL = "memory://"
 CELERY_BROKER_TRANSPORT_OPTIONS = {}
 
 # Counted in Redis; tests of throttles start one and set rates of their own.
-SGM_THROTTLE_CLIENT = SGM_THROTTLE_TOKEN = SGM_THROTTLE_ISSUER = None
+SGM_THROTTLE_CLIENT = SGM_THROTTLE_TOKEN = SGM_THROTTLE_ISSUER = SGM_THROTTLE_LOGIN = None
+SGM_TOKEN_USE_EVERY_S = 0
+
+# Tests move the clock by days; those of the login set ends, and ask for a second factor, of their own.
+SGM_CONSOLE_IDLE_MINUTES = 525_600
+SGM_CONSOLE_SESSION_HOURS = 8760
+SESSION_COOKIE_AGE = SGM_CONSOLE_SESSION_HOURS * 3600
+SGM_CONSOLE_SECOND_FACTOR = "off"
 
 # A hash worth its name takes a quarter of a second for each test user.
 PASSWORD_HASHERS = [

@@ -22,6 +22,7 @@ from rest_framework.exceptions import AuthenticationFailed
 from rest_framework.request import Request
 
 from sites_app.selectors import management_token_find
+from sites_app.token_use import token_used
 from smartgrid.api.jwks import (
     FILE_COOL_DOWN_S,
     KeyCache,
@@ -252,6 +253,7 @@ def _principal_of_token(request: Request, *, client_id: str) -> Principal:
         if _is_root_token(value):
             return Principal(client_id=client_id, token_id=None, is_root=True)
         if (token := management_token_find(value)) is not None:
+            token_used(token.pk, at=time.time())
             return Principal(client_id=client_id, token_id=token.pk, is_root=False, opens_few=token.opens_few)
     raise AuthenticationFailed("The management token is not valid.", code="management_token_invalid")
 

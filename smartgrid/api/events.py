@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import http.client
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from urllib.parse import urlencode
 from uuid import UUID
 
 import structlog
 from django.conf import settings
-from django.http import HttpResponse, StreamingHttpResponse
+from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 from django.http.response import HttpResponseBase
 from drf_spectacular.utils import OpenApiParameter
 from rest_framework.negotiation import BaseContentNegotiation
@@ -29,6 +29,7 @@ from smartgrid.events import Kind
 
 log = structlog.stdlib.get_logger(__name__)
 
+PATH = "/v1/events"
 CONTENT_TYPE = "text/event-stream"
 # Longer than the comments that keep a stream open: one from which nothing comes is dead.
 SILENT_S = 45.0
@@ -80,7 +81,8 @@ class EventsApi(APIView):
         name="events_stream",
         summary="Listen to what happens",
         description="Server-sent events of the sites that the token opens, in order: `control_log`, a line "
-        "as the logs show it; `device`, a value that a device was seen to hold; `loop`, a closed loop that "
+        "as the logs show it; `alarm`, one that was raised, acknowledged or cleared; `device`, a value "
+        "that a device was seen to hold; `loop`, a closed loop that "
         "came to stand otherwise; `node`, one that came, went, fell ill or is well again. `mark` is only a "
         "place to resume from. After an interruption send the id of the last event as `Last-Event-ID`: what "
         "was missed comes first. Where that is not there any "
@@ -105,9 +107,9 @@ class EventsApi(APIView):
     )
     def get(self, request: Request) -> HttpResponseBase:
         principal = principal_of(request)
-        _kinds(request)
-        _site(request, principal)
-        return _relay(request)
+        kinds_asked(request)
+        site_asked(request, principal)
+        return events_relay(request, path=PATH, passed_on=_PASSED_ON)
 
 
 class EventsOpenApi(EventsApi):
@@ -115,7 +117,7 @@ class EventsOpenApi(EventsApi):
 
     def get(self, request: Request) -> HttpResponseBase:
         principal = principal_of(request)
-        kinds, site_id = _kinds(request), _site(request, principal)
+        kinds, site_id = kinds_asked(request), site_asked(request, principal)
         sites: frozenset[str] | None = None
         if site_id is not None:
             sites = frozenset([str(site_id)])
@@ -135,8 +137,9 @@ class EventsOpenApi(EventsApi):
         return Opening(terms)
 
 
-def _kinds(request: Request) -> frozenset[str]:
-    asked = request.query_params.get("types")
+def kinds_asked(request: HttpRequest | Request) -> frozenset[str]:
+    """The kinds of events that `types` names, all of them where it is not given; `Invalid` for others."""
+    asked = request.GET.get("types")
     if asked is None:
         return frozenset(Kind)
     kinds = frozenset(asked.split(","))
@@ -145,8 +148,9 @@ def _kinds(request: Request) -> frozenset[str]:
     return kinds
 
 
-def _site(request: Request, principal: Principal) -> UUID | None:
-    asked = request.query_params.get("site_id")
+def site_asked(request: HttpRequest | Request, principal: Principal) -> UUID | None:
+    """The one site that `site_id` names, if any; `NotFound` where this principal may not see it."""
+    asked = request.GET.get("site_id")
     if asked is None:
         return None
     try:
@@ -220,7 +224,11 @@ class _Pieces:
             self.close()
 
 
-def _relay(request: Request) -> HttpResponseBase:
+def events_relay(request: HttpRequest | Request, *, path: str, passed_on: Sequence[str]) -> HttpResponseBase:
+    """The stream of the events' process at this path, asked for with these headers of the request.
+
+    `EventsUnavailable` where there is none to ask, or no thread to pass it on.
+    """
     if not settings.SGM_EVENTS_HOST:
         raise EventsUnavailable(
             "Events are not served at this address: the operator sends /v1/events to `manage.py run_events`, "
@@ -232,7 +240,7 @@ def _relay(request: Request) -> HttpResponseBase:
         settings.SGM_EVENTS_HOST, settings.SGM_EVENTS_PORT, timeout=CONNECT_S
     )
     try:
-        answer = _ask(connection, request)
+        answer = _ask(connection, request, path=path, passed_on=passed_on)
     except (OSError, http.client.HTTPException) as error:
         relays.give_back()
         connection.close()
@@ -247,12 +255,18 @@ def _relay(request: Request) -> HttpResponseBase:
     return HttpResponse(content, status=answer.status, content_type=kind, headers=headers)
 
 
-def _ask(connection: http.client.HTTPConnection, request: Request) -> http.client.HTTPResponse:
-    headers = {name: value for name in _PASSED_ON if (value := request.headers.get(name))}
+def _ask(
+    connection: http.client.HTTPConnection,
+    request: HttpRequest | Request,
+    *,
+    path: str,
+    passed_on: Sequence[str],
+) -> http.client.HTTPResponse:
+    headers = {name: value for name in passed_on if (value := request.headers.get(name))}
     headers["X-Request-ID"] = str(request.META.get("sgm.request_id", ""))
     connection.connect()
     connection.sock.settimeout(SILENT_S)
     # Spelt anew: what a client may write into an address, the next program may not let through.
-    query = {name: value for name in _ASKED if (value := request.query_params.get(name)) is not None}
-    connection.request("GET", f"/v1/events?{urlencode(query)}", headers=headers)
+    query = {name: value for name in _ASKED if (value := request.GET.get(name)) is not None}
+    connection.request("GET", f"{path}?{urlencode(query)}", headers=headers)
     return connection.getresponse()

@@ -93,6 +93,11 @@ def _is_about_a_reference(error: IntegrityError) -> bool:
     return getattr(error.__cause__, "sqlstate", "") == "23503" or "FOREIGN KEY" in str(error)
 
 
+def status_of(error: Exception) -> int | None:
+    """The HTTP status that a refusal has; None for what is no refusal of ours."""
+    return next((code for kind, code in STATUSES if isinstance(error, kind)), None)
+
+
 def django_error(request: HttpRequest, *, status_code: int, detail: str = "", code: str = "") -> JsonResponse:
     """The same shape for what fails before or beside DRF's views."""
     body = error_body(detail=detail or _INTERNAL, code=code or "internal_error", request=request)
@@ -100,7 +105,7 @@ def django_error(request: HttpRequest, *, status_code: int, detail: str = "", co
 
 
 def _domain(error: SgmError, request: HttpRequest) -> Response:
-    status_code = next((code for kind, code in STATUSES if isinstance(error, kind)), None)
+    status_code = status_of(error)
     if status_code is None:
         log.error("unmapped_error", path=request.path, exc_info=error)
         body = error_body(detail=_INTERNAL, code="internal_error", request=request)

@@ -11,17 +11,24 @@ from rest_framework.request import Request
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """A caller whose two credentials hold.
+    """A caller whose two credentials hold, or a person at the console (`smartgrid.console.people`).
 
-    `client_id` names the program, by its issuer's word. `token_id` is the site management token whose sites
-    it may see; None with a root token, which sees all. `opens_few`: when it was let in, the token was known
-    to open few sites; how its rows are looked for depends on it, and never which they are.
+    `client_id` names the program, by its issuer's word, or the person. `token_id` is the site management
+    token whose sites it may see; None with a root token, which sees all. `opens_few`: when it was let in, the
+    token was known to open few sites; how its rows are looked for depends on it, and never which they are.
+    `scope_id`: the `SiteScope` whose sites a person may see, who has no token.
     """
 
     client_id: str
     token_id: UUID | None
     is_root: bool
     opens_few: bool = field(default=False, compare=False)
+    scope_id: UUID | None = None
+
+    @property
+    def key(self) -> str:
+        """What tells apart callers that see different things."""
+        return "root" if self.is_root else str(self.scope_id or self.token_id)
 
 
 class ApiClient:

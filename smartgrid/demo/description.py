@@ -90,6 +90,7 @@ Smart Grid Manager runs.
 
   API        {content["api_url"]}
   console    {content["admin_url"]}   user {content["admin_username"]}, password {content["admin_password"]}
+             without a second factor: SGM_CONSOLE_SECOND_FACTOR is off here
   root token {content["root_token"]}
   site token {content["site_token"]}   (opens {SITE_A.tag})
   MQTT       {content["mqtt_url"]}

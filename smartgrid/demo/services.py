@@ -101,6 +101,8 @@ class DemoSettings:
             "SGM_THROTTLE_CLIENT": "120000/min",
             "SGM_THROTTLE_TOKEN": "120000/min",
             "SGM_THROTTLE_ISSUER": "12000/min",
+            # Who tries it out has no authenticator at hand; its printout says so.
+            "SGM_CONSOLE_SECOND_FACTOR": "off",
         }
 
     # --- the processes --------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from django.http.response import HttpResponseBase
 from smartgrid.api.events import Opening
 from smartgrid.api.exceptions import exception_handler
 from smartgrid.api.renderers import json_bytes
+from smartgrid.console.live import PATH as LIVE_PATH
 from smartgrid.errors import EventsUnavailable, SgmError, Throttled
 from smartgrid.event_streams.feed import Feed, Timing
 from smartgrid.event_streams.hub import Hub, Listener, reset_frame
@@ -106,7 +107,7 @@ class EventsApplication:
                 send, 200 if is_well else 503, [(b"content-type", b"application/json")], json_bytes(said)
             )
             return
-        if not scope["path"].startswith("/v1"):
+        if not scope["path"].startswith("/v1") and scope["path"] != LIVE_PATH:
             # The console's files, which Django's middleware would serve, are web's.
             await _answer(send, 404, [], b"")
             return

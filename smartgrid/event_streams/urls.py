@@ -1,4 +1,4 @@
-"""What the events' process serves; below /v1 all else is as unknown as it is to the API."""
+"""What the events' process serves, to programs and the console; below /v1 all else is as unknown as ever."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from django.urls import path, re_path
 
 from smartgrid.api.events import EventsOpenApi
 from smartgrid.api.views import UnknownPathApi
+from smartgrid.console.live import opening_urlpatterns
 
 urlpatterns = [
     path("v1/events", EventsOpenApi.as_view()),
+    *opening_urlpatterns,
     re_path(r"^v1(/.*)?$", UnknownPathApi.as_view()),
 ]
 

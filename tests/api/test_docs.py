@@ -20,9 +20,11 @@ PARAMETER = re.compile(r"<\w+:\w+>")
 # of nodes or a driver of theirs is told.
 ELSEWHERE = {
     "abandoned",
+    "alarm_is_over",
     "authority_exists",
     "authority_unusable",
     "challenge_refused",
+    "enrolment_not_set_up",
     "enrolment_refused",
     "error",
     "key_file_unusable",

@@ -26,6 +26,7 @@ from edge.wire.messages import (
     Stage,
     Verdict,
 )
+from sites_app.models import SiteScope
 from smartgrid import live
 from smartgrid.celery import app
 from smartgrid.errors import Conflict
@@ -318,6 +319,7 @@ def test_failure_is_told_with_what_to_do(story, console, admin_client, sending, 
 def test_who_may_only_look_asks_for_no_probe_and_sees_what_others_found(story, client, django_user_model):
     viewer = django_user_model.objects.create_user("viewer", is_staff=True)
     viewer.user_permissions.add(Permission.objects.get(codename="view_device"))
+    SiteScope.objects.create(user=viewer, all_sites=True)
     client.force_login(viewer)
     path = CHANGE.format(story.device_a.pk)
     assert client.post(path, form_of(story.device_a)).status_code == 403

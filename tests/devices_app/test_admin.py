@@ -207,7 +207,7 @@ def test_console_lists_what_is_measured_with_its_newest_value_and_changes_nothin
         for node, device in ((story.node_a, story.device_a), (story.node_b, story.device_b)):
             point = TelemetryPoint(t=text, key="P_kW", unit="kW", value=value, device=device.device_tag)
             readings_record([ReceivedReadings(str(node.pk), [point], now)])
-    with django_assert_max_num_queries(6):
+    with django_assert_max_num_queries(7):
         page = admin_client.get("/admin/devices_app/telemetryseries/").content.decode()
     assert page.count("222.5") == 2
     assert "SMA_STP60_01" in page

@@ -11,6 +11,7 @@ from django.test import Client
 
 from devices_app.models import Device, DeviceType
 from devices_app.services import device_update
+from sites_app.models import SiteScope
 from sites_app.tokens import decrypt
 from tests.factories import (
     device_make,
@@ -90,7 +91,8 @@ def adjustable_make() -> DeviceType:
 
 def test_new_device_is_first_asked_for_its_type(admin_client, story):
     page = page_of(admin_client, f"{ADD}?node={story.node_a.pk}")
-    assert asked(page) - {"csrfmiddlewaretoken"} == {"device_type", "node"}
+    # (`s` searches the sidebar.)
+    assert asked(page) - {"csrfmiddlewaretoken", "s"} == {"device_type", "node"}
     for kind in DeviceType.objects.all():
         assert f"{kind.category}: {kind.name} (not verified on hardware)" in page
 
@@ -155,6 +157,7 @@ def test_who_may_only_look_sees_the_device_and_no_password(client, story, django
     )
     viewer = django_user_model.objects.create_user("viewer", is_staff=True)
     viewer.user_permissions.add(Permission.objects.get(codename="view_device"))
+    SiteScope.objects.create(user=viewer, all_sites=True)
     client.force_login(viewer)
     page = page_of(client, f"/admin/devices_app/device/{device.pk}/change/")
     assert "mqtt://broker" in page

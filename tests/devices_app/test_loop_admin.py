@@ -13,6 +13,7 @@ from django.test import Client
 from devices_app.loop_live import loops_live_follow
 from devices_app.models import ClosedLoop, Device
 from edge.wire.messages import Heartbeat, LoopStatus
+from sites_app.models import SiteScope
 from sites_app.presence import ReceivedHeartbeat
 from smartgrid import live
 from tests.factories import (
@@ -184,6 +185,7 @@ def test_page_says_why_the_node_cannot_use_it_and_who_is_left_out(no_redis, admi
 def test_who_may_only_look_sees_the_loop_and_changes_nothing(no_redis, client, loop, meter, story):
     viewer = User.objects.create_user("viewer", is_staff=True)
     viewer.user_permissions.add(Permission.objects.get(codename="view_closedloop"))
+    SiteScope.objects.create(user=viewer, all_sites=True)
     client.force_login(viewer)
     page = page_of(client, change_path(loop))
     assert "SMA_STP60_01" in page

@@ -281,6 +281,8 @@ def central_environment(*, redis_url: str, database_url: str, issuers: str, **mo
         "SGM_TOKEN_HASH_KEY": settings.SGM_TOKEN_HASH_KEY,
         "SGM_TOKEN_ENCRYPTION_KEYS": ",".join(settings.SGM_TOKEN_ENCRYPTION_KEYS),
         "SGM_ISSUERS": issuers,
+        # Of a browser that the tests log in by itself nobody asks for a code.
+        "SGM_CONSOLE_SECOND_FACTOR": "off",
         **more,
     }
 

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.oidc.provider import NodeMissingError, Provider, provider_running
+from tests.npm import NodeMissingError
+from tests.oidc.provider import Provider, provider_running
 
 
 @pytest.fixture(scope="session")
@@ -20,6 +21,18 @@ def running_provider() -> Iterator[Provider]:
         yield provider
     finally:
         context.__exit__(None, None, None)
+
+
+@pytest.fixture(scope="session")
+def people_provider() -> Iterator[Provider]:
+    """One that people log in at, and are sent back from to Django's test client."""
+    try:
+        with provider_running(
+            "http://testserver/admin/oidc/callback/", "http://testserver/admin/login/"
+        ) as provider:
+            yield provider
+    except NodeMissingError as reason:
+        pytest.skip(f"NOT TESTED against a third-party identity provider: {reason}")
 
 
 @pytest.fixture

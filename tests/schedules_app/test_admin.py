@@ -9,7 +9,7 @@ from django.test import Client
 from schedules_app.models import Schedule
 from schedules_app.services import schedule_create
 from sites_app.documents import manifest_for
-from sites_app.models import NodeDocument
+from sites_app.models import NodeDocument, SiteScope
 from tests.factories import story_make
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("clock")]
@@ -34,6 +34,7 @@ def reader():
     """Somebody who may look at schedules and no more."""
     user = User.objects.create_user("reader", "reader@example.com", "x", is_staff=True)
     user.user_permissions.add(Permission.objects.get(codename="view_schedule"))
+    SiteScope.objects.create(user=user, all_sites=True)
     client = Client()
     client.force_login(user)
     return client

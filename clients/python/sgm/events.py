@@ -20,8 +20,8 @@ EVENT_BYTES_MAX = 1024 * 1024
 class Event:
     """Something that happened. `id` is what a listener resumes after.
 
-    `type` is `control_log`, `device`, `loop`, `node`, `reset` (something was missed: read the lists again),
-    or one that this version does not know.
+    `type` is `alarm` (read `data`), `control_log`, `device`, `loop`, `node`, `reset` (something was missed:
+    read the lists again), or one that this version does not know.
     """
 
     type: str

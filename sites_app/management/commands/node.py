@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import getpass
-import shlex
 from argparse import ArgumentParser
 from typing import Any
 from uuid import UUID
 
-from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 from django.utils import timezone
 
 from sites_app import identity
+from sites_app.enrolment_command import enrolment_commands
 from sites_app.models import Node
 from sites_app.revocation import revocations_enforce
 from smartgrid.errors import SgmError
@@ -43,16 +42,10 @@ class Command(BaseCommand):
             raise CommandError(error.detail) from error
 
     def _enroll(self, node: Node, **_: Any) -> None:
-        if not settings.SGM_ENROL_URL or not settings.SGM_NODES_MQTT_URL:
-            raise CommandError("SGM_ENROL_URL and SGM_NODES_MQTT_URL are not set: where does the node go?")
-        identity.nodes_root()
-        issued = identity.enrolment_token_issue(node=node, now=timezone.now(), by=_operator())
-        state = shlex.quote(f"/var/lib/sgm/{node.name}")
+        commands = enrolment_commands(node=node, now=timezone.now(), by=_operator())
         self.stdout.write(
-            f"Good once, until {issued.expires_at:%Y-%m-%d %H:%M}Z, and not shown again. At the site, as\n"
-            "the user that runs the node:\n\n"
-            f"  python -m edge enroll {shlex.quote(settings.SGM_ENROL_URL)} {issued.value} --state {state}\n"
-            f"  python -m edge node --state {state}\n"
+            f"Good once, until {commands.expires_at:%Y-%m-%d %H:%M}Z, and not shown again. At the site, as\n"
+            f"the user that runs the node:\n\n  {commands.enrol}\n  {commands.run}\n"
         )
 
     def _rotate(self, node: Node, **_: Any) -> None:

@@ -388,7 +388,7 @@ def events(
     *,
     types: Annotated[
         list[str] | None,
-        typer.Option("--type", help="control_log, device, loop or node; may be given again."),
+        typer.Option("--type", help="alarm, control_log, device, loop or node; may be given again."),
     ] = None,
     after: Annotated[
         str | None, typer.Option("--after", help="The id of the last event seen: what came since.")
