@@ -86,7 +86,7 @@ class SiteAdmin(LeadsToControl, ServiceAdmin):
     @admin.display(description="now")
     def live(self, site: Site) -> str:
         return format_html(
-            '<a href="{}" aria-label="{} now">Look</a>',
+            '<a href="{}" aria-label="Look: {}">Look</a>',
             reverse("admin:console_site", args=[site.pk]),
             site.site_tag,
         )
