@@ -20,12 +20,15 @@ from smartgrid.middleware import address_of
 # that hold a secret are left out; `mask_fields` would show a half of them.
 _TRACKED: dict[str, tuple[str, ...]] = {
     "sites_app.Site": (),
-    "sites_app.Node": ("last_reported", "online", "last_seen_at", "published_at"),
+    "sites_app.Node": (
+        *("last_reported", "last_reported_at", "online", "session", "boot", "presence_changed_at"),
+        *("published_at", "manifest_version", "out_of_sync_since"),
+    ),
     "sites_app.ManagementToken": ("digest", "encrypted", "last_used_at"),
     "sites_app.SiteScope": (),
     "sites_app.AlarmRoute": ("secret_encrypted",),
     "devices_app.DeviceType": (),
-    "devices_app.Device": (),
+    "devices_app.Device": ("password_encrypted", "value", "value_sequence"),
     "devices_app.DeviceBound": (),
     "devices_app.ClosedLoop": (),
     "schedules_app.Schedule": ("synchronization_result", "is_listed"),

@@ -10,11 +10,13 @@ from datetime import UTC, datetime
 
 import pytest
 from auditlog.models import LogEntry
+from auditlog.registry import auditlog
 from django.contrib.auth import get_user_model
 from django.contrib.auth.models import Group
 from django.test import Client, RequestFactory
 from pytest_django import Settings
 
+from devices_app.encrypted import COLUMNS
 from sites_app.models import ManagementToken, Site, SiteScope
 from sites_app.selectors import management_token_find, token_value
 from sites_app.token_use import token_used, token_uses_keep
@@ -383,3 +385,10 @@ def test_person_of_some_sites_sees_the_deeds_at_those() -> None:
 
     assert "value: 11" in page
     assert "value: 22" not in page
+
+
+def test_no_encrypted_column_is_in_the_log() -> None:
+    for column in COLUMNS:
+        if auditlog.contains(column.model):
+            tracked = auditlog.get_model_fields(column.model)
+            assert column.field in tracked["exclude_fields"]
